@@ -1,0 +1,5 @@
+"""Kernels of dover-eval. Imports neither `dover_eval` nor `dover_integrations`."""
+
+from dover_kernels.dwconv3d_layernorm import dwconv3d_layernorm, explain
+
+__all__ = ["dwconv3d_layernorm", "explain"]
