@@ -6,9 +6,7 @@ a little larger than by default, so that denoisers say something and scores of d
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import diffusers
@@ -35,11 +33,11 @@ class Tiny:
         return self.pipe(**self.kwargs(prompts, **changes)).frames
 
 
-def _embeds(seed: int, *shape: int) -> torch.Tensor:
+def embeds(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def _finish(pipe: Any) -> Any:
+def finish(pipe: Any) -> Any:
     torch.manual_seed(0)
     for name in ("transformer", "unet"):
         model = getattr(pipe, name, None)
@@ -53,13 +51,13 @@ def _finish(pipe: Any) -> Any:
     return pipe
 
 
-def _wan_vae() -> Any:
+def wan_vae() -> Any:
     return diffusers.AutoencoderKLWan(
         base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
     )
 
 
-def _wan_size() -> dict[str, Any]:
+def wan_size() -> dict[str, Any]:
     return {
         "patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 16,
         "out_channels": 16, "text_dim": 32, "freq_dim": 32, "ffn_dim": 32, "num_layers": 2, "cross_attn_norm": True,
@@ -67,17 +65,17 @@ def _wan_size() -> dict[str, Any]:
     }  # fmt: skip
 
 
-_TEXT = {"prompt_embeds": _embeds(1, 1, 8, 32), "negative_prompt_embeds": _embeds(2, 1, 8, 32)}
-_SMALL = {"height": 16, "width": 16, "num_frames": 9, "guidance_scale": 3.0}
+TEXT = {"prompt_embeds": embeds(1, 1, 8, 32), "negative_prompt_embeds": embeds(2, 1, 8, 32)}
+SMALL = {"height": 16, "width": 16, "num_frames": 9, "guidance_scale": 3.0}
 
 
 def wan(scheduler: Any = None) -> Tiny:
     scheduler = scheduler or diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0)
-    transformer = diffusers.WanTransformer3DModel(**_wan_size())
+    transformer = diffusers.WanTransformer3DModel(**wan_size())
     pipe = diffusers.WanPipeline(
-        tokenizer=None, text_encoder=None, vae=_wan_vae(), scheduler=scheduler, transformer=transformer
+        tokenizer=None, text_encoder=None, vae=wan_vae(), scheduler=scheduler, transformer=transformer
     )
-    return Tiny(_finish(pipe), _SMALL, _TEXT)
+    return Tiny(finish(pipe), SMALL, TEXT)
 
 
 def wan_unipc() -> Tiny:
@@ -90,41 +88,6 @@ def wan_dpm() -> Tiny:
     return wan(
         diffusers.DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
     )
-
-
-def skyreels() -> Tiny:
-    scheduler = diffusers.UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=8.0
-    )
-    transformer = diffusers.SkyReelsV2Transformer3DModel(**_wan_size())
-    pipe = diffusers.SkyReelsV2Pipeline(
-        tokenizer=None, text_encoder=None, vae=_wan_vae(), scheduler=scheduler, transformer=transformer
-    )
-    return Tiny(_finish(pipe), _SMALL, _TEXT)
-
-
-def skyreels_forcing() -> Tiny:
-    scheduler = diffusers.UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=8.0
-    )
-    transformer = diffusers.SkyReelsV2Transformer3DModel(**_wan_size(), inject_sample_info=False)
-    pipe = diffusers.SkyReelsV2DiffusionForcingPipeline(
-        tokenizer=None, text_encoder=None, vae=_wan_vae(), scheduler=scheduler, transformer=transformer
-    )
-    return Tiny(_finish(pipe), _SMALL, _TEXT)
-
-
-def anyflow() -> Tiny:
-    size = _wan_size()
-    transformer = diffusers.AnyFlowTransformer3DModel(**size, gate_value=0.25)
-    pipe = diffusers.AnyFlowPipeline(
-        tokenizer=None,
-        text_encoder=None,
-        transformer=transformer,
-        vae=_wan_vae(),
-        scheduler=diffusers.FlowMapEulerDiscreteScheduler(),
-    )
-    return Tiny(_finish(pipe), _SMALL, _TEXT)
 
 
 def ltx(timestep_conditioning: bool = False) -> Tiny:
@@ -160,10 +123,10 @@ def ltx(timestep_conditioning: bool = False) -> Tiny:
     masks = {
         name: torch.ones(1, 8, dtype=torch.bool) for name in ("prompt_attention_mask", "negative_prompt_attention_mask")
     }
-    arguments = {"height": 32, "width": 48, "num_frames": 9, "guidance_scale": 3.0}
+    arguments = {"height": 32, "width": 64, "num_frames": 9, "guidance_scale": 3.0}
     if timestep_conditioning:
         arguments |= {"decode_timestep": 0.05, "decode_noise_scale": 0.025}
-    return Tiny(_finish(pipe), arguments, _TEXT | masks)
+    return Tiny(finish(pipe), arguments, TEXT | masks)
 
 
 def ltx_timestep() -> Tiny:
@@ -187,7 +150,7 @@ def cogvideox(scheduler: Any = None, patch_size_t: int | None = None) -> Tiny:
     pipe = diffusers.CogVideoXPipeline(
         tokenizer=None, text_encoder=None, vae=vae, transformer=transformer, scheduler=scheduler
     )
-    return Tiny(_finish(pipe), _SMALL, _TEXT)
+    return Tiny(finish(pipe), SMALL, TEXT)
 
 
 def cogvideox_15() -> Tiny:
@@ -216,10 +179,10 @@ def mochi() -> Tiny:
     masks = {
         name: torch.ones(1, 8, dtype=torch.bool) for name in ("prompt_attention_mask", "negative_prompt_attention_mask")
     }
-    return Tiny(_finish(pipe), _SMALL | {"num_frames": 7}, _TEXT | masks)
+    return Tiny(finish(pipe), SMALL | {"num_frames": 7}, TEXT | masks)
 
 
-def _hunyuan_vae() -> Any:
+def hunyuan_vae() -> Any:
     return diffusers.AutoencoderKLHunyuanVideo(
         latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4,
         spatial_compression_ratio=8, temporal_compression_ratio=4, mid_block_add_attention=True,
@@ -236,17 +199,17 @@ def hunyuan() -> Tiny:
         text_encoder=None,
         tokenizer=None,
         transformer=transformer,
-        vae=_hunyuan_vae(),
+        vae=hunyuan_vae(),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
         text_encoder_2=None,
         tokenizer_2=None,
     )
     text = {
-        "prompt_embeds": _TEXT["prompt_embeds"],
-        "pooled_prompt_embeds": _embeds(3, 1, 8),
+        "prompt_embeds": TEXT["prompt_embeds"],
+        "pooled_prompt_embeds": embeds(3, 1, 8),
         "prompt_attention_mask": torch.ones(1, 8),
     }
-    return Tiny(_finish(pipe), _SMALL, text)
+    return Tiny(finish(pipe), SMALL, text)
 
 
 def animatediff(scheduler: Any = None) -> Tiny:
@@ -259,45 +222,33 @@ def animatediff(scheduler: Any = None) -> Tiny:
         block_out_channels=(8, 8), motion_layers_per_block=1, motion_norm_num_groups=2, motion_num_attention_heads=4
     )
     pipe = diffusers.AnimateDiffPipeline(
-        vae=_image_vae(), text_encoder=None, tokenizer=None, unet=unet, motion_adapter=adapter,
+        vae=image_vae(), text_encoder=None, tokenizer=None, unet=unet, motion_adapter=adapter,
         scheduler=scheduler or diffusers.DDIMScheduler(beta_schedule="linear", clip_sample=False),
     )  # fmt: skip
-    return Tiny(_finish(pipe), {"height": 16, "width": 16, "num_frames": 4, "guidance_scale": 3.0}, _TEXT)
+    return Tiny(finish(pipe), {"height": 16, "width": 16, "num_frames": 4, "guidance_scale": 3.0}, TEXT)
 
 
-def _image_vae() -> Any:
+def image_vae() -> Any:
     return diffusers.AutoencoderKL(
         block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=2,
     )  # fmt: skip
 
 
-def text_to_video_sd(scheduler: Any = None) -> Tiny:
-    unet = diffusers.UNet3DConditionModel(
-        block_out_channels=(4, 8), layers_per_block=1, sample_size=8, down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
-        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"), cross_attention_dim=32, attention_head_dim=4,
-        norm_num_groups=2,
-    )  # fmt: skip
-    pipe = diffusers.TextToVideoSDPipeline(
-        vae=_image_vae(), text_encoder=None, tokenizer=None, unet=unet,
-        scheduler=scheduler or diffusers.DDIMScheduler(clip_sample=False),
-    )  # fmt: skip
-    return Tiny(_finish(pipe), {"height": 16, "width": 16, "num_frames": 4, "guidance_scale": 3.0}, _TEXT)
-
-
 def latte() -> Tiny:
     transformer = diffusers.LatteTransformer3DModel(
         sample_size=8, num_layers=1, patch_size=2, attention_head_dim=8, num_attention_heads=3, caption_channels=32,
         in_channels=4, cross_attention_dim=24, out_channels=8, attention_bias=True, activation_fn="gelu-approximate",
-        num_embeds_ada_norm=1000, norm_type="ada_norm_single", norm_elementwise_affine=False, norm_eps=1e-6,
+        num_embeds_ada_norm=1000, video_length=4, norm_type="ada_norm_single",
+        norm_elementwise_affine=False, norm_eps=1e-6,
     )  # fmt: skip
     pipe = diffusers.LattePipeline(
-        tokenizer=None, text_encoder=None, vae=_image_vae(), transformer=transformer,
+        tokenizer=None, text_encoder=None, vae=image_vae(), transformer=transformer,
         scheduler=diffusers.DDIMScheduler(clip_sample=False),
     )  # fmt: skip
     arguments = {"height": 16, "width": 16, "video_length": 4, "guidance_scale": 3.0, "negative_prompt": None}
     return Tiny(
-        _finish(pipe), arguments | {"mask_feature": False, "clean_caption": False}, _TEXT, "num_images_per_prompt"
+        finish(pipe), arguments | {"mask_feature": False, "clean_caption": False}, TEXT, "num_images_per_prompt"
     )
 
 
@@ -312,25 +263,16 @@ def allegro(scheduler: Any = None) -> Tiny:
         temporal_compression_ratio=4, sample_size=16,
     )  # fmt: skip
     vae.enable_tiling()  # Allegro's VAE knows no other way to decode
+    vae.kernel, vae.stride = (8, 16, 16), (4, 8, 8)  # tiles that fit a tiny video
     pipe = diffusers.AllegroPipeline(
         tokenizer=None, text_encoder=None, vae=vae, transformer=transformer,
         scheduler=scheduler or diffusers.DDIMScheduler(clip_sample=False),
     )  # fmt: skip
     masks = {name: torch.ones(1, 8) for name in ("prompt_attention_mask", "negative_prompt_attention_mask")}
-    arguments = {"height": 16, "width": 16, "num_frames": 7, "guidance_scale": 3.0, "negative_prompt": None}
-    return Tiny(_finish(pipe), arguments | {"clean_caption": False}, _TEXT | masks)
+    arguments = {"height": 16, "width": 32, "num_frames": 7, "guidance_scale": 3.0, "negative_prompt": None}
+    return Tiny(finish(pipe), arguments | {"clean_caption": False}, TEXT | masks)
 
 
 def allegro_ancestral() -> Tiny:
     """Its published scheduler, which adds noise in every step."""
     return allegro(diffusers.EulerAncestralDiscreteScheduler())
-
-
-_KEPT: dict[str, Callable[[], Tiny]] = {}
-
-
-@lru_cache(maxsize=None)
-def tiny(name: str) -> Tiny:
-    """The pipeline that the function `name` of this file builds, once a session."""
-    torch.manual_seed(0)
-    return globals()[name]()
