@@ -97,8 +97,7 @@ class DOVERModelSimple(nn.Module, _HubModel, **HUB):
         places = F.adaptive_avg_pool3d(features, grid).flatten(2).transpose(1, 2)
         pooled = self.projection(features.mean(dim=(2, 3, 4)))
         if self.config.statistics:
-            moments = self.statistics(stages).clamp(-10, 10)
-            pooled = pooled + self.statistics_projection(moments.to(pooled.dtype))
+            pooled = pooled + self.statistics_projection(self.statistics(stages).to(pooled.dtype))
         output = {
             "features": pooled,
             "aesthetic_score": local["aesthetic"].mean(dim=(2, 3, 4)),
