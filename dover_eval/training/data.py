@@ -41,14 +41,18 @@ def spoil(frames: np.ndarray, scene: Scene, rng: np.random.Generator) -> tuple[n
         strengths[aspect] = float(rng.uniform(0.05, 1))
         frames = distort(frames, str(rng.choice(names)), strengths[aspect], rng)
     if strengths["Traditional"] == 0 and rng.random() < 0.4:
-        frames = h264(frames, int(rng.integers(14, 22)))  # real clips are compressed, and good ones are not worse for it
+        frames = h264(
+            frames, int(rng.integers(14, 22))
+        )  # real clips are compressed, and good ones are not worse for it
     return frames, [strengths[aspect] for aspect in SPOILED]
 
 
 class DrawnContents(IterableDataset):
     """`Content` after content. The same seed gives the same ones, whatever the number of workers' shares."""
 
-    def __init__(self, config: DOVERConfig, count: int, *, seed: int, variants: int = 2, held_out: bool = False) -> None:
+    def __init__(
+        self, config: DOVERConfig, count: int, *, seed: int, variants: int = 2, held_out: bool = False
+    ) -> None:
         self.config, self.count, self.seed = config, count, seed
         self.variants, self.held_out = variants, held_out
 

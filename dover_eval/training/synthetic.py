@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (214, 38, 38),
@@ -64,7 +65,10 @@ STRESSES: dict[str, tuple[tuple[float, float, float, float], tuple[str, ...]]] =
     "none": ((0.25, 0.35, 0.2, 0.2), ("",)),
     "detail": ((0.55, 0.2, 0.15, 0.1), (", in sharp detail", ", high resolution, crisp and clean", ", 4k, detailed")),
     "beauty": ((0.15, 0.2, 0.55, 0.1), (", beautiful light", ", cinematic, lovely colours", ", a work of art")),
-    "motion": ((0.1, 0.2, 0.15, 0.55), (", smooth motion", ", in fluid slow motion", ", a steady shot without flicker")),
+    "motion": (
+        (0.1, 0.2, 0.15, 0.55),
+        (", smooth motion", ", in fluid slow motion", ", a steady shot without flicker"),
+    ),
 }
 
 
@@ -182,7 +186,14 @@ def _visible(scene: Scene) -> bool:
     """Whether the colour stands out from the background, and whether a spin would show."""
     if scene.shape in ("circle", "ring") and scene.motion == "spinning":
         return False
-    hidden = {("white", "sky"), ("black", "night"), ("green", "grass"), ("blue", "sea"), ("cyan", "sea"), ("orange", "sunset")}
+    hidden = {
+        ("white", "sky"),
+        ("black", "night"),
+        ("green", "grass"),
+        ("blue", "sea"),
+        ("cyan", "sea"),
+        ("orange", "sunset"),
+    }
     return (scene.colour, scene.background) not in hidden
 
 
@@ -223,9 +234,7 @@ _SHAPES: dict[str, Callable[[Array, Array], Array]] = {
     "triangle": _polygon([(0, -1.1), (1.05, 0.8), (-1.05, 0.8)]),
     "star": _polygon(_star_points()),
     "ring": lambda u, v: abs(np.hypot(u, v) - 0.8) - 0.24,
-    "cross": lambda u, v: np.minimum(
-        np.maximum(abs(u) - 0.3, abs(v) - 1.05), np.maximum(abs(u) - 1.05, abs(v) - 0.3)
-    ),
+    "cross": lambda u, v: np.minimum(np.maximum(abs(u) - 0.3, abs(v) - 1.05), np.maximum(abs(u) - 1.05, abs(v) - 0.3)),
     "heart": _polygon(_heart_points()),
     "bar": lambda u, v: np.maximum(abs(u) - 1.25, abs(v) - 0.3),
 }
@@ -300,7 +309,9 @@ def _grass(rng: np.random.Generator, size: int) -> Array:
 def _sea(rng: np.random.Generator, size: int) -> Array:
     y, x = _grid(size)
     swell = np.sin(y / rng.uniform(3, 6) + 3 * _clouds(rng, size, 1.8) + x / rng.uniform(20, 50))
-    return _blend(np.clip(0.5 + 0.35 * swell + 0.3 * (_clouds(rng, size, 1.0) - 0.5), 0, 1), (12, 62, 118), (96, 160, 200), rng)
+    return _blend(
+        np.clip(0.5 + 0.35 * swell + 0.3 * (_clouds(rng, size, 1.0) - 0.5), 0, 1), (12, 62, 118), (96, 160, 200), rng
+    )
 
 
 def _plain(rng: np.random.Generator, size: int) -> Array:

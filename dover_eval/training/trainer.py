@@ -136,4 +136,3 @@ def _losses(
     ]
     losses["attributes"] = 0.3 * torch.stack(named).sum()
     return losses
-

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv3d_weight
 
 
 def dwconv3d_layernorm_reference(
@@ -42,7 +43,7 @@ class _DepthwiseConv3d(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dx = F.conv3d(dy, weight.flip((2, 3, 4)), padding=padding, groups=channels)
         if ctx.needs_input_grad[1]:
-            dw = torch.nn.grad.conv3d_weight(x, weight.shape, dy, padding=padding, groups=channels)
+            dw = conv3d_weight(x, weight.shape, dy, padding=padding, groups=channels)
         if ctx.needs_input_grad[2]:
             db = dy.sum(dim=(0, 2, 3, 4))
         return dx, dw, db
