@@ -98,9 +98,8 @@ def _read_prompts(path: Path | None) -> dict[str, str]:
             reader = csv.DictReader(file)
             columns = reader.fieldnames or []
             if NAME_COLUMN not in columns or PROMPT_COLUMN not in columns:
-                _usage(
-                    f"{path}: expected the columns {NAME_COLUMN} and {PROMPT_COLUMN}, found {', '.join(columns) or 'none'}"
-                )
+                found = ", ".join(columns) or "none"
+                _usage(f"{path}: expected the columns {NAME_COLUMN} and {PROMPT_COLUMN}, found {found}")
             texts: dict[str, str] = {}
             for line, row in enumerate(reader, start=2):
                 name, text = (row[NAME_COLUMN] or "").strip(), (row[PROMPT_COLUMN] or "").strip()

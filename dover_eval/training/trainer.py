@@ -115,8 +115,8 @@ def _losses(
     importance = torch.where(fits, 0.5 / fits.sum(), 0.5 / (~fits).sum())
     regression = F.smooth_l1_loss(scores, targets, reduction="none", beta=0.5)
     losses = {
-        "quality": sum(regression[..., column[name]].mean() for name in own),
-        "rank": sum(rank_loss(scores[..., column[n]].mean(1), targets[:, 0, column[n]]) for n in own),
+        "quality": torch.stack([regression[..., column[name]].mean() for name in own]).sum(),
+        "rank": torch.stack([rank_loss(scores[..., column[n]].mean(1), targets[:, 0, column[n]]) for n in own]).sum(),
         "alignment": (regression[..., alignment] * importance).sum(),
         "matching": matching_loss(2 * logits[..., alignment], fits),
         "weights": weights_loss(weights[:prompts], batch.weights.to(device)),
