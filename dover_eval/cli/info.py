@@ -37,7 +37,7 @@ def info(
         "dtype": f"{scorer.fingerprint.dtype} (float32 on a CPU, bfloat16 on a GPU unless asked otherwise)",
         "model": f"{model or 'the embedded default'}, {parameters / 1e6:.1f} M parameters",
         "sampling": f"{config.num_frames} frames, uniform in time, each {config.frame_size[1]}x{config.frame_size[0]}",
-        "text encoder": f"{encoder.name} from {encoder.source}, {encoder.pooling} pooling: the model was trained with it",
+        "text encoder": f"{encoder.name} from {encoder.source}, {encoder.pooling} pooling, the model's own",
         "decoder": f"PyAV {av.__version__} with FFmpeg {av.ffmpeg_version_info} (its wheel carries FFmpeg)",
         "kernel": str(dover_kernels.explain()),
         "threads": f"{torch.get_num_threads()} of torch",
