@@ -61,7 +61,7 @@ def decode_clip(path: str | Path, num_frames: int) -> Clip:
 
 def _open_video(container: av.container.InputContainer, path: Path) -> av.VideoStream:
     if not container.streams.video:
-        kinds = sorted({stream.type for stream in container.streams}) or ["nothing"]
+        kinds = sorted({str(stream.type) for stream in container.streams}) or ["nothing"]
         raise VideoError(f"{path}: no video stream, found {', '.join(kinds)}")
     stream = container.streams.video[0]
     stream.thread_type = "AUTO"
