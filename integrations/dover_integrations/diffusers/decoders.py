@@ -149,6 +149,14 @@ def _decode_latte(pipe: Any, z: Tensor, call: Call, rows: slice) -> Tensor:
     return pipe.decode_latents(z, z.shape[2], decode_chunk_size=call.get("decode_chunk_size") or 14)
 
 
+def _decode_allegro(pipe: Any, z: Tensor, call: Call, rows: slice) -> Tensor:
+    """Its VAE leaves blank what does not fill a tile, and says nothing."""
+    tile = pipe.vae.kernel[0] // pipe.vae.config.temporal_compression_ratio
+    if z.shape[2] < tile:
+        raise ValueError(f"Allegro's VAE decodes tiles of {tile} latent frames: {z.shape[2]} would come out blank")
+    return pipe.decode_latents(z)
+
+
 def _to_vae_dtype(pipe: Any, z: Tensor, call: Call) -> Tensor:
     return z.to(pipe.vae.dtype)
 
@@ -217,7 +225,7 @@ _WAN = LatentDecoder(to_vae=_to_wan)
 _LTX = LatentDecoder(unpack=_unpack_ltx, to_vae=_to_ltx, decode=_decode_ltx)
 
 DECODERS = {
-    "AllegroPipeline": LatentDecoder(to_vae=_to_vae_dtype, decode=_decode_by_method, finish=_crop_allegro),
+    "AllegroPipeline": LatentDecoder(to_vae=_to_vae_dtype, decode=_decode_allegro, finish=_crop_allegro),
     "AnimateDiffPipeline": LatentDecoder(decode=_decode_animatediff),
     "AnyFlowPipeline": replace(_WAN, unpack=lambda pipe, z, call: z.permute(0, 2, 1, 3, 4), model_output=None),
     "CogVideoXPipeline": LatentDecoder(unpack=_unpack_cogvideox, to_vae=_to_cogvideox),

@@ -48,7 +48,8 @@ class NoCleanEstimate(RuntimeError):
 class CleanEstimate:
     """latents: of the callback's layout. method: how they were obtained.
 
-    error: the most by which rounding of the latents' dtype can have moved an element; 0 where the scheduler kept it.
+    error: how far rounding of the latents' dtype can have moved an element, by its order of magnitude; 0 where the
+    scheduler kept the estimate.
     """
 
     latents: Tensor
