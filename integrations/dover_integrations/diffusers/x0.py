@@ -139,7 +139,8 @@ def _from_sigmas(scheduler: Any, latents: Tensor, previous: Tensor | None, outpu
     straight = kind == "epsilon" and not isinstance(scheduler, EDMEulerScheduler)
     if output is not None and straight and not stochastic:
         clean = latents.float() + (clean_sigma - sigma_next) * output
-        return CleanEstimate(clean.to(latents.dtype), "model output", _rounding(latents))
+        before = latents - ((sigma_next - sigma) * output).to(latents.dtype)  # the step was rounded at this scale
+        return CleanEstimate(clean.to(latents.dtype), "model output", max(_rounding(latents), _rounding(before)))
     if output is not None and previous is not None and not isinstance(scheduler, EDMEulerScheduler):
         if kind == "epsilon":
             clean = previous.float() + (clean_sigma - sigma) * output
