@@ -127,8 +127,8 @@ def best_of(
     """
     seeds = list(range(n)) if seeds is None else list(seeds)
     _check(pipe, n, seeds, prune_at, keep, pipe_kwargs)
-    if not any("prompt_embeds" in name for name in pipe_kwargs):
-        pipe_kwargs = {"prompt": prompt, **pipe_kwargs}
+    embedded = any("prompt_embeds" in name for name in pipe_kwargs)
+    pipe_kwargs = {"prompt": None if embedded else prompt, **pipe_kwargs}
     runs = []
     for seed in seeds:
         callback = DoverCallback(

@@ -34,6 +34,7 @@ class SuspendedCall:
     def __init__(
         self, pipe: Any, on_step: Callable[[Any, int, Any, torch.Tensor], bool], kwargs: dict[str, Any]
     ) -> None:
+        self._kwargs = kwargs | self._hook(pipe)
         self.pipe = copy.copy(pipe)
         for name, component in pipe.components.items():
             if isinstance(component, SchedulerMixin):
@@ -42,7 +43,6 @@ class SuspendedCall:
         self.output: Any = None
         self.done = False
         self._on_step = on_step
-        self._kwargs = kwargs | self._hook()
         self._error: BaseException | None = None
         self._dropped = False
         self._go_on = threading.Semaphore(0)
@@ -74,13 +74,13 @@ class SuspendedCall:
             self._thread.join()
         self.done = True
 
-    def _hook(self) -> dict[str, Any]:
-        parameters = inspect.signature(type(self.pipe).__call__).parameters
+    def _hook(self, pipe: Any) -> dict[str, Any]:
+        parameters = inspect.signature(type(pipe).__call__).parameters
         if "callback_on_step_end" in parameters:
             return {"callback_on_step_end": self._step}
         if "callback" in parameters:
             return {"callback": lambda step, timestep, latents: self._stand(step, timestep, latents)}
-        raise ValueError(f"{type(self.pipe).__name__} takes no callback: its call cannot be suspended")
+        raise ValueError(f"{type(pipe).__name__} takes no callback: its call cannot be suspended")
 
     def _step(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         self._stand(step, timestep, tensors["latents"])

@@ -10,11 +10,12 @@ import diffusers
 import pytest
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from dover_integrations.diffusers import DoverCallback, latents_to_frames
+from dover_integrations.diffusers.callback import step_at_fraction
 
 from dover_eval import VideoScorer
 from dover_eval.models.heads import SCORE_NAMES
-from dover_integrations.diffusers import DoverCallback, latents_to_frames
-from dover_integrations.diffusers.callback import step_at_fraction
+from examples.tiny_wan import tiny_wan
 from tests.integrations.diffusers.test_latents import EIGHT, REST
 from tests.integrations.diffusers.tiny import STEPS
 
@@ -84,10 +85,14 @@ def _state(pipe: Any) -> dict[str, Any]:
     return state
 
 
-def test_a_real_scorer_scores_each_sample_of_each_prompt(tiny: Any, small_scorer: VideoScorer) -> None:
+def test_a_real_scorer_scores_each_sample_of_each_prompt(small_scorer: VideoScorer) -> None:
+    """On a Wan pipeline that reads prompts."""
     prompts = ["a cat on a roof", "waves at night"]
     callback = DoverCallback(small_scorer, prompts, every=2)
-    frames = tiny("animatediff")(2, num_videos_per_prompt=2, callback_on_step_end=callback)
+    size = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": STEPS, "num_videos_per_prompt": 2}
+    generator = torch.Generator().manual_seed(0)
+    pipe = tiny_wan()
+    frames = pipe(prompts, generator=generator, output_type="pt", callback_on_step_end=callback, **size).frames
     assert len(frames) == 4
     assert [step.step for step in callback.history] == [1, 3]
     assert callback.history[0].prompts == (prompts[0], prompts[0], prompts[1], prompts[1])
@@ -127,7 +132,9 @@ def test_which_steps_are_scored(tiny: Any, when: dict[str, Any], expected: list[
     assert [step.step for step in callback.history] == expected
 
 
-@pytest.mark.parametrize(("fraction", "count", "step"), [(0.3, 10, 2), (0.1, 10, 0), (0.001, 10, 0), (1.0, 7, 6), (0.5, 5, 2)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fraction", "count", "step"), [(0.3, 10, 2), (0.1, 10, 0), (0.001, 10, 0), (1.0, 7, 6), (0.5, 5, 2)]
+)
 def test_a_fraction_is_the_first_step_with_which_it_is_reached(fraction: float, count: int, step: int) -> None:
     assert step_at_fraction(fraction, count) == step
 
@@ -318,7 +325,7 @@ def test_the_record_of_a_step(tiny: Any) -> None:
     assert set(SCORE_NAMES) <= set(first)
     assert all(first[f"{name}_seconds"] > 0 for name in ("estimate", "decode", "score"))
     assert first["error"] is None
-    with pytest.raises(ValueError, match="expected one of Traditional, .* got 'Charm'"):
+    with pytest.raises(ValueError, match=r"expected one of Traditional, .* got 'Charm'"):
         callback.history[0].column("Charm")
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from dover_integrations.diffusers import LatentDecoder, latents_to_frames, register_latent_decoder
 from dover_integrations.diffusers.decoders import DECODERS, _to_sana
 from dover_integrations.diffusers.latents import _REGISTRY, latent_decoder
@@ -197,8 +196,13 @@ def test_allegro_refuses_fewer_latent_frames_than_one_of_its_tiles(tiny: Any) ->
 
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [("wan", (1, 16, 3, 2, 2)), ("ltx", (1, 8, 3, 8, 16)), ("cogvideox_15", (1, 4, 3, 2, 2)), ("kandinsky5", (1, 4, 3, 2, 4))],
-)  # fmt: skip
+    [
+        ("wan", (1, 16, 3, 2, 2)),
+        ("ltx", (1, 8, 3, 8, 16)),
+        ("cogvideox_15", (1, 4, 3, 2, 2)),
+        ("kandinsky5", (1, 4, 3, 2, 4)),
+    ],
+)
 def test_a_decoder_of_the_users_own_gets_unpacked_latents_in_the_denoisers_scale(
     tiny: Any, name: str, shape: tuple[int, ...]
 ) -> None:
