@@ -47,7 +47,7 @@ def main() -> None:
     if callback.stopped_at is not None:
         print(f"stopped after step {callback.stopped_at + 1}: Overall below {args.stop_below}")
     if args.plot:
-        callback.history.plot().figure.savefig(args.plot)
+        callback.plot().figure.savefig(args.plot)
         print(f"plot in {args.plot}")
 
 

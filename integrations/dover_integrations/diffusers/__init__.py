@@ -9,7 +9,7 @@
 
 from dover_integrations.diffusers import decoders as decoders  # fills the registry
 from dover_integrations.diffusers.callback import DoverCallback
-from dover_integrations.diffusers.history import History, StepScores
+from dover_integrations.diffusers.history import StepScores
 from dover_integrations.diffusers.latents import LatentDecoder, latents_to_frames, register_latent_decoder
 from dover_integrations.diffusers.modular import DoverScoreStep, insert_score_step
 from dover_integrations.diffusers.output import score_pipeline_output
@@ -22,7 +22,6 @@ __all__ = [
     "CleanEstimate",
     "DoverCallback",
     "DoverScoreStep",
-    "History",
     "LatentDecoder",
     "NoCleanEstimate",
     "StepScores",

@@ -2,7 +2,7 @@
 
 >>> callback = DoverCallback(scorer, prompt, every=10)
 >>> video = pipe(prompt, callback_on_step_end=callback).frames
->>> callback.scores.overall, callback.history.to_dicts()
+>>> callback.scores.overall, callback.to_dicts()
 
 It decodes the clean estimate of the steps that it is told to score, and the final latents after the last one. It
 changes nothing that the pipeline makes: frames with it are bit-equal to frames without it.
@@ -21,7 +21,7 @@ from diffusers.callbacks import PipelineCallback
 from torch import Tensor
 
 from dover_eval.models.heads import SCORE_NAMES
-from dover_integrations.diffusers.history import History, StepScores
+from dover_integrations.diffusers.history import StepScores, plot_history
 from dover_integrations.diffusers.latents import FrameSelection, latents_to_frames
 from dover_integrations.diffusers.running import number_of_steps, running_call
 from dover_integrations.diffusers.x0 import CleanEstimate, NoCleanEstimate, predict_x0
@@ -53,7 +53,7 @@ class DoverCallback(PipelineCallback):
         decode, frames, batch_size: see `latents_to_frames`.
         on_error: "raise" lets an error of decoding or scoring out of the pipeline; "warn" records and warns, and
             sampling goes on.
-        keep_frames: keep the last decoded frames in `frames_`: with `output_type="latent"` they are the pipeline's
+        keep_frames: keep the last decoded frames in `last_frames`: with `output_type="latent"` they are the pipeline's
             frames, and nothing is decoded twice.
 
     Attributes:
@@ -61,7 +61,7 @@ class DoverCallback(PipelineCallback):
             has its reason there instead of scores.
         scores: what the scorer gave for the latest scored step; None before.
         stopped_at: the step after which sampling was stopped, or None.
-        frames_: (B,T,3,H,W) of the latest scored step, with `keep_frames`.
+        last_frames: (B,T,3,H,W) of the latest scored step, with `keep_frames`.
     """
 
     tensor_inputs = ["latents"]  # noqa: RUF012  the base class has it a property; AnimateDiff knows no other input
@@ -107,10 +107,10 @@ class DoverCallback(PipelineCallback):
 
     def reset(self) -> None:
         """Forget the latest call; each call of a pipeline begins with this."""
-        self.history = History()
+        self.history: list[StepScores] = []
         self.scores: Any = None
         self.stopped_at: int | None = None
-        self.frames_: Tensor | None = None
+        self.last_frames: Tensor | None = None
         self._previous: Tensor | None = None
 
     def callback_fn(
@@ -124,6 +124,22 @@ class DoverCallback(PipelineCallback):
         if self.stop_below is not None:
             raise ValueError(f"{type(pipeline).__name__} cannot be stopped: leave stop_below out")
         return lambda step, timestep, latents: self.observe(pipeline, step, timestep, latents)
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """The history as a dictionary a step and sample, fit for JSON."""
+        return [row for step in self.history for row in step.to_dicts()]
+
+    def plot(self, ax: Any = None, names: Sequence[str] | None = None) -> Any:
+        """Scores over steps, a line a score and sample; needs matplotlib. Returns its axes.
+
+        Args:
+            ax: axes to draw into; by default those of a new figure.
+            names: the scores to draw; by default all.
+
+        Raises:
+            ValueError: no step has been scored.
+        """
+        return plot_history(self.history, ax, names)
 
     @torch.no_grad()
     def observe(
@@ -168,7 +184,7 @@ class DoverCallback(PipelineCallback):
     def _score(
         self, pipe: Any, step: int, timestep: Any, latents: Tensor, call: Mapping[str, Any], *, is_last: bool
     ) -> None:
-        prompts = self._prompts_of(len(latents))
+        prompts = repeat_prompts(self.prompts, len(latents))
         record: dict[str, Any] = {"step": step, "timestep": float(torch.as_tensor(timestep).float().max())}
         record |= {"sigma": _sigma(pipe.scheduler), "prompts": prompts, "seconds": {}, "obtained": "none"}
         record |= {"names": SCORE_NAMES, "values": torch.full((len(prompts), len(SCORE_NAMES)), torch.nan)}
@@ -180,7 +196,7 @@ class DoverCallback(PipelineCallback):
             with clock("decode"):
                 frames = latents_to_frames(pipe, clean.latents, call=call, **self._how_to_decode)  # type: ignore[arg-type]
             if self.keep_frames:
-                self.frames_ = frames
+                self.last_frames = frames
             with clock("score"):
                 scores = self.scorer.score(frames, list(prompts), layout="BTCHW")
             record |= {"names": tuple(scores.names), "values": torch.as_tensor(scores.values).detach().float().cpu()}
@@ -205,10 +221,6 @@ class DoverCallback(PipelineCallback):
         if self.target == "latents":
             return CleanEstimate(latents, "noisy latents", 0.0)
         return predict_x0(pipe, latents, previous=self._previous, timestep=timestep, call=call)
-
-    def _prompts_of(self, batch: int) -> tuple[str, ...]:
-        """Prompts as the pipeline repeats them: p0, p0, p1, p1."""
-        return repeat_prompts(self.prompts, batch)
 
     def _stop_where_bad(self, pipe: Any, step: int, count: int) -> None:
         if self.stop_below is None or step == count - 1 or self.history[-1].error is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,58 +53,23 @@ class StepScores:
         return rows
 
 
-class History(Sequence[StepScores]):
-    """The scored steps of one call of a pipeline, in their order."""
+def plot_history(history: Sequence[StepScores], ax: Any = None, names: Sequence[str] | None = None) -> Any:
+    """See `DoverCallback.plot`."""
+    scored = [step for step in history if step.error is None]
+    if not scored:
+        raise ValueError("nothing to plot: no step has been scored")
+    if ax is None:
+        from matplotlib.figure import Figure  # no global state, no window
 
-    def __init__(self) -> None:
-        self._steps: list[StepScores] = []
-
-    def append(self, step: StepScores) -> None:
-        self._steps.append(step)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._steps[index]
-
-    def __len__(self) -> int:
-        return len(self._steps)
-
-    def __iter__(self) -> Iterator[StepScores]:
-        return iter(self._steps)
-
-    def to_dicts(self) -> list[dict[str, Any]]:
-        """A dictionary a step and sample, fit for JSON."""
-        return [row for step in self._steps for row in step.to_dicts()]
-
-    def plot(self, ax: Any = None, names: Sequence[str] | None = None) -> Any:
-        """Scores over steps, a line a score and sample; needs matplotlib. Returns its axes.
-
-        Args:
-            ax: axes to draw into; by default those of a new figure.
-            names: the scores to draw; by default all.
-
-        Raises:
-            ValueError: no step has been scored.
-        """
-        scored = [step for step in self._steps if step.error is None]
-        if not scored:
-            raise ValueError("nothing to plot: no step has been scored")
-        if ax is None:
-            from matplotlib.figure import Figure  # no global state, no window
-
-            ax = Figure(figsize=(7, 4), layout="constrained").subplots()
-        steps = [step.step + 1 for step in scored]
-        for colour, name in enumerate(names or scored[0].names):
-            columns = torch.stack([step.column(name) for step in scored])  # (steps, B)
-            for sample in range(columns.shape[1]):
-                ax.plot(
-                    steps,
-                    columns[:, sample],
-                    marker="o",
-                    color=f"C{colour}",
-                    alpha=1 / (1 + sample / 2),
-                    label=name if sample == 0 else None,
-                )
-        ax.set_xlabel("denoising steps done")
-        ax.set_ylabel("score")
-        ax.legend()
-        return ax
+        ax = Figure(figsize=(7, 4), layout="constrained").subplots()
+    steps = [step.step + 1 for step in scored]
+    for colour, name in enumerate(names or scored[0].names):
+        columns = torch.stack([step.column(name) for step in scored])  # (steps, B)
+        for sample in range(columns.shape[1]):
+            label = name if sample == 0 else None
+            fade = 1 / (1 + sample / 2)
+            ax.plot(steps, columns[:, sample], marker="o", color=f"C{colour}", alpha=fade, label=label)
+    ax.set_xlabel("denoising steps done")
+    ax.set_ylabel("score")
+    ax.legend()
+    return ax

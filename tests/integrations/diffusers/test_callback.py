@@ -221,8 +221,8 @@ def test_a_scorer_that_raises_may_be_a_warning_and_a_record(tiny: Any) -> None:
     assert [step.error for step in callback.history] == ["RuntimeError: out of ideas"] * 2
     assert callback.history[0].values.isnan().all()
     assert callback.scores is None
-    assert callback.history.to_dicts()[0]["Overall"] is None
-    json.dumps(callback.history.to_dicts(), allow_nan=False)
+    assert callback.to_dicts()[0]["Overall"] is None
+    json.dumps(callback.to_dicts(), allow_nan=False)
 
 
 def test_a_step_without_a_clean_estimate_is_said_and_not_scored(tiny: Any) -> None:
@@ -239,10 +239,10 @@ def test_a_second_call_starts_clean(tiny: Any) -> None:
     pipeline = tiny("wan")
     callback = DoverCallback(Judge(), PROMPT, every=1, keep_frames=True)
     pipeline(callback_on_step_end=callback)
-    first = callback.history.to_dicts()
+    first = callback.to_dicts()
     pipeline(callback_on_step_end=callback, num_inference_steps=2, generator=torch.Generator().manual_seed(9))
     assert [step.step for step in callback.history] == [0, 1]
-    assert callback.history.to_dicts()[1]["Overall"] != first[1]["Overall"]
+    assert callback.to_dicts()[1]["Overall"] != first[1]["Overall"]
 
 
 def test_a_call_after_one_that_was_stopped_or_failed_starts_clean(tiny: Any) -> None:
@@ -301,7 +301,7 @@ def test_each_scored_step_decodes_once_and_the_last_frames_can_be_kept(
     callback = DoverCallback(Judge(), PROMPT, every=2, keep_frames=True)
     pipeline(callback_on_step_end=callback, output_type="latent")
     assert len(decoded) == 2
-    assert torch.equal(callback.frames_, expected)
+    assert torch.equal(callback.last_frames, expected)
 
 
 def test_a_cheap_decoder_and_a_choice_of_frames(tiny: Any) -> None:
@@ -314,7 +314,7 @@ def test_a_cheap_decoder_and_a_choice_of_frames(tiny: Any) -> None:
 def test_the_record_of_a_step(tiny: Any) -> None:
     callback = DoverCallback(Judge(), PROMPT, every=2)
     tiny("wan")(callback_on_step_end=callback)
-    rows = callback.history.to_dicts()
+    rows = callback.to_dicts()
     assert json.loads(json.dumps(rows, allow_nan=False)) == rows
     first, last = rows
     assert first["step"] == 1
@@ -332,17 +332,17 @@ def test_the_record_of_a_step(tiny: Any) -> None:
 def test_the_plot_has_a_line_for_each_score_and_sample(tiny: Any, tmp_path: Any) -> None:
     callback = DoverCallback(Judge(), ["a", "b"], every=1)
     tiny("wan")(2, callback_on_step_end=callback)
-    axes = callback.history.plot()
+    axes = callback.plot()
     assert len(axes.lines) == 2 * 5
     assert list(axes.lines[0].get_xdata()) == [1, 2, 3, 4]
-    axes = callback.history.plot(names=["Overall"])
+    axes = callback.plot(names=["Overall"])
     assert [list(line.get_ydata()) for line in axes.lines] == [
         pytest.approx([step.values[sample, 4].item() for step in callback.history]) for sample in (0, 1)
     ]
     axes.figure.savefig(tmp_path / "scores.png")
     assert (tmp_path / "scores.png").stat().st_size > 1000
     with pytest.raises(ValueError, match="nothing to plot"):
-        DoverCallback(Judge(), PROMPT).history.plot()
+        DoverCallback(Judge(), PROMPT).plot()
 
 
 def test_free_init_begins_anew_with_each_of_its_rounds(tiny: Any) -> None:
