@@ -50,8 +50,10 @@ SIZES: dict[str, dict[str, Any]] = {
 def build(size: str, device: torch.device, dtype: torch.dtype) -> Any:
     torch.manual_seed(0)
     with torch.device(device):
-        transformer = diffusers.WanTransformer3DModel(**SIZES[size]["transformer"], text_dim=4096).to(dtype)
+        transformer = diffusers.WanTransformer3DModel(**SIZES[size]["transformer"], text_dim=4096)
         vae = diffusers.AutoencoderKLWan(**SIZES[size]["vae"])
+    if dtype != torch.float32:
+        transformer.to(dtype)
     scheduler = diffusers.UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
     )

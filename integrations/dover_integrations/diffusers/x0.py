@@ -46,7 +46,7 @@ class NoCleanEstimate(RuntimeError):
 
 @dataclass(frozen=True, eq=False)
 class CleanEstimate:
-    """latents: of the callback's layout. method: how they were obtained.
+    """latents: of the callback's layout and dtype. method: how they were obtained.
 
     error: how far rounding of the latents' dtype can have moved an element, by its order of magnitude; 0 where the
     scheduler kept the estimate.
@@ -84,7 +84,7 @@ def predict_x0(
     if isinstance(scheduler, CogVideoXDPMScheduler):
         if (kept := call.get("old_pred_original_sample")) is None:
             raise NoCleanEstimate("CogVideoXDPMScheduler adds noise, and its estimate is seen within the call alone")
-        return CleanEstimate(kept, "scheduler", 0.0)
+        return CleanEstimate(kept.to(latents.dtype), "scheduler", 0.0)
     if isinstance(scheduler, UniPCMultistepScheduler | DPMSolverMultistepScheduler):
         return _from_slot(scheduler, latents, previous)
     output = None if decoder.model_output is None else call.get(decoder.model_output)
@@ -120,7 +120,7 @@ def _from_slot(scheduler: Any, latents: Tensor, previous: Tensor | None) -> Clea
     by_unipc = isinstance(scheduler, UniPCMultistepScheduler)
     is_clean = scheduler.config.predict_x0 if by_unipc else scheduler.config.algorithm_type.endswith("++")
     if is_clean:
-        return CleanEstimate(slot, "scheduler", 0.0)
+        return CleanEstimate(slot.to(latents.dtype), "scheduler", 0.0)
     if previous is None:
         raise NoCleanEstimate(f"{name} keeps the noise here, and the latents before this step are not known")
     alpha, sigma = scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas[scheduler.step_index - 1].double())

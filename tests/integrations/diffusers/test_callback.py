@@ -6,6 +6,7 @@ import json
 from types import SimpleNamespace
 from typing import Any
 
+import accelerate
 import diffusers
 import pytest
 import torch
@@ -17,7 +18,7 @@ from dover_eval import VideoScorer
 from dover_eval.models.heads import SCORE_NAMES
 from examples.tiny_wan import tiny_wan
 from tests.integrations.diffusers.test_latents import EIGHT, REST
-from tests.integrations.diffusers.tiny import STEPS
+from tests.integrations.diffusers.tiny import STEPS, wan
 
 PROMPT = "a red bicycle in the rain"
 
@@ -345,6 +346,23 @@ def test_the_plot_has_a_line_for_each_score_and_sample(tiny: Any, tmp_path: Any)
         DoverCallback(Judge(), PROMPT).plot()
 
 
+@pytest.mark.parametrize(
+    "name", ["wan_unipc", "cogvideox", "cogvideox_dpm", "mochi", "hunyuan", "animatediff", "ltx", "latte"]
+)
+def test_in_half_precision_every_step_is_scored_and_the_output_bit_equal(tiny: Any, name: str) -> None:
+    pipeline, judge = tiny(name), Judge()
+    halves = {key: value.bfloat16() for key, value in pipeline.per_prompt.items() if value.is_floating_point()}
+    pipeline.pipe.to(torch.bfloat16)
+    try:
+        plain = pipeline(**halves)
+        callback = DoverCallback(judge, PROMPT, every=1)
+        assert torch.equal(plain, pipeline(callback_on_step_end=callback, **halves))
+    finally:
+        pipeline.pipe.to(torch.float32)
+    assert [step.error for step in callback.history] == [None] * STEPS
+    assert torch.equal(judge.seen[-1], plain)
+
+
 def test_free_init_begins_anew_with_each_of_its_rounds(tiny: Any) -> None:
     pipeline = tiny("animatediff")
     pipeline.pipe.enable_free_init(num_iters=2)
@@ -360,33 +378,28 @@ def test_free_init_begins_anew_with_each_of_its_rounds(tiny: Any) -> None:
         pipeline.pipe.disable_free_init()
 
 
-def test_offload_hooks_survive(tiny: Any) -> None:
-    """Accelerate's hooks, as `enable_model_cpu_offload` sets them, on the only device of this machine.
+def test_offload_hooks_survive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`enable_model_cpu_offload`, with the CPU as the device to load onto: its hooks are real, its moves are not.
 
-    On a GPU each scored step costs a round trip: decoding moves the VAE in and the transformer out.
+    On a GPU each scored step costs a round trip: decoding moves the VAE in and the transformer out, as seen here.
     """
-    accelerate = pytest.importorskip("accelerate")
     torch.manual_seed(0)
-    from tests.integrations.diffusers.tiny import wan
-
     pipeline = wan()
-    plain = pipeline()
-    moves = []
+    plain, loads = pipeline(), []
+    load = accelerate.hooks.CpuOffload.pre_forward
 
-    class Moves(accelerate.hooks.ModelHook):
-        def __init__(self, name: str) -> None:
-            self.name = name
+    def noting(hook: Any, module: Any, *args: Any, **kwargs: Any) -> Any:
+        loads.append(type(module).__name__)
+        return load(hook, module, *args, **kwargs)
 
-        def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
-            moves.append(self.name)
-            return args, kwargs
-
-    for name in ("transformer", "vae"):
-        accelerate.hooks.add_hook_to_module(getattr(pipeline.pipe, name), Moves(name))
+    monkeypatch.setattr(accelerate.hooks.CpuOffload, "pre_forward", noting)
+    pipeline.pipe.enable_model_cpu_offload(device="cpu")
     callback = DoverCallback(Judge(), PROMPT, steps=[1])
     assert torch.equal(plain, pipeline(callback_on_step_end=callback))
-    assert moves == ["transformer"] * 4 + ["vae"] + ["transformer"] * 4 + ["vae", "vae"]
-    assert all(hasattr(getattr(pipeline.pipe, name), "_hf_hook") for name in ("transformer", "vae"))
+    transformer, vae = "WanTransformer3DModel", "AutoencoderKLWan"
+    assert loads == [transformer] * 4 + [vae] + [transformer] * 4 + [vae, vae]
+    assert all(hasattr(model, "_hf_hook") for model in (pipeline.pipe.transformer, pipeline.pipe.vae))
+    assert torch.equal(plain, pipeline())
 
 
 def test_latents_that_a_pipeline_writes_in_place_are_copied(tiny: Any) -> None:

@@ -17,7 +17,7 @@ from dover_eval import VideoScorer
 from dover_eval.models.heads import SCORE_NAMES
 from tests.integrations.diffusers.test_callback import _state
 from tests.integrations.diffusers.test_latents import EIGHT
-from tests.integrations.diffusers.tiny import Tiny
+from tests.integrations.diffusers.tiny import Tiny, wan
 
 PROMPT = "a red bicycle in the rain"
 STEPS = 10
@@ -165,6 +165,20 @@ def test_the_users_pipeline_stays_as_it_was(tiny: Any) -> None:
     assert torch.equal(scheduler.timesteps, steps)
     assert _state(pipeline.pipe) == before
     assert torch.equal(pipeline(), plain)
+
+
+def test_models_that_are_offloaded_are_shared_all_the_same() -> None:
+    """A seed that ends renews the offload hooks, under the feet of those that are suspended and of the user's pipe."""
+    torch.manual_seed(0)
+    pipeline = wan()
+    knowing = Knowing(pipeline, {0: 1.0, 1: 3.0, 2: 2.0})
+    plain = pipeline()
+    pipeline.pipe.enable_model_cpu_offload(device="cpu")  # real hooks, on the only device that each machine has
+    best = best_of(pipeline.pipe, knowing, PROMPT, 3, keep=(3, 2), **arguments(pipeline))
+    assert best.seed == 1
+    assert torch.equal(best.output.frames, knowing.finished[1])
+    assert torch.equal(plain, pipeline())
+    assert all(hasattr(model, "_hf_hook") for model in (pipeline.pipe.transformer, pipeline.pipe.vae))
 
 
 def test_the_legacy_callback_serves_too(tiny: Any) -> None:
