@@ -85,6 +85,8 @@ def predict_x0(
         if (kept := call.get("old_pred_original_sample")) is None:
             raise NoCleanEstimate("CogVideoXDPMScheduler adds noise, and its estimate is seen within the call alone")
         return CleanEstimate(kept.to(latents.dtype), "scheduler", 0.0)
+    if hasattr(scheduler, "step_index") and scheduler.step_index is None:
+        raise NoCleanEstimate(f"the pipeline's own {type(scheduler).__name__} has not stepped: it steps copies of it")
     if isinstance(scheduler, UniPCMultistepScheduler | DPMSolverMultistepScheduler):
         return _from_slot(scheduler, latents, previous)
     output = None if decoder.model_output is None else call.get(decoder.model_output)
@@ -114,9 +116,7 @@ _SIGMA_SCHEDULERS = (
 
 def _from_slot(scheduler: Any, latents: Tensor, previous: Tensor | None) -> CleanEstimate:
     name = type(scheduler).__name__
-    if scheduler.step_index is None or (slot := scheduler.model_outputs[-1]) is None:
-        raise NoCleanEstimate(f"the pipeline's own {name} has not stepped: it steps copies of it")
-    slot = _in_layout_of(latents, slot)
+    slot = _in_layout_of(latents, scheduler.model_outputs[-1])
     by_unipc = isinstance(scheduler, UniPCMultistepScheduler)
     is_clean = scheduler.config.predict_x0 if by_unipc else scheduler.config.algorithm_type.endswith("++")
     if is_clean:
@@ -180,6 +180,14 @@ def _from_ddim(
     stochastic = isinstance(scheduler, DDIMScheduler) and bool(call.get("eta"))
     clips = isinstance(scheduler, DDIMScheduler) and (config.clip_sample or config.thresholding)
     kind = config.prediction_type
+    if output is not None and previous is not None and (stochastic or clips) and not config.get("thresholding"):
+        if kind == "epsilon":
+            clean = (previous.float() - noise * output) / root
+        else:
+            clean = root * previous.float() - noise * output if kind == "v_prediction" else output
+        if clips:
+            clean = clean.clamp(-config.clip_sample_range, config.clip_sample_range)
+        return CleanEstimate(clean.to(latents.dtype), "model output", _rounding(previous) / root)
     if output is not None and kind == "sample" and not clips:
         return CleanEstimate(output.to(latents.dtype), "model output", 0.0)
     if output is not None and kind == "epsilon" and not stochastic:  # as clipped as the step's own estimate was
@@ -191,7 +199,9 @@ def _from_ddim(
         return CleanEstimate(clean.to(latents.dtype), "model output", _rounding(latents) * root / scale)
     if stochastic or clips:
         why = f"adds noise (eta={call['eta']})" if stochastic else "clips its estimate"
-        raise NoCleanEstimate(f"{type(scheduler).__name__} {why}: the latents after the step do not tell it")
+        raise NoCleanEstimate(
+            f"{type(scheduler).__name__} {why}: the latents before it and the denoiser's output must be known"
+        )
     if previous is None:
         raise NoCleanEstimate(f"{type(scheduler).__name__} needs the latents before this step")
     ratio = noise_next / noise

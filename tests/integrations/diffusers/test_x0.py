@@ -181,20 +181,30 @@ def test_ddim_by_what_is_predicted_and_whether_it_is_clipped(
         prediction_type=kind, clip_sample=clip, rescale_betas_zero_snr=kind != "epsilon"
     )
     seen = watch(tiny("animatediff"), monkeypatch, scheduler)
-    if clip and kind != "epsilon":
-        assert all(isinstance(estimate, NoCleanEstimate) for estimate in seen.with_output)
-        assert "clips" in str(seen.with_output[1])
-    else:
-        for estimate, expected in zip(seen.with_output, seen.expected, strict=True):
-            assert_close(estimate, expected, 2e-5)
+    first = 1 if clip and kind != "epsilon" else 0
+    for estimate, expected in zip(seen.with_output[first:], seen.expected[first:], strict=True):
+        assert_close(estimate, expected, 2e-5)
+    if first:
+        assert isinstance(seen.with_output[0], NoCleanEstimate)
+        assert "clips" in str(seen.with_output[0])
     if clip:
         assert all(isinstance(estimate, NoCleanEstimate) for estimate in seen.by_difference)
 
 
-def test_ddim_with_noise_in_its_steps_has_none(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = watch(tiny("animatediff"), monkeypatch, eta=0.5)
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_ddim_with_noise_in_its_steps_needs_both(tiny: Any, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = diffusers.DDIMScheduler(prediction_type=kind, clip_sample=False)
+    seen = watch(tiny("animatediff"), monkeypatch, scheduler, eta=0.5)
+    assert "eta=0.5" in str(seen.with_output[0])
+    for estimate, expected in zip(seen.with_output[1:], seen.expected[1:], strict=True):
+        assert_close(estimate, expected, 2e-5)
+    assert all(isinstance(estimate, NoCleanEstimate) for estimate in seen.by_difference)
+
+
+def test_dynamic_thresholding_has_none(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = diffusers.DDIMScheduler(prediction_type="v_prediction", clip_sample=False, thresholding=True)
+    seen = watch(tiny("animatediff"), monkeypatch, scheduler)
     assert all(isinstance(estimate, NoCleanEstimate) for estimate in seen.with_output + seen.by_difference)
-    assert "eta=0.5" in str(seen.with_output[1])
 
 
 def test_cogvideox_dpm_hands_its_estimate_to_the_pipeline(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
