@@ -95,14 +95,15 @@ def _losses(
     video = model.dover_model(frames)
     text = model.text_encoder.encode_batch(batch.prompts)
     clips, prompts = len(frames), len(batch.prompts)
-    pair_clip = torch.arange(clips, device=device).repeat_interleave(prompts)
-    pair_prompt = torch.arange(prompts, device=device).repeat(clips)
+    # Every clip with every prompt, by expanding: indexing would add up its gradients in no fixed order.
+    by_clip = lambda x: x[:, None].expand(clips, prompts, *x.shape[1:]).flatten(0, 1)
+    by_prompt = lambda x: x[None].expand(clips, prompts, *x.shape[1:]).flatten(0, 1)
     fused, weights = model.fusion(
-        video["tokens"][pair_clip],
-        text.tokens[pair_prompt],
-        dover_pooled=video["features"][pair_clip],
-        text_pooled=text.pooled[pair_prompt],
-        text_mask=text.mask[pair_prompt],
+        by_clip(video["tokens"]),
+        by_prompt(text.tokens),
+        dover_pooled=by_clip(video["features"]),
+        text_pooled=by_prompt(text.pooled),
+        text_mask=by_prompt(text.mask),
     )
     logits = model.mos_predictor.aspect_logits(fused).unflatten(0, (clips, prompts))
     scores = logits.sigmoid() * (MOS_MAX - MOS_MIN) + MOS_MIN
