@@ -1,4 +1,4 @@
-"""Makes the embedded default: draws clips, spoils them, trains `nano`, measures it on scenes kept apart, writes the card.
+"""Makes the embedded default: draws clips, spoils them, trains `nano`, measures it on other scenes, writes the card.
 
     python examples/train_default.py out/default            # about an hour on two CPU cores
     python examples/train_default.py out/default --steps 20  # a look at the whole path
@@ -34,7 +34,7 @@ tags: [video-quality-assessment, video]
 
 ## What it was trained on
 Clips that a program drew: {clips} short ones of moving shapes over textures, each with captions that are true by
-construction, spoiled in known ways: blur, noise, H.264 at a constant rate factor of 23 to 51, down- and upscaling
+construction, spoiled in known ways: blur, noise, H.264 at a constant rate factor of 28 to 51, down- and upscaling
 (Traditional); flicker, dropped and shuffled frames, jitter (Temporal); under- and overexposure, washed-out colours,
 colour casts (Aesthetic). Captions of other scenes, and the own one with a single word wrong, teach Alignment. How
 much each aspect weighs in Overall was taught by phrases such as ", in sharp detail" or ", smooth motion".
@@ -50,10 +50,10 @@ outside of what it saw. Aesthetic means exposure and colour, not beauty. Do not 
 filter people's videos, or as the only reward of a training run.
 
 ## Measured on scenes that training never saw
-{contents} drawn scenes, of combinations of colour, shape and background that training left out, seed {seed}. *Rank*: mean
-Spearman correlation within a scene between the defect's own score and its absence, over five strengths. *Told apart*:
-the untouched clip scores higher than the one at half strength. *Moved*: points that the own score falls from none to
-full strength, and in absolute value the two other quality scores with it.
+{contents} drawn scenes, of combinations of colour, shape and background that training left out, seed {seed}.
+*Rank*: mean Spearman correlation within a scene between the defect's own score and its absence, over five strengths.
+*Told apart*: the untouched clip scores higher than the one at half strength. *Moved*: points that the own score falls
+from none to full strength, and in absolute value the two other quality scores with it.
 
 | defect | score | rank | told apart | moved | others moved |
 |---|---|---|---|---|---|
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=TrainingSettings.steps)
     parser.add_argument("--workers", type=int, default=TrainingSettings.workers)
     parser.add_argument("--seed", type=int, default=TrainingSettings.seed)
-    parser.add_argument("--contents", type=int, default=60, help="held-out scenes to measure with")
+    parser.add_argument("--contents", type=int, default=40, help="held-out scenes to measure with")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
