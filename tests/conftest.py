@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -90,12 +91,13 @@ def write_video(tmp_path: Path) -> WriteVideo:
         with av.open(str(path), "w") as container:
             stream = container.add_stream(codec, rate=1000 if times else rate, options=options)
             stream.height, stream.width = frames.shape[1:3]
+            stream.time_base = Fraction(1, 1000 if times else rate)
             stream.pix_fmt = "rgb8" if codec == "gif" else "yuv420p"
             for i, pixels in enumerate(frames):
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
                 if times:
                     frame.pts = times[i]
-                    frame.time_base = stream.codec_context.time_base
+                    frame.time_base = Fraction(1, 1000)
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())
         return path
