@@ -4,21 +4,21 @@
     python -m bench.diffusers_callback --size wan-1.3b        # Wan 2.1's 1.3B sizes, random weights, on a GPU
 
 Sampling is timed without a callback and with one that scores every tenth step. Besides decoding, which is the VAE's
-price, the callback adds clean estimates, scoring and bookkeeping: all that is spent outside of denoiser and VAE, less what
-the pipeline spends there without it. That is to stay below a tenth of sampling. Nothing is reported unless the latents are
-bit-equal and each scored step decoded once. On a CPU times are CPU seconds, which other programs do not stretch.
+price, the callback adds clean estimates, scoring and bookkeeping: all that is spent outside of denoiser and VAE, less
+what the pipeline spends there without it. That is to stay below a tenth of sampling. Nothing is reported unless the
+latents are bit-equal and each scored step decoded once. On a CPU times are of CPU seconds, which other programs do not
+stretch.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
+import shlex
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -26,9 +26,9 @@ import torch
 from dover_integrations.diffusers import DoverCallback
 from dover_integrations.diffusers.selection import denoisers
 
+from bench.score import RESULTS, device_name
 from dover_eval import DOVERModel, VideoScorer
 
-RESULTS = Path(__file__).parent / "results"
 PROMPT = "a red bicycle in the rain"
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -129,15 +129,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--every", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--untrained", action="store_true", help="a scorer with random weights: as fast, meaningless")
+    parser.add_argument("--note", default="", help="what else ran on the machine, say")
     args = parser.parse_args()
 
     device = torch.device(args.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     pipe = build(args.size, device, dtype)
     torch.manual_seed(0)
-    model = DOVERModel(None, config="nano") if args.untrained else None
-    scorer = VideoScorer.from_pretrained(device=device) if model is None else VideoScorer(model, device=device)
+    scorer = VideoScorer(DOVERModel(None, config="nano"), device=device)  # speed does not depend on the weights
     embeds = {name: torch.randn(1, 512, 4096, device=device, dtype=dtype) for name in ("prompt", "negative_prompt")}
     arguments = SIZES[args.size]["call"] | {f"{name}_embeds": tensor for name, tensor in embeds.items()}
     arguments |= {"num_inference_steps": args.steps, "guidance_scale": 5.0}
@@ -156,7 +155,7 @@ def main() -> None:
             raise SystemExit(f"{parts['decodes']} decodes for {scored_steps} scored steps: nothing is reported")
 
     middle = {
-        kind: {name: statistics.median(run[name] for run in of_kind) for name in of_kind[0]}
+        kind: {name: round(statistics.median(run[name] for run in of_kind), 4) for name in of_kind[0]}
         for kind, of_kind in runs.items()
     }
     added = [
@@ -165,31 +164,26 @@ def main() -> None:
     ]
     parameters = sum(parameter.numel() for parameter in pipe.transformer.parameters())
     result = {
-        "command": "python -m bench.diffusers_callback " + " ".join(sys.argv[1:]),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu(),
-        "threads": torch.get_num_threads(),
+        "command": shlex.join(["python", "-m", "bench.diffusers_callback", *sys.argv[1:]]),
+        "device": device_name(),
+        "note": args.note,
         "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
         "pipeline": f"WanPipeline, {parameters / 1e6:.1f} M parameters of the transformer, {dtype}",
         "scorer": repr(scorer),
         "call": SIZES[args.size]["call"] | {"steps": args.steps, "every": args.every, "repeats": args.repeats},
         "clock": "wall, synchronised" if device.type == "cuda" else "CPU time of the process",
         "median_seconds": middle,
-        "added_beyond_decoding": {"median": statistics.median(added), "of_each_repeat": added},
+        "added_beyond_decoding": {
+            "median": round(statistics.median(added), 4),
+            "of_each_repeat": [round(share, 4) for share in added],
+        },
         "latents_bit_equal": True,
     }
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"diffusers_callback_{args.size}_{device.type}.json"
+    path = RESULTS / f"diffusers_callback-{args.size}-{device.type}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
     print(f"beyond decoding, scoring added {statistics.median(added):.1%} to sampling; written to {path}")
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    for line in info.read_text().splitlines() if info.exists() else []:
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":
