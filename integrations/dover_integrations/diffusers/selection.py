@@ -127,7 +127,7 @@ def best_of(
     """
     seeds = list(range(n)) if seeds is None else list(seeds)
     _check(pipe, n, seeds, prune_at, keep, pipe_kwargs)
-    embedded = any("prompt_embeds" in name for name in pipe_kwargs)
+    embedded = any(name.startswith("prompt_embeds") for name in pipe_kwargs)
     pipe_kwargs = {"prompt": None if embedded else prompt, **pipe_kwargs}
     runs = []
     for seed in seeds:
@@ -146,29 +146,11 @@ def best_of(
                 evaluations.of(run)
                 run.call.advance()
             alive = _prune(alive, share, rank_by)
-        finals: list[tuple[_Run, dict[str, float]]] = []
-        output = scores = None
-        for run in alive:
-            evaluations.of(run)
-            run.call.advance()
-            finished = score_pipeline_output(run.call.output, prompt, scorer)
-            values = torch.as_tensor(finished.values)[0].tolist()
-            finals.append((run, dict(zip(finished.names, values, strict=True))))
-            if _best_first(finals, rank_by)[0][0] is run:
-                output, scores = run.call.output, finished
-            run.call.output = None  # a loser's frames need not stay in memory
+        winner, output, scores = _finish(alive, evaluations, prompt, scorer, rank_by)
     finally:
         evaluations.stop()
         for run in runs:
             run.call.drop()
-
-    finals = _best_first(finals, rank_by)
-    winner = finals[0][0]
-    for rank, (run, named) in enumerate(finals, start=1):
-        steps = number_of_steps(run.call.pipe)
-        run.judgements.append(Judgement(steps, steps, named, "pipeline output", rank, len(finals), run is winner))
-        run.fate = "won" if run is winner else "finished"
-        run.reason = f"{rank_by} {named[rank_by]:.3f} of the finished video: rank {rank} of {len(finals)}"
     total = sum(run.evaluations for run in runs)
     return BestOf(
         output=output,
@@ -249,6 +231,31 @@ def _prune(alive: list[_Run], share: int | float, rank_by: str) -> list[_Run]:
             )
             run.call.drop()
     return [alive[i] for i in kept]
+
+
+def _finish(
+    alive: list[_Run], evaluations: _Evaluations, prompt: str, scorer: Scorer, rank_by: str
+) -> tuple[_Run, Any, Any]:
+    """Run those that are left to their end: (the best of them, its output, the scores of that)."""
+    finals: list[tuple[_Run, dict[str, float]]] = []
+    output = scores = None
+    for run in alive:
+        evaluations.of(run)
+        run.call.advance()
+        finished = score_pipeline_output(run.call.output, prompt, scorer)
+        values = torch.as_tensor(finished.values)[0].tolist()
+        finals.append((run, dict(zip(finished.names, values, strict=True))))
+        if _best_first(finals, rank_by)[0][0] is run:
+            output, scores = run.call.output, finished
+        run.call.output = None  # a loser's frames need not stay in memory
+    finals = _best_first(finals, rank_by)
+    winner = finals[0][0]
+    for rank, (run, named) in enumerate(finals, start=1):
+        steps = number_of_steps(run.call.pipe)
+        run.judgements.append(Judgement(steps, steps, named, "pipeline output", rank, len(finals), run is winner))
+        run.fate = "won" if run is winner else "finished"
+        run.reason = f"{rank_by} {named[rank_by]:.3f} of the finished video: rank {rank} of {len(finals)}"
+    return winner, output, scores
 
 
 def _best_first(finals: list[tuple[_Run, dict[str, float]]], rank_by: str) -> list[tuple[_Run, dict[str, float]]]:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import copy
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ class SuspendedCall:
         if self.done:
             raise RuntimeError("this call is over")
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, args=(_thread_state(),), daemon=True)
+            self._thread = threading.Thread(target=self._run, args=(_state_of_this_thread(),), daemon=True)
             self._thread.start()
         else:
             self._go_on.release()
@@ -93,9 +94,9 @@ class SuspendedCall:
         if self._dropped:
             raise _Dropped
 
-    def _run(self, enter: Callable[[], Any]) -> None:
+    def _run(self, state: AbstractContextManager[None]) -> None:
         try:
-            with enter():
+            with state:
                 self.output = self.pipe(**self._kwargs)
         except _Dropped:
             pass
@@ -106,15 +107,16 @@ class SuspendedCall:
             self._suspended.release()
 
 
-def _thread_state() -> Callable[[], Any]:
-    """What torch keeps by thread, of this one, as a context for another: autocast and the current GPU."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+def _state_of_this_thread() -> AbstractContextManager[None]:
+    """What torch keeps by thread, to be entered in another: autocast, and the current GPU and its stream."""
+    cuda = torch.cuda.is_available()
+    device = "cuda" if cuda else "cpu"
+    stream = torch.cuda.current_stream() if cuda else None
     enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-    gpu = torch.cuda.current_device() if device == "cuda" else None
 
-    def enter() -> Any:
-        if gpu is not None:
-            torch.cuda.set_device(gpu)
-        return torch.autocast(device, dtype=dtype, enabled=enabled)
+    @contextmanager
+    def enter() -> Iterator[None]:
+        with torch.cuda.stream(stream), torch.autocast(device, dtype=dtype, enabled=enabled):
+            yield
 
-    return enter
+    return enter()
