@@ -48,7 +48,11 @@ class _HubModel(PyTorchModelHubMixin):
         if folder.is_dir():
             path = folder / constants.SAFETENSORS_SINGLE_FILE
         else:
-            path = Path(hf_hub_download(model_id, constants.SAFETENSORS_SINGLE_FILE, **hub))
+            try:
+                path = Path(hf_hub_download(model_id, constants.SAFETENSORS_SINGLE_FILE, **hub))
+            except OSError as error:
+                reason = " ".join(str(error).split())
+                raise FileNotFoundError(f"no folder {model_id}, and no such checkpoint on the hub: {reason}") from error
         model = cls._fresh(**kwargs)
         load_safetensors_strict(model, path)
         return model.to(map_location).eval()
@@ -149,14 +153,16 @@ class DOVERModel(nn.Module, _HubModel, **HUB):
         if config is None:
             config = "tiny" if dover_weights_path is None else "dover-plus-plus"
         config = DOVERConfig.resolve(config)
-        encoder = load_text_encoder(config, text_encoder_name, trainable=train_text_encoder)
+        if train_text_encoder:
+            config = config.replace(text_encoder_trained=True)
+        encoder = load_text_encoder(config, text_encoder_name)
         if config.text_encoder_sha256 is None:  # not trained yet: the model takes the encoder that is there
             config = config.replace(text_encoder_name=encoder.name, text_dim=encoder.dim)
         self.config = config
         self.dover_model = DOVERModelSimple(config)
         self.fusion = QualityAwareFusion(config.feature_dim, config.text_dim, config.fusion_dim)
         self.mos_predictor = MOSPredictor(config.fusion_dim // 2, config.mos_dim)
-        if train_text_encoder:
+        if config.text_encoder_trained:
             self.text_encoder = encoder
         else:  # frozen: moved with the model, but neither trained with it nor saved with it
             object.__setattr__(self, "text_encoder", encoder)
@@ -247,15 +253,17 @@ class DOVERModel(nn.Module, _HubModel, **HUB):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DOVERModel:
         super()._apply(fn, recurse)
-        if not self.text_encoder.trainable:
+        if "text_encoder" not in self._modules:
             self.text_encoder._apply(fn)
         return self
 
 
-def load_text_encoder(config: DOVERConfig, name: str | None, *, trainable: bool = False) -> TextEncoder:
+def load_text_encoder(config: DOVERConfig, name: str | None) -> TextEncoder:
     """The encoder that `config` asks for: any that loads for a new model, exactly the one it was trained with else."""
     trained = config.text_encoder_sha256
-    encoder = TextEncoder.load(name or config.text_encoder_name, fallback=trained is None, trainable=trainable)
+    encoder = TextEncoder.load(
+        name or config.text_encoder_name, fallback=trained is None, trainable=config.text_encoder_trained
+    )
     if trained is not None and encoder.sha256 != trained:
         raise TextEncoderError(
             f"this checkpoint was trained with {config.text_encoder_name} (sha256 {trained[:12]}...), "
