@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin, constants, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
 from dover_eval.config import DOVERConfig
@@ -40,6 +41,17 @@ class _HubModel(PyTorchModelHubMixin):
     config: DOVERConfig
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
+        """A checkpoint in `save_pretrained`'s form: a folder, or a repository in the hub's cache or on the hub."""
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except (LocalEntryNotFoundError, HfHubHTTPError) as error:
+            reason = " ".join(str(error).split())
+            raise FileNotFoundError(
+                f"no folder {pretrained_model_name_or_path}, and no such checkpoint on the hub: {reason}"
+            ) from error
+
+    @classmethod
     def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **kwargs: Any) -> Any:
         if not strict:
             raise ValueError("strict=False would score with random weights; it is not offered")
@@ -48,11 +60,7 @@ class _HubModel(PyTorchModelHubMixin):
         if folder.is_dir():
             path = folder / constants.SAFETENSORS_SINGLE_FILE
         else:
-            try:
-                path = Path(hf_hub_download(model_id, constants.SAFETENSORS_SINGLE_FILE, **hub))
-            except OSError as error:
-                reason = " ".join(str(error).split())
-                raise FileNotFoundError(f"no folder {model_id}, and no such checkpoint on the hub: {reason}") from error
+            path = Path(hf_hub_download(model_id, constants.SAFETENSORS_SINGLE_FILE, **hub))
         model = cls._fresh(**kwargs)
         load_safetensors_strict(model, path)
         return model.to(map_location).eval()
