@@ -125,7 +125,7 @@ def main() -> None:
     scorer = VideoScorer.from_pretrained(arguments.folder)
     report = evaluate_held_out(scorer, arguments.contents)
     write_card(arguments.folder, scorer, report, settings, arguments.contents)
-    measured = {"minutes": round(minutes, 1), "fingerprint": scorer.fingerprint.digest} | report.to_dict()
+    measured = {"minutes": round(minutes, 1), "weights": scorer.fingerprint.weights} | report.to_dict()
     (arguments.folder / "heldout.json").write_text(json.dumps(measured, indent=1) + "\n")
 
 
