@@ -96,9 +96,10 @@ def write_card(
 
 
 def store_in_half(folder: Path) -> None:
-    """The weights as fp16, half the size; they are computed with in fp32."""
+    """The matrices as fp16, half the size; they are computed with in fp32, and vectors stay so."""
     path = folder / "model.safetensors"
-    save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path)
+    state = load_file(path)
+    save_file({name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in state.items()}, path)
 
 
 def main() -> None:
@@ -125,7 +126,7 @@ def main() -> None:
     scorer = VideoScorer.from_pretrained(arguments.folder)
     report = evaluate_held_out(scorer, arguments.contents)
     write_card(arguments.folder, scorer, report, settings, arguments.contents)
-    measured = {"minutes": round(minutes, 1), "fingerprint": scorer.fingerprint.digest} | report.to_dict()
+    measured = {"minutes": round(minutes, 1), "weights": scorer.fingerprint.weights} | report.to_dict()
     (arguments.folder / "heldout.json").write_text(json.dumps(measured, indent=1) + "\n")
 
 
