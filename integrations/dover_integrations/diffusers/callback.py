@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dover_eval.models.heads import SCORE_NAMES
 from dover_integrations.diffusers.history import StepScores, plot_history
-from dover_integrations.diffusers.latents import FrameSelection, latents_to_frames
+from dover_integrations.diffusers.latents import FrameSelection, latent_decoder, latents_to_frames
 from dover_integrations.diffusers.running import number_of_steps, running_call
 from dover_integrations.diffusers.x0 import CleanEstimate, NoCleanEstimate, predict_x0
 
@@ -161,6 +161,8 @@ class DoverCallback(PipelineCallback):
         """
         if step == 0:
             self.reset()
+            latent_decoder(pipe)  # what cannot work fails now, and not when the first score is due
+            repeat_prompts(self.prompts, len(latents))
         count = step_count or number_of_steps(pipe)
         due = self._due_steps(count)
         if step in due:

@@ -13,6 +13,7 @@ import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from dover_integrations.diffusers import DoverCallback, latents_to_frames
 from dover_integrations.diffusers.callback import step_at_fraction
+from dover_integrations.diffusers.latents import _REGISTRY
 
 from dover_eval import VideoScorer
 from dover_eval.models.heads import SCORE_NAMES
@@ -109,9 +110,24 @@ def test_without_guidance_the_same_holds(tiny: Any) -> None:
     assert torch.allclose(judge.seen[-1], frames, atol=1e-5)
 
 
-def test_prompts_that_do_not_fit_the_batch_are_an_error(tiny: Any) -> None:
-    with pytest.raises(ValueError, match="prompts for 3 samples"):
-        tiny("wan")(num_videos_per_prompt=3, callback_on_step_end=DoverCallback(Judge(), ["a", "b"]))
+def _evaluations_until_an_error(
+    pipeline: Any, error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch, **call: Any
+) -> int:
+    calls = _count_evaluations(pipeline.pipe, monkeypatch)
+    with pytest.raises(error, match=message):
+        pipeline(**call)
+    return len(calls)
+
+
+def test_prompts_that_do_not_fit_the_batch_are_an_error_at_once(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = {"num_videos_per_prompt": 3, "callback_on_step_end": DoverCallback(Judge(), ["a", "b"])}
+    assert _evaluations_until_an_error(tiny("wan"), ValueError, "prompts for 3 samples", monkeypatch, **call) == 2
+
+
+def test_an_unknown_pipeline_is_an_error_at_once(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(_REGISTRY, "WanPipeline")
+    call = {"callback_on_step_end": DoverCallback(Judge(), PROMPT)}
+    assert _evaluations_until_an_error(tiny("wan"), NotImplementedError, "WanPipeline", monkeypatch, **call) == 2
 
 
 @pytest.mark.parametrize(
