@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,0 +1,126 @@
+"""Every size of a model and every setting of its sampling, in one serialisable dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+SIGNALS = ("rgb", "highpass", "difference", "global_difference")
+
+BGE_LARGE = "BAAI/bge-large-en-v1.5"
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+@dataclass(frozen=True)
+class DOVERConfig:
+    """Sizes and settings of `DOVERModel`; `config.json` of a checkpoint holds exactly these fields.
+
+    Backbone
+        dims, depths: channels and blocks of the four stages.
+        stem_kernel: kernel and stride of the stem, (time, height, width).
+        temporal_kernels: k_t of the blocks of a stage, repeated; the published weights use (1, 3, 1).
+        layer_scale_init: first value of every block's layer scale.
+        drop_path_rate: stochastic depth, rising linearly to this over the blocks, in training only.
+        signals: what the stem sees: "rgb", and planes computed from it (see `dover_eval.models.signals`).
+    Heads
+        head_hidden: hidden channels of the aesthetic and the technical head.
+        feature_dim: D of the features that go into the fusion.
+        statistics: whether the features read, beside the mean of the last stage, moments of every stage.
+        token_grid: most (time, height, width) places that the cross-attention looks at.
+        fusion_dim, mos_dim: hidden sizes of the fusion and of the MOS head.
+    Text
+        text_encoder_name, text_dim: the encoder and its width.
+        text_encoder_sha256: of the encoder's weights file; a checkpoint refuses any other. None: not trained yet.
+    Sampling
+        num_frames, frame_size: what `VideoScorer` resizes a clip to, frames and (height, width).
+        mean, std: of RGB in [0, 1], subtracted and divided before the model.
+    """
+
+    dims: tuple[int, ...] = (96, 192, 384, 768)
+    depths: tuple[int, ...] = (3, 3, 9, 3)
+    stem_kernel: tuple[int, int, int] = (1, 4, 4)
+    temporal_kernels: tuple[int, ...] = (1, 3, 1)
+    layer_scale_init: float = 1e-6
+    drop_path_rate: float = 0.0
+    signals: tuple[str, ...] = ("rgb",)
+
+    head_hidden: int = 64
+    feature_dim: int = 1024
+    statistics: bool = False
+    token_grid: tuple[int, int, int] = (8, 7, 7)
+    fusion_dim: int = 512
+    mos_dim: int = 256
+
+    text_encoder_name: str = BGE_LARGE
+    text_dim: int = 1024
+    text_encoder_sha256: str | None = None
+
+    num_frames: int = 32
+    frame_size: tuple[int, int] = (224, 224)
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list):  # JSON has no tuples
+                object.__setattr__(self, field.name, tuple(value))
+        if len(self.dims) != len(self.depths) or len(self.dims) != 4:
+            raise ValueError(f"expected four dims and four depths, got {self.dims} and {self.depths}")
+        if len(self.stem_kernel) != 3 or min(self.stem_kernel) < 1:
+            raise ValueError(f"expected stem_kernel (time, height, width), each >= 1, got {self.stem_kernel}")
+        if not self.temporal_kernels or any(k < 1 or k % 2 == 0 for k in self.temporal_kernels):
+            raise ValueError(f"expected odd temporal_kernels, got {self.temporal_kernels}")
+        unknown = [name for name in self.signals if name not in SIGNALS]
+        if self.signals[:1] != ("rgb",) or unknown or len(set(self.signals)) != len(self.signals):
+            raise ValueError(f"expected signals 'rgb' and then any of {SIGNALS[1:]}, got {self.signals}")
+        if self.fusion_dim % 8:
+            raise ValueError(f"expected a fusion_dim divisible by its 8 heads, got {self.fusion_dim}")
+        if self.num_frames < self.stem_kernel[0]:
+            raise ValueError(f"num_frames {self.num_frames} is shorter than the stem {self.stem_kernel[0]}")
+
+    @classmethod
+    def resolve(cls, config: str | Mapping[str, Any] | DOVERConfig) -> DOVERConfig:
+        """A configuration from a preset's name, a dictionary (`config.json`) or a configuration."""
+        if isinstance(config, DOVERConfig):
+            return config
+        if isinstance(config, str):
+            if config not in PRESETS:
+                raise ValueError(f"unknown preset {config!r}, expected one of {sorted(PRESETS)}")
+            return PRESETS[config]
+        names = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(config) - names)
+        if unknown:
+            raise ValueError(f"unknown fields in the configuration: {unknown}; expected some of {sorted(names)}")
+        return cls(**config)
+
+    def replace(self, **changes: Any) -> DOVERConfig:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+PRESETS: dict[str, DOVERConfig] = {
+    # The specification.
+    "tiny": DOVERConfig(),
+    # The same with the published stem, so that published DOVER++ weights fit exactly.
+    "dover-plus-plus": DOVERConfig(stem_kernel=(2, 4, 4)),
+    # The embedded default: small enough for the wheel and for a loop on a CPU.
+    "nano": DOVERConfig(
+        dims=(24, 48, 96, 192),
+        depths=(2, 2, 4, 2),
+        layer_scale_init=0.1,
+        signals=SIGNALS,
+        statistics=True,
+        token_grid=(4, 3, 3),
+        fusion_dim=256,
+        mos_dim=128,
+        text_encoder_name=MINILM,
+        text_dim=384,
+        num_frames=12,
+        frame_size=(112, 112),
+    ),
+}

@@ -1,0 +1,111 @@
+"""ConvNeXt in three dimensions, the backbone of DOVER's aesthetic branch.
+
+ConvNeXt: Liu et al., "A ConvNet for the 2020s", CVPR 2022. In time: Wu et al., "Exploring Video Quality Assessment
+on User Generated Contents from Aesthetic and Technical Perspectives" (DOVER), ICCV 2023. Module names are those of
+the published checkpoints, so that their keys are ours; the published weights are under the S-Lab License 1.0.
+"""
+
+import itertools
+from typing import cast
+
+import torch
+from dover_kernels import dwconv3d_layernorm
+from torch import Tensor, nn
+
+from dover_eval.config import DOVERConfig
+from dover_eval.models.signals import video_signals
+
+EPS = 1e-6
+
+
+class ChannelLayerNorm(nn.LayerNorm):
+    """LayerNorm over the channels of (B,C,T,H,W)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, eps=EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3)
+
+
+class ConvNeXtBlock3D(nn.Module):
+    """`x + drop_path(gamma * pwconv2(GELU(pwconv1(LN(dwconv(x))))))` on (B,C,T,H,W)."""
+
+    def __init__(self, dim: int, temporal_kernel: int, layer_scale_init: float, drop_path: float = 0.0) -> None:
+        super().__init__()
+        kernel = (temporal_kernel, 7, 7)
+        self.dwconv = nn.Conv3d(dim, dim, kernel, padding=(temporal_kernel // 2, 3, 3), groups=dim)
+        self.norm = nn.LayerNorm(dim, eps=EPS)
+        self.pwconv1 = nn.Linear(dim, 4 * dim)
+        self.act = nn.GELU()
+        self.pwconv2 = nn.Linear(4 * dim, dim)
+        self.gamma = nn.Parameter(torch.full((dim,), layer_scale_init))
+        self.drop_path = drop_path
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, norm = self.dwconv, self.norm
+        y = dwconv3d_layernorm(x, conv.weight, cast(Tensor, conv.bias), norm.weight, norm.bias, norm.eps)
+        y = self.pwconv2(self.act(self.pwconv1(y.permute(0, 2, 3, 4, 1))))
+        y = (self.gamma * y).permute(0, 4, 1, 2, 3)
+        if self.training and self.drop_path > 0:
+            keep = 1 - self.drop_path
+            y = y * (torch.rand(y.shape[0], 1, 1, 1, 1, device=y.device) < keep).to(y.dtype) / keep
+        return x + y
+
+
+class ConvNeXt3D(nn.Module):
+    """(B,3,T,H,W) -> (B,dims[-1],T',H',W'), channel-normalised.
+
+    T' = T // stem_kernel[0], H' and W' = H and W divided by the stem and three times by two, rounded down.
+    """
+
+    def __init__(self, config: DOVERConfig) -> None:
+        super().__init__()
+        self.signals = config.signals
+        self.stem_kernel = config.stem_kernel
+        channels = 2 + len(config.signals)
+        dims, depths = config.dims, config.depths
+        stem = nn.Conv3d(channels, dims[0], config.stem_kernel, stride=config.stem_kernel)
+        self.downsample_layers = nn.ModuleList([nn.Sequential(stem, ChannelLayerNorm(dims[0]))])
+        for before, after in itertools.pairwise(dims):
+            halve = nn.Conv3d(before, after, (1, 2, 2), stride=(1, 2, 2))
+            self.downsample_layers.append(nn.Sequential(ChannelLayerNorm(before), halve))
+        rates = torch.linspace(0, config.drop_path_rate, sum(depths)).tolist()
+        self.stages = nn.ModuleList()
+        for dim, depth in zip(dims, depths, strict=True):
+            kernels = [config.temporal_kernels[i % len(config.temporal_kernels)] for i in range(depth)]
+            self.stages.append(
+                nn.Sequential(*(ConvNeXtBlock3D(dim, k, config.layer_scale_init, rates.pop(0)) for k in kernels))
+            )
+        self.norm = nn.LayerNorm(dims[-1], eps=EPS)
+        self.apply(_init_weights)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return self.forward_stages(frames)[-1]
+
+    def forward_stages(self, frames: Tensor) -> list[Tensor]:
+        """The input of the stem, the output of each stage, and last the normalised output of the backbone."""
+        smallest = (self.stem_kernel[0], 8 * self.stem_kernel[1], 8 * self.stem_kernel[2])
+        if (
+            frames.ndim != 5
+            or frames.shape[1] != 3
+            or any(n < m for n, m in zip(frames.shape[2:], smallest, strict=True))
+        ):
+            raise ValueError(
+                f"expected frames (B,3,T,H,W) with T >= {smallest[0]}, H >= {smallest[1]} and W >= {smallest[2]}, "
+                f"got {tuple(frames.shape)}"
+            )
+        x = video_signals(frames, self.signals).contiguous(memory_format=torch.channels_last_3d)
+        outputs = [x]
+        for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
+            x = stage(downsample(x))
+            outputs.append(x)
+        outputs.append(self.norm(x.permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3))
+        return outputs
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv3d | nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

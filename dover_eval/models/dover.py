@@ -1,0 +1,264 @@
+"""`DOVERModelSimple`, the video side with DOVER's two heads, and `DOVERModel`, the whole scorer.
+
+Frames here are always (B,3,T,H,W), float, RGB normalised with the configuration's mean and std, as the published
+implementation has them; `dover_eval.VideoScorer` makes them from files, arrays and tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin, constants, hf_hub_download
+from torch import Tensor, nn
+
+from dover_eval.config import DOVERConfig
+from dover_eval.models.convnext3d import ConvNeXt3D
+from dover_eval.models.fusion import QualityAwareFusion
+from dover_eval.models.heads import MOSPredictor, QualityHead, StatisticsPool
+from dover_eval.models.text import TextEncoder, TextEncoderError, TextFeatures
+from dover_eval.weights import (
+    LoadReport,
+    WeightsError,
+    adapt_dover_checkpoint,
+    load_checkpoint_file,
+    load_safetensors_strict,
+    mark_untrained,
+    resolve_weights,
+    untrained_parts,
+)
+
+HUB = {"library_name": "dover-eval", "tags": ["video-quality-assessment", "video"], "license": "apache-2.0"}
+
+
+class _HubModel(PyTorchModelHubMixin):
+    """huggingface_hub's save, load and push, but strict: a checkpoint that lacks a key is refused."""
+
+    config: DOVERConfig
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **kwargs: Any) -> Any:
+        if not strict:
+            raise ValueError("strict=False would score with random weights; it is not offered")
+        hub = {k: kwargs.pop(k) for k in ("revision", "cache_dir", "force_download", "token", "local_files_only")}
+        folder = Path(model_id)
+        if folder.is_dir():
+            path = folder / constants.SAFETENSORS_SINGLE_FILE
+        else:
+            path = Path(hf_hub_download(model_id, constants.SAFETENSORS_SINGLE_FILE, **hub))
+        model = cls._fresh(**kwargs)
+        load_safetensors_strict(model, path)
+        return model.to(map_location).eval()
+
+    @classmethod
+    def _fresh(cls, **kwargs: Any) -> Any:
+        return cls(**kwargs)
+
+
+class DOVERModelSimple(nn.Module, _HubModel, **HUB):
+    """Backbone, aesthetic and technical head, and the features that go into the fusion.
+
+    `config` is a preset's name ("tiny", "dover-plus-plus", "nano"), a `DOVERConfig` or its dictionary. Weights are
+    fresh; `from_pretrained`, or `dover_eval.load_dover_checkpoint` for the published layout, brings trained ones.
+    """
+
+    def __init__(
+        self, config: DOVERConfig | str | Mapping[str, Any] = "tiny", device: str | torch.device | None = None
+    ) -> None:
+        super().__init__()
+        self.config = config = DOVERConfig.resolve(config)
+        self._hub_mixin_config = config
+        dim = config.dims[-1]
+        self.backbone = ConvNeXt3D(config)
+        self.aesthetic_head = QualityHead(dim, config.head_hidden)
+        self.technical_head = QualityHead(dim, config.head_hidden)
+        self.projection = nn.Linear(dim, config.feature_dim)
+        if config.statistics:
+            channels = 2 + len(config.signals) + sum(config.dims)
+            self.statistics = StatisticsPool(channels)
+            self.statistics_projection = nn.Linear(4 * channels, config.feature_dim)
+        if device is not None:
+            self.to(device)
+
+    def forward(self, frames: Tensor, *, maps: bool = False) -> dict[str, Tensor]:
+        """Features and scores of `frames` (B,3,T,H,W), normalised.
+
+        Returns `features` (B,1024), `aesthetic_score` (B,1), `technical_score` (B,1), `backbone_features`
+        (B,C,T',H',W') and `tokens` (B,N,1024), the same features at most at `token_grid` places; with `maps` also
+        `aesthetic_map` and `technical_map` (B,1,T',H',W'), whose means are the scores. Scores here are DOVER's own,
+        unbounded; the five on the 1-5 scale come from `DOVERModel`.
+        """
+        *stages, features = self.backbone.forward_stages(frames)
+        local = {"aesthetic": self.aesthetic_head(features), "technical": self.technical_head(features)}
+        frames_, height, width = (
+            min(size, most) for size, most in zip(features.shape[2:], self.config.token_grid, strict=True)
+        )
+        places = F.adaptive_avg_pool3d(features, (frames_, height, width)).flatten(2).transpose(1, 2)
+        pooled = self.projection(features.mean(dim=(2, 3, 4)))
+        if self.config.statistics:
+            pooled = pooled + self.statistics_projection(self.statistics(stages).to(pooled.dtype))
+        output = {
+            "features": pooled,
+            "aesthetic_score": local["aesthetic"].mean(dim=(2, 3, 4)),
+            "technical_score": local["technical"].mean(dim=(2, 3, 4)),
+            "backbone_features": features,
+            "tokens": self.projection(places),
+        }
+        if maps:
+            output |= {f"{name}_map": scores for name, scores in local.items()}
+        return output
+
+
+class DOVERModel(nn.Module, _HubModel, **HUB):
+    """Frames and prompts in, five mean-opinion scores out.
+
+    Args:
+        dover_weights_path: a published DOVER++ checkpoint; a path that does not exist is fetched from the hub
+            (`teowu/DOVER`). It holds the backbone and the aesthetic head, no more: the parts that it leaves open
+            (`untrained`) are not random but NaN, and `forward` refuses to score, unless `fresh` names them.
+            None asks for fresh weights everywhere, for training.
+        text_encoder_name: a folder or a repository; None takes the configuration's. See `TextEncoder.load`.
+        device: where the model goes.
+        config: a preset's name, a `DOVERConfig` or its dictionary; by default "dover-plus-plus" with published
+            weights, "tiny" without.
+        fresh: the parts to initialise for training, of "technical_head", "projection", "fusion", "mos_predictor".
+        train_text_encoder: give the text encoder gradients, and a place in the checkpoint.
+
+    Raises:
+        FileNotFoundError: the weights are neither at the path nor on the hub.
+        dover_eval.WeightsError: the checkpoint does not cover what it should.
+        TextEncoderError: no text encoder, or another than the checkpoint was trained with.
+    """
+
+    load_report: LoadReport | None = None
+
+    def __init__(
+        self,
+        dover_weights_path: str | Path | None = "DOVER_plus_plus.pth",
+        text_encoder_name: str | None = None,
+        device: str | torch.device | None = None,
+        *,
+        config: DOVERConfig | str | Mapping[str, Any] | None = None,
+        fresh: Iterable[str] = (),
+        train_text_encoder: bool = False,
+    ) -> None:
+        super().__init__()
+        if config is None:
+            config = "tiny" if dover_weights_path is None else "dover-plus-plus"
+        config = DOVERConfig.resolve(config)
+        encoder = load_text_encoder(config, text_encoder_name, trainable=train_text_encoder)
+        if config.text_encoder_sha256 is None:  # not trained yet: the model takes the encoder that is there
+            config = config.replace(text_encoder_name=encoder.name, text_dim=encoder.dim)
+        self.config = config
+        self.dover_model = DOVERModelSimple(config)
+        self.fusion = QualityAwareFusion(config.feature_dim, config.text_dim, config.fusion_dim)
+        self.mos_predictor = MOSPredictor(config.fusion_dim // 2, config.mos_dim)
+        if train_text_encoder:
+            self.text_encoder = encoder
+        else:  # frozen: moved with the model, but neither trained with it nor saved with it
+            object.__setattr__(self, "text_encoder", encoder)
+        self._untrained: tuple[str, ...] = ()
+        if dover_weights_path is not None:
+            state = load_checkpoint_file(resolve_weights(dover_weights_path))
+            self.load_report = adapt_dover_checkpoint(state, self.dover_model)
+            self._untrained = mark_untrained(self, self.load_report, parts=("fusion", "mos_predictor"), fresh=fresh)
+        if device is not None:
+            self.to(device)
+
+    @classmethod
+    def _fresh(cls, **kwargs: Any) -> DOVERModel:
+        return cls(**({"dover_weights_path": None} | kwargs))
+
+    @property
+    def _hub_mixin_config(self) -> Any:
+        """What `config.json` says: with the text encoder that these weights belong to."""
+        config = self.__dict__.get("config")
+        return config and config.replace(text_encoder_sha256=self.text_encoder.sha256)
+
+    @_hub_mixin_config.setter
+    def _hub_mixin_config(self, value: Any) -> None:
+        """The mixin sets it from the constructor's arguments; ours follows from `config`."""
+
+    @property
+    def untrained(self) -> tuple[str, ...]:
+        """Parts that no checkpoint has filled: they hold NaN, and `forward` refuses."""
+        if self._untrained:  # a state dict may have filled them since
+            self._untrained = untrained_parts(self)
+        return self._untrained
+
+    def forward(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:
+        """(B,5) in [1,5]: Traditional, Alignment, Aesthetic, Temporal, Overall.
+
+        `frames` (B,3,T,H,W), normalised; one prompt a video. Differentiable with respect to `frames`.
+        """
+        return self.score_encoded(frames, self._encode(frames, prompts))
+
+    def score_encoded(self, frames: Tensor, text: TextFeatures) -> Tensor:
+        """`forward` for prompts that `text_encoder` has read: tensors only, so `torch.compile` takes it whole."""
+        if self._untrained and self.untrained:
+            raise WeightsError(
+                f"no weights for {', '.join(self.untrained)}: published DOVER checkpoints hold the backbone and the "
+                "aesthetic head alone. Train these parts (fresh=... initialises them) or load a whole checkpoint."
+            )
+        fused, weights = self._fuse(self.dover_model(frames), text)
+        return self.mos_predictor(fused, weights)
+
+    @torch.no_grad()
+    def get_quality_weights(self, prompts: Sequence[str]) -> Tensor:
+        """How much each of the four aspects matters to each prompt: (B,4), rows summing to one."""
+        return self.fusion.quality_weights(self.text_encoder(prompts).pooled)
+
+    def extract_features(self, frames: Tensor, prompts: Sequence[str], *, maps: bool = False) -> dict[str, Tensor]:
+        """Everything between the pixels and the scores, and the scores.
+
+        `dover_features` (B,1024), `backbone_features` (B,C,T',H',W'), `text_features` (B,text_dim),
+        `fused_features` (B,fusion_dim/2), `quality_weights` (B,4), `aesthetic_score` and `technical_score` (B,1),
+        `mos` (B,5); with `maps` also `aesthetic_map` and `technical_map` (B,1,T',H',W').
+        """
+        text = self._encode(frames, prompts)
+        video = self.dover_model(frames, maps=maps)
+        fused, weights = self._fuse(video, text)
+        output = {name: value for name, value in video.items() if name not in ("features", "tokens")}
+        return output | {
+            "dover_features": video["features"],
+            "text_features": text.pooled,
+            "fused_features": fused,
+            "quality_weights": weights,
+            "mos": self.mos_predictor(fused, weights),
+        }
+
+    def _encode(self, frames: Tensor, prompts: Sequence[str]) -> TextFeatures:
+        if isinstance(prompts, str) or len(prompts) != len(frames):
+            found = "one text" if isinstance(prompts, str) else f"{len(prompts)} prompts"
+            raise ValueError(f"expected a list of {len(frames)} prompts, one a video, got {found}")
+        return self.text_encoder(prompts)
+
+    def _fuse(self, video: dict[str, Tensor], text: TextFeatures) -> tuple[Tensor, Tensor]:
+        return self.fusion(
+            video["tokens"],
+            text.tokens,
+            dover_pooled=video["features"],
+            text_pooled=text.pooled,
+            text_mask=text.mask,
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DOVERModel:
+        super()._apply(fn, recurse)
+        if not self.text_encoder.trainable:
+            self.text_encoder._apply(fn)
+        return self
+
+
+def load_text_encoder(config: DOVERConfig, name: str | None, *, trainable: bool = False) -> TextEncoder:
+    """The encoder that `config` asks for: any that loads for a new model, exactly the one it was trained with else."""
+    trained = config.text_encoder_sha256
+    encoder = TextEncoder.load(name or config.text_encoder_name, fallback=trained is None, trainable=trainable)
+    if trained is not None and encoder.sha256 != trained:
+        raise TextEncoderError(
+            f"this checkpoint was trained with {config.text_encoder_name} (sha256 {trained[:12]}...), "
+            f"but {encoder.name} has sha256 {encoder.sha256[:12]}...; its scores would mean nothing"
+        )
+    return encoder

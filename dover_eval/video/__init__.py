@@ -1,0 +1,1 @@
+"""From files, arrays and tensors to the frames that a model reads."""

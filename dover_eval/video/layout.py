@@ -1,0 +1,73 @@
+"""Arrays and tensors at the door: the layout is said, never guessed, and the range is one of two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CLIP_LAYOUT = "TCHW"
+
+
+def split_clips(videos: Any, layout: str | None) -> list[Tensor]:
+    """Arrays or tensors as a list of clips (T,3,H,W), uint8 in 0-255 or float in 0-1; without copies.
+
+    `videos` is an array or a tensor in `layout`, such as "BTCHW", "BCTHW" or "TCHW", or a list of clips in a layout
+    without B. Letters are B batch, T time, C channels, H height, W width, each once.
+
+    Raises ValueError, with the shape, dtype and range that came, for anything else: no frames, no three channels,
+    values out of range, NaN, or a missing layout.
+    """
+    if layout is None:
+        raise ValueError(
+            'arrays and tensors need layout=, such as "BTCHW" or "TCHW": a shape alone cannot tell T from C'
+        )
+    if sorted(layout.removeprefix("B")) != sorted(CLIP_LAYOUT):
+        raise ValueError(f'expected a layout of T, C, H and W, each once, and B at most in front, got "{layout}"')
+    if isinstance(videos, Tensor | np.ndarray):
+        batch = _as_tensor(videos, "videos")
+        if batch.ndim != len(layout):
+            raise ValueError(f'expected {len(layout)} dimensions for layout "{layout}", got shape {tuple(batch.shape)}')
+        clips = list(batch) if layout[0] == "B" else [batch]
+    elif isinstance(videos, Sequence):
+        if layout[0] == "B":
+            raise ValueError(f'a list of clips needs a layout without B, got "{layout}"')
+        clips = [_as_tensor(video, f"videos[{i}]") for i, video in enumerate(videos)]
+    else:
+        raise TypeError(f"expected paths, an array, a tensor or a list of these, got {type(videos).__name__}")
+    order = layout.removeprefix("B")
+    return [check_clip(clip, order, f"videos[{i}]") for i, clip in enumerate(clips)]
+
+
+def check_clip(clip: Tensor, layout: str, name: str) -> Tensor:
+    """One clip as (T,3,H,W), after checks of its shape, dtype and range."""
+    found = f"{name} of shape {tuple(clip.shape)} and dtype {clip.dtype}"
+    if clip.ndim != 4:
+        raise ValueError(f'expected four dimensions for layout "{layout}", got {found}')
+    clip = clip.permute(*(layout.index(letter) for letter in CLIP_LAYOUT))
+    frames, channels, height, width = clip.shape
+    if frames == 0 or height == 0 or width == 0:
+        raise ValueError(f'expected at least one frame and one pixel, got {found} in layout "{layout}"')
+    if channels != 3:
+        raise ValueError(f'expected three channels (RGB), got {channels}: {found} in layout "{layout}"')
+    if clip.dtype == torch.uint8:
+        return clip
+    if not clip.is_floating_point():
+        raise ValueError(f"expected uint8 in 0-255 or float in 0-1, got {found}")
+    low, high = (bound.item() for bound in clip.detach().aminmax())
+    if not (low >= 0 and high <= 1):  # also where either is NaN
+        raise ValueError(f"expected float in 0-1, got {found} with values from {low:.4g} to {high:.4g}")
+    return clip
+
+
+def _as_tensor(video: Any, name: str) -> Tensor:
+    if isinstance(video, Tensor):
+        return video
+    if isinstance(video, np.ndarray):
+        if video.dtype != np.uint8 and not np.issubdtype(video.dtype, np.floating):
+            raise ValueError(f"expected uint8 in 0-255 or float in 0-1, got {name} of dtype {video.dtype}")
+        return torch.from_numpy(np.ascontiguousarray(video))
+    raise TypeError(f"expected an array or a tensor for {name}, got {type(video).__name__}")
