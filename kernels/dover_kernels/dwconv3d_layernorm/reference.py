@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
