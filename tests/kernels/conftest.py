@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from torch import Tensor
-
 from dover_kernels.dwconv3d_layernorm.reference import dwconv3d_layernorm_reference
+from torch import Tensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 NAMES = ("x", "weight", "bias", "ln_weight", "ln_bias")

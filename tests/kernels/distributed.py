@@ -4,10 +4,9 @@ import os
 
 import torch
 import torch.distributed as dist
+from dover_kernels import dwconv3d_layernorm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-
-from dover_kernels import dwconv3d_layernorm
 
 
 class Layer(nn.Module):

@@ -35,7 +35,7 @@ def tile(monkeypatch):
 
     def fix(R: int, BP: int, BC: int, NC: int = 1) -> None:
         def candidates(role, *_key):
-            return [launch.Tile(R, BP, BC, NC if role == "forward" else 1)]
+            return [launch.Tile(R, BP, BC, NC if role in ("inference", "training") else 1)]
 
         monkeypatch.setattr(launch, "candidates", candidates)
 
@@ -153,7 +153,7 @@ def test_second_derivative_is_refused(device, tile):
     leaves = [tensor.requires_grad_() for tensor in operands.tensors]
     z = dwconv3d_layernorm(*leaves)
     (dx,) = torch.autograd.grad(z.square().sum(), leaves[:1], create_graph=True)
-    with pytest.raises(RuntimeError, match="no second derivative.*DOVER_KERNELS=reference"):
+    with pytest.raises(RuntimeError, match=r"no second derivative.*DOVER_KERNELS=reference"):
         dx.sum().backward()
 
 
@@ -220,8 +220,8 @@ def test_offsets_beyond_two_to_the_31_elements(device, tile, tmp_path):
     views["x"][:, : R + 1] = x[0, :, 0].permute(1, 2, 0)
     views["dy"][:, :R] = small.dz[0, :, 0, :, :R].permute(1, 2, 0)
     taps = weight.reshape(C, -1).t().contiguous()
-    sizes = dict(T=1, H=H, W=W, n_rows=1, n_columns=1, n_strips=1, height=H)
-    constants = dict(C=C, KT=1, K=K, R=R, BP=1, BC=8, EVEN=False)
+    sizes = {"T": 1, "H": H, "W": W, "n_rows": 1, "n_columns": 1, "n_strips": 1, "height": H}
+    constants = {"C": C, "KT": 1, "K": K, "R": R, "BP": 1, "BC": 8, "EVEN": False}
     triton_kernels.convolution_kernel[(1,)](
         tensors["x"], taps, bias, gamma, gamma, tensors["y"], tensors["y"], taps, taps, eps=1e-6,
         NC=1, FLIP=False, NORM=False, SAVE=True, **sizes, **constants,

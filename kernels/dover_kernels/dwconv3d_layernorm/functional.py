@@ -97,9 +97,7 @@ def _select(
     return "triton", "a GPU that Triton compiles for"
 
 
-def _obstacle(
-    device: str, index: int | None, dtype: torch.dtype, channels: int, kernel: tuple[int, ...]
-) -> str | None:
+def _obstacle(device: str, index: int | None, dtype: torch.dtype, channels: int, kernel: tuple[int, ...]) -> str | None:
     """Why the Triton kernels cannot run, or None where they can."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if importlib.util.find_spec("triton") is None:

@@ -31,13 +31,15 @@ LAYERNORM_PROGRAMS = 1056
 
 @dataclass(frozen=True)
 class Tile:
-    """A configuration of a marching kernel: BP strips of R columns, NC chunks of BC channels a program."""
+    """A configuration of a marching kernel: BP strips of R columns, NC chunks of BC channels a program; its registers
+    let `per_sm` programs share a multiprocessor."""
 
     R: int
     BP: int
     BC: int
     NC: int = 1
     num_warps: int = 4
+    per_sm: int = 2
 
 
 @dataclass(frozen=True)
@@ -68,14 +70,15 @@ def chunk(C: int) -> int:
 
 
 def candidates(role: str, C: int, k_t: int, itemsize: int) -> list[Tile]:
-    """The configurations of `role` ("forward", "input_gradient" or "weight_gradient"), best first, at most four."""
+    """The configurations of `role` ("inference", "training", "input_gradient" or "weight_gradient"), best first, at
+    most four. A forward configuration whose NC * BC is C takes LayerNorm along; others leave it to its own kernel."""
     entry = _table().get(f"C={C} k_t={k_t} bits={8 * itemsize}")
     if entry is not None:
         return [Tile(**tile) for tile in entry[role]]
     BC = chunk(C)
     if role == "weight_gradient":
-        return [Tile(R, 128 // BC, BC) for R in (8, 7)]
-    return [Tile(R, elements // BC, BC) for R, elements in ((8, 256), (7, 256), (8, 128), (7, 128))]
+        return [Tile(R, 256 // BC, BC) for R in (8, 7)]
+    return [Tile(R, BP // BC, BC, per_sm=n) for R, BP, n in ((8, 256, 2), (7, 256, 2), (8, 128, 5), (7, 128, 5))]
 
 
 def fits(tiles: list[Tile], W: int) -> list[Tile]:
@@ -83,8 +86,8 @@ def fits(tiles: list[Tile], W: int) -> list[Tile]:
     return [tile for tile in tiles if W % tile.R == 0] or tiles
 
 
-def plan(tile: Tile, shape: torch.Size, slots: int) -> Strips:
-    """The cut that takes the fewest row steps when `slots` programs run at a time.
+def plan(tile: Tile, shape: torch.Size, multiprocessors: int) -> Strips:
+    """The cut that takes the fewest row steps from start to end.
 
     A strip shorter than its frame reads K - 1 rows more than it has, and computes on them; more strips fill the device
     better.
@@ -93,18 +96,15 @@ def plan(tile: Tile, shape: torch.Size, slots: int) -> Strips:
     chunks = C // (tile.BC * tile.NC)
 
     def steps(strips: Strips) -> int:
-        waves = math.ceil(math.ceil(strips.count / tile.BP) * chunks / slots)
+        waves = math.ceil(math.ceil(strips.count / tile.BP) * chunks / (multiprocessors * tile.per_sm))
         return waves * (strips.height + (6 if strips.rows > 1 else 0))
 
     return min((Strips.cut(B * T, H, W, tile.R, rows) for rows in range(1, max(H // 2, 1) + 1)), key=steps)
 
 
 @cache
-def _slots(device: torch.device) -> int:
-    """Programs in flight: two a multiprocessor, which their registers allow."""
-    if device.type != "cuda":
-        return 264
-    return 2 * torch.cuda.get_device_properties(device).multi_processor_count
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 _tuned: dict[tuple[Any, ...], Tile] = {}
@@ -148,7 +148,7 @@ def _taps(weight: Tensor, T: int) -> tuple[Tensor, int]:
     return taps.copy_(weight.reshape(C, -1).t()), k_t
 
 
-def _normalize_config(C: int) -> dict[str, int]:
+def normalize_config(C: int) -> dict[str, int]:
     """A block [BM, CP] of about 2048 elements, 16 a thread."""
     CP = triton.next_power_of_2(C)
     return {"CP": CP, "BM": max(1, 2048 // CP), "num_warps": min(max(CP // 512, 4), 16)}
@@ -162,24 +162,24 @@ def forward(
     B, C, T, H, W = x.shape
     z = torch.empty_like(x)
     y = torch.empty_like(x) if save else z
-    statistics = [x.new_empty((B, T, H, W) if save else (0,), dtype=torch.float32) for _ in range(2)]
+    mean, rstd = (x.new_empty((B, T, H, W) if save else (0,), dtype=torch.float32) for _ in range(2))
     if x.numel():
         taps, k_t = _taps(weight, T)
         parameters = [p.contiguous() for p in (bias, ln_weight, ln_bias)]
 
         def run(tile: Tile) -> None:
             fused = tile.NC * tile.BC == C
-            _convolve(x, taps, (*parameters, y, z, *statistics), tile, k_t, weight.shape[3], eps, fused, save, False)
+            _convolve(x, taps, (*parameters, y, z, mean, rstd), tile, k_t, weight.shape[3], eps, fused, save, False)
             if not fused:
-                n, config = B * T * H * W, _normalize_config(C)
+                n, config = B * T * H * W, normalize_config(C)
                 grid = (triton.cdiv(n, config["BM"]),)
                 kernels.layernorm_kernel[grid](
-                    y, z, *parameters[1:], *statistics, n, eps, C=C, SAVE=save, num_stages=1, **config
+                    y, z, *parameters[1:], mean, rstd, n, eps, C=C, SAVE=save, num_stages=1, **config
                 )  # fmt: skip
 
         with _on(x):
-            run(_choose("forward", x, weight.shape[2], run))
-    return z, y if save else x.new_empty(0), *statistics
+            run(_choose("training" if save else "inference", x, weight.shape[2], run))
+    return z, y if save else x.new_empty(0), mean, rstd
 
 
 def input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
@@ -205,7 +205,7 @@ def _convolve(
     norm: bool, save: bool, flip: bool,
 ) -> None:  # fmt: skip
     C, T, H, W = x.shape[1:]
-    strips = plan(tile, x.shape, _slots(x.device))
+    strips = plan(tile, x.shape, _multiprocessors(x.device))
     grid = (triton.cdiv(strips.count, tile.BP) * (C // (tile.BC * tile.NC)),)
     kernels.convolution_kernel[grid](
         x, taps, *pointers, T, H, W, strips.rows, strips.columns, strips.count, strips.height, eps,
@@ -214,14 +214,12 @@ def _convolve(
     )  # fmt: skip
 
 
-def layernorm_backward(
-    dz: Tensor, y: Tensor, ln_weight: Tensor, mean: Tensor, rstd: Tensor
-) -> tuple[Tensor, Tensor]:
+def layernorm_backward(dz: Tensor, y: Tensor, ln_weight: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
     """dy (B,C,T,H,W) in y's dtype; d(gamma), d(beta) and d(bias) as one (3,C) in fp32."""
     dz, y = _dense(dz), _dense(y)
     C, n = y.shape[1], mean.numel()
     dy = torch.empty_like(y)
-    config = _normalize_config(C)
+    config = normalize_config(C)
     programs = min(triton.cdiv(n, config["BM"]), LAYERNORM_PROGRAMS)
     partial = y.new_empty((programs, 3, C), dtype=torch.float32)
     if n:

@@ -25,10 +25,10 @@ def _(
     x: Tensor, weight: Tensor, bias: Tensor, ln_weight: Tensor, ln_bias: Tensor, eps: float, save: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     z = torch.empty_like(x, memory_format=torch.channels_last_3d)
-    if not save:
-        return z, x.new_empty(0), *(x.new_empty(0, dtype=torch.float32) for _ in range(2))
     B, _C, T, H, W = x.shape
-    return z, torch.empty_like(z), *(x.new_empty((B, T, H, W), dtype=torch.float32) for _ in range(2))
+    y = torch.empty_like(z) if save else x.new_empty(0)
+    mean, rstd = (x.new_empty((B, T, H, W) if save else (0,), dtype=torch.float32) for _ in range(2))
+    return z, y, mean, rstd
 
 
 @torch.library.custom_op("dover_kernels::layernorm_backward", mutates_args=())

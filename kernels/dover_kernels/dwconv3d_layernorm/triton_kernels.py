@@ -12,6 +12,9 @@ bits for every configuration, and so in every batch.
 Names: `i_` index, `o_` offset in elements, `m_` mask, `p_` pointer, `b_` block of values. Frames are counted over
 (B,T); every offset that grows with them is int64.
 """
+# Triton compiles a part of Python that has no star in a tuple, and whose types are its own.
+# ruff: noqa: RUF005, SIM108
+# mypy: ignore-errors
 
 import triton
 import triton.language as tl
