@@ -10,8 +10,10 @@ if INTERPRETED:
 
 from bench.offline import ARCHITECTURES, cases, compile_case
 
-#: The first choice of each role of the first stage; fused inference compiles for longer and is left to the table.
+#: The first choice of each role of the first stage. The input gradient is the forward kernel turned around, and fused
+#: inference compiles for long: both are left to the table.
 SHIPPED = {case.role: case for case in reversed(list(cases(96, 3, "bf16"))) if case.constants.get("EVEN", True)}
+del SHIPPED["input_gradient"]
 
 
 @pytest.mark.slow
@@ -21,5 +23,5 @@ def test_compiles_without_a_spill(role, architecture):
     report = compile_case(SHIPPED[role], architecture)
     assert report.stack == 0, report
     assert 0 < report.registers <= 255, report
-    if role in ("training", "input_gradient", "weight_gradient") and architecture < 100:
+    if role in ("training", "weight_gradient") and architecture < 100:
         assert report.ffma > 0.5, report

@@ -83,8 +83,9 @@ def candidates(role: str, C: int, k_t: int, itemsize: int) -> list[Tile]:
 
 
 def fits(tiles: list[Tile], W: int) -> list[Tile]:
-    """Those whose strips tile a row of W columns exactly, or all where none does."""
-    return [tile for tile in tiles if W % tile.R == 0] or tiles
+    """Those whose strips tile a row of W columns exactly; where none does all, the narrowest first, which overhang the
+    least and have registers left for the masks."""
+    return [tile for tile in tiles if W % tile.R == 0] or sorted(tiles, key=lambda tile: tile.R)
 
 
 @lru_cache(maxsize=1024)
