@@ -191,9 +191,9 @@ def _print_table(scores: VideoScores) -> None:
         table.add_column(name, justify="right", style="bold" if name == "Overall" else "", no_wrap=True)
     for i, source in enumerate(scores.sources):
         # Text, not str: brackets in a file name or a prompt are no markup.
-        name, prompt = Text(Path(source).name), Text(scores.prompts[i], style="dim")
         error = scores.errors[i]
-        cells: list[Any] = [name + Text("\n") + (prompt if error is None else Text(error, style="red"))]
+        below = Text(scores.prompts[i], style="dim") if error is None else Text(error, style="red")
+        cells: list[Any] = [Text("\n").join([Text(Path(source).name), below])]
         cells += ["-" if error else f"{value:.2f}" for value in scores.values[i].tolist()]
         table.add_row(*cells)
     Console().print(table)

@@ -26,7 +26,7 @@ def test_strength_rises_from_nothing(frames, name):
     )
     untouched = difference(distort(frames, name, 0.0, np.random.default_rng(0)), frames)
     assert untouched < weak < strong
-    assert untouched == 0 or name == "compress"  # a codec is never quite lossless
+    assert untouched == 0 or name == "compress"  # a codec is never lossless
 
 
 @pytest.mark.parametrize("name", ASPECT_OF)

@@ -35,7 +35,7 @@ def test_contents_do_not_depend_on_the_worker(small_config):
 def run(config, steps):
     torch.manual_seed(0)
     model = DOVERModel(None, config=config)
-    return train(model, TrainingSettings(steps=steps, contents=2, workers=0, learning_rate=3e-3))
+    return train(model, TrainingSettings(steps, contents=2, workers=0, learning_rate=3e-3, readout_contents=6))
 
 
 @pytest.fixture
@@ -71,5 +71,5 @@ def test_it_learns(small_config, monkeypatch):
             return (model.score_encoded(batch.frames, text)[:, :4] - batch.targets.diagonal().T).abs().mean().item()
 
     before = error()
-    train(model, TrainingSettings(steps=40, contents=2, workers=0, learning_rate=3e-3, ema_decay=0.8))
+    train(model, TrainingSettings(40, contents=2, workers=0, learning_rate=3e-3, ema_decay=0.8, readout_contents=4))
     assert error() < 0.5 * before
