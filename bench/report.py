@@ -72,6 +72,8 @@ def main() -> None:
     options = parser.parse_args()
     for path in sorted(RESULTS.glob("*.json")):
         report = json.loads(path.read_text())
+        if not any("candidate" in entry for entry in report.get("results", [])):
+            continue  # another benchmark's
         print(f"## {report['device']}\n\ntorch {report['torch']}, Triton {report['triton']}. {report['note']}\n")
         for direction in ("forward", "training"):
             print(f"### {direction}\n\n{table(report, direction)}\n")
