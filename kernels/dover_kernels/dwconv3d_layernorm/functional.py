@@ -14,6 +14,7 @@ CHOICES = ("reference", "triton")
 #: Spatial kernel sizes, and the most channels, that the Triton kernels take.
 TRITON_KERNEL_SIZES = (3, 5, 7)
 TRITON_MAX_CHANNELS = 8192
+TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def _select(
 def _obstacle(device: str, index: int | None, dtype: torch.dtype, channels: int, kernel: tuple[int, ...]) -> str | None:
     """Why the Triton kernels cannot run, or None where they can."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if importlib.util.find_spec("triton") is None:
+    if not TRITON_INSTALLED:
         return "Triton is not installed"
     if device != "cuda" and not (device == "cpu" and interpreted):
         return f"the tensor is on {device}, and Triton needs a GPU"
