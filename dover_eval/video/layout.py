@@ -12,8 +12,11 @@ from torch import Tensor
 CLIP_LAYOUT = "TCHW"
 
 
-def split_clips(videos: Any, layout: str | None) -> list[Tensor]:
-    """Arrays or tensors as a list of clips (T,3,H,W), uint8 in 0-255 or float in 0-1; without copies.
+UNIT_RANGE = (0.0, 1.0)
+
+
+def split_clips(videos: Any, layout: str | None, value_range: tuple[float, float] = UNIT_RANGE) -> list[Tensor]:
+    """Arrays or tensors as a list of clips (T,3,H,W), uint8 in 0-255 or float in `value_range`; without copies.
 
     `videos` is an array or a tensor in `layout`, such as "BTCHW", "BCTHW" or "TCHW", or a list of clips in a layout
     without B. Letters are B batch, T time, C channels, H height, W width, each once.
@@ -39,10 +42,10 @@ def split_clips(videos: Any, layout: str | None) -> list[Tensor]:
     else:
         raise TypeError(f"expected paths, an array, a tensor or a list of these, got {type(videos).__name__}")
     order = layout.removeprefix("B")
-    return [check_clip(clip, order, f"videos[{i}]") for i, clip in enumerate(clips)]
+    return [check_clip(clip, order, f"videos[{i}]", value_range) for i, clip in enumerate(clips)]
 
 
-def check_clip(clip: Tensor, layout: str, name: str) -> Tensor:
+def check_clip(clip: Tensor, layout: str, name: str, value_range: tuple[float, float] = UNIT_RANGE) -> Tensor:
     """One clip as (T,3,H,W), after checks of its shape, dtype and range."""
     found = f"{name} of shape {tuple(clip.shape)} and dtype {clip.dtype}"
     if clip.ndim != 4:
@@ -55,11 +58,13 @@ def check_clip(clip: Tensor, layout: str, name: str) -> Tensor:
         raise ValueError(f'expected three channels (RGB), got {channels}: {found} in layout "{layout}"')
     if clip.dtype == torch.uint8:
         return clip
+    least, most = value_range
+    wanted = f"float in {least:g}-{most:g}" if least >= 0 else f"float from {least:g} to {most:g}"
     if not clip.is_floating_point():
-        raise ValueError(f"expected uint8 in 0-255 or float in 0-1, got {found}")
+        raise ValueError(f"expected uint8 in 0-255 or {wanted}, got {found}")
     low, high = (bound.item() for bound in clip.detach().aminmax())
-    if not (low >= 0 and high <= 1):  # also where either is NaN
-        raise ValueError(f"expected float in 0-1, got {found} with values from {low:.4g} to {high:.4g}")
+    if not (low >= least and high <= most):  # also where either is NaN
+        raise ValueError(f"expected {wanted}, got {found} with values from {low:.4g} to {high:.4g}")
     return clip
 
 
