@@ -64,7 +64,10 @@ def test_the_models_own_weights_get_no_gradient(reward, videos, prompts):
     assert all(parameter.grad is None for parameter in reward.scorer.model.parameters())
 
 
-def test_checkpointing_keeps_fewer_activations(reward, videos, prompts):
+def test_checkpointing_keeps_fewer_activations(model, videos, prompts):
+    deep = DOVERModel(None, config=model.config.replace(depths=(8, 8, 8, 8)))
+    reward = DoverReward(deep, layout="BTCHW", value_range=(0, 1), device="cpu")
+
     def kept(checkpoint_frames):
         storages = {}
 
