@@ -110,17 +110,17 @@ PRESETS: dict[str, DOVERConfig] = {
     "dover-plus-plus": DOVERConfig(stem_kernel=(2, 4, 4)),
     # The embedded default: small enough for the wheel and for a loop on a CPU.
     "nano": DOVERConfig(
-        dims=(32, 64, 128, 256),
+        dims=(24, 48, 96, 192),
         depths=(2, 2, 4, 2),
         layer_scale_init=0.1,
         signals=SIGNALS,
         statistics=True,
-        token_grid=(4, 4, 4),
+        token_grid=(4, 3, 3),
         fusion_dim=256,
         mos_dim=128,
         text_encoder_name=MINILM,
         text_dim=384,
-        num_frames=16,
-        frame_size=(128, 128),
+        num_frames=12,
+        frame_size=(112, 112),
     ),
 }

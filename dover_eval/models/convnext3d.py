@@ -59,7 +59,8 @@ class ConvNeXtBlock3D(nn.Module):
         return torch.cat(slices, dim=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = dwconv3d_layernorm(x, self.dwconv.weight, self.dwconv.bias, self.norm.weight, self.norm.bias, self.norm.eps)
+        conv, norm = self.dwconv, self.norm
+        y = dwconv3d_layernorm(x, conv.weight, cast(Tensor, conv.bias), norm.weight, norm.bias, norm.eps)
         y = self.pwconv2(self.act(self.pwconv1(y.permute(0, 2, 3, 4, 1))))
         y = (self.gamma * y).permute(0, 4, 1, 2, 3)
         if self.training and self.drop_path > 0:

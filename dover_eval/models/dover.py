@@ -93,12 +93,13 @@ class DOVERModelSimple(nn.Module, _HubModel, **HUB):
         """
         *stages, features = self.backbone.forward_stages(frames)
         local = {"aesthetic": self.aesthetic_head(features), "technical": self.technical_head(features)}
-        grid = [min(size, most) for size, most in zip(features.shape[2:], self.config.token_grid, strict=True)]
-        places = F.adaptive_avg_pool3d(features, grid).flatten(2).transpose(1, 2)
+        frames_, height, width = (
+            min(size, most) for size, most in zip(features.shape[2:], self.config.token_grid, strict=True)
+        )
+        places = F.adaptive_avg_pool3d(features, (frames_, height, width)).flatten(2).transpose(1, 2)
         pooled = self.projection(features.mean(dim=(2, 3, 4)))
         if self.config.statistics:
-            moments = self.statistics(stages).clamp(-10, 10)
-            pooled = pooled + self.statistics_projection(moments.to(pooled.dtype))
+            pooled = pooled + self.statistics_projection(self.statistics(stages).to(pooled.dtype))
         output = {
             "features": pooled,
             "aesthetic_score": local["aesthetic"].mean(dim=(2, 3, 4)),
@@ -172,7 +173,7 @@ class DOVERModel(nn.Module, _HubModel, **HUB):
         return cls(**({"dover_weights_path": None} | kwargs))
 
     @property
-    def _hub_mixin_config(self) -> DOVERConfig | None:  # type: ignore[override]
+    def _hub_mixin_config(self) -> Any:
         """What `config.json` says: with the text encoder that these weights belong to."""
         config = self.__dict__.get("config")
         return config and config.replace(text_encoder_sha256=self.text_encoder.sha256)

@@ -29,20 +29,31 @@ class StatisticsPool(nn.Module):
     """Moments of every stage over space and time: where distortion shows before semantics do.
 
     For each map (B,C,T,H,W): the mean, and the logarithms of the variance, of the mean squared first difference in
-    time, and of the second. A clip too short for a difference has the floor there. Standardised by `center` and
-    `scale`, which `fit` takes from data and which are part of the checkpoint.
+    time, and of the second. A clip too short for a difference has the floor there.
+
+    Standardised by `center` and `scale`, running means over the batches seen in training. Unlike a batch norm's they
+    are used in training too, so that a batch of one trains, and a clip never depends on its batch.
     """
 
     FLOOR = 1e-6
+    MOMENTUM = 0.02
+    LIMIT = 10.0
+    center: Tensor
+    scale: Tensor
+    fitted: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.register_buffer("center", torch.zeros(4 * channels))
         self.register_buffer("scale", torch.ones(4 * channels))
+        self.register_buffer("fitted", torch.zeros(()))
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        """(B, 4 x the channels of all maps), standardised."""
-        return (self.raw(maps) - self.center) / self.scale
+        """(B, 4 x the channels of all maps), standardised, within +-LIMIT, fp32."""
+        raw = self.raw(maps)
+        if self.training:
+            self._follow(raw.detach())
+        return ((raw - self.center) / self.scale).clamp(-self.LIMIT, self.LIMIT)
 
     def raw(self, maps: list[Tensor]) -> Tensor:
         """The moments before they are standardised, in fp32."""
@@ -61,11 +72,12 @@ class StatisticsPool(nn.Module):
     def _log(self, x: Tensor) -> Tensor:
         return torch.log(x + self.FLOOR)
 
-    @torch.no_grad()
-    def fit(self, raw: Tensor) -> None:
-        """Take centre and scale from raw moments (N, 4 x channels), N >= 2."""
-        self.center.copy_(raw.mean(dim=0))
-        self.scale.copy_(raw.std(dim=0).clamp_min(1e-3))
+    def _follow(self, raw: Tensor) -> None:
+        momentum = torch.where(self.fitted > 0, self.MOMENTUM, 1.0)
+        self.center.lerp_(raw.mean(dim=0), momentum)
+        if len(raw) > 1:
+            self.scale.lerp_(raw.std(dim=0).clamp_min(1e-2), momentum)
+            self.fitted.fill_(1)
 
 
 class MOSPredictor(nn.Module):

@@ -6,6 +6,7 @@ OpenCV (hides rotation and timestamps): its wheels carry FFmpeg and give every f
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ class Clip:
 def decode_clip(path: str | Path, num_frames: int) -> Clip:
     """`num_frames` frames of the file's first video, uniform in presentation time.
 
-    Each is the frame on screen nearest to the middle of its part of the clip, so a variable frame rate is sampled
+    Each is the frame on screen in the middle of its part of the clip, so a variable frame rate is sampled
     rightly and a clip with fewer frames repeats them. Rotation metadata are obeyed. Files stream: memory holds the
     sampled frames, whatever the length.
 
@@ -61,7 +62,7 @@ def decode_clip(path: str | Path, num_frames: int) -> Clip:
 
 def _open_video(container: av.container.InputContainer, path: Path) -> av.VideoStream:
     if not container.streams.video:
-        kinds = sorted({stream.type for stream in container.streams}) or ["nothing"]
+        kinds = sorted({str(stream.type) for stream in container.streams}) or ["nothing"]
         raise VideoError(f"{path}: no video stream, found {', '.join(kinds)}")
     stream = container.streams.video[0]
     stream.thread_type = "AUTO"
@@ -124,29 +125,21 @@ def _dated_frames(path: Path) -> Iterator[tuple[av.VideoFrame, float]]:
 
 
 def _nearest_frames(path: Path, targets: list[float]) -> Iterator[tuple[Tensor, float]]:
-    """For each of the rising `targets` the frame on screen nearest to it, as (3,H,W) uint8, and its time."""
+    """For each of the rising `targets` the frame on screen then, as (3,H,W) uint8, and its time."""
     waiting = iter(targets)
     target = next(waiting, None)
-    before: tuple[av.VideoFrame, float] | None = None
-    pixels: dict[int, Tensor] = {}  # of `before` alone: a frame asked for twice is converted once
-
-    def take(frame: av.VideoFrame) -> Tensor:
-        if id(frame) not in pixels:
-            pixels.clear()
-            pixels[id(frame)] = _upright(frame)
-        return pixels[id(frame)]
-
-    for current in _dated_frames(path):
+    shown: tuple[av.VideoFrame, float] | None = None
+    end: tuple[None, float] = (None, float("inf"))
+    for frame, time in itertools.chain(_dated_frames(path), [end]):
+        pixels: Tensor | None = None
         # A frame is on screen until the next one appears.
-        while target is not None and before is not None and target < current[1]:
-            yield take(before[0]), before[1]
+        while target is not None and shown is not None and target < time:
+            pixels = _upright(shown[0]) if pixels is None else pixels
+            yield pixels, shown[1]
             target = next(waiting, None)
-        if target is None:
+        if target is None or frame is None:
             return
-        before = current
-    while target is not None and before is not None:
-        yield take(before[0]), before[1]
-        target = next(waiting, None)
+        shown = (frame, time)
 
 
 def _upright(frame: av.VideoFrame) -> Tensor:

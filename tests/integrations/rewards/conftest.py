@@ -1,46 +1,16 @@
-"""A model small enough for every test, with random weights asked for by name."""
-
-import os
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+"""What the tests of rewards share."""
 
 import pytest
 import torch
+
 from dover_integrations.rewards import DoverReward
 
-from dover_eval import DOVERConfig, DOVERModel
-from dover_eval.config import MINILM, SIGNALS
-
-SMALL = DOVERConfig(
-    dims=(8, 16, 16, 16),
-    depths=(2, 2, 2, 2),
-    layer_scale_init=0.5,
-    signals=SIGNALS,
-    statistics=True,
-    head_hidden=8,
-    feature_dim=32,
-    token_grid=(2, 2, 2),
-    fusion_dim=32,
-    mos_dim=16,
-    text_encoder_name=MINILM,
-    text_dim=384,
-    num_frames=4,
-    frame_size=(32, 32),
-)
 PROMPTS = ["a red bicycle in the rain", "two dogs on a beach", "snow falls on a roof", "a boat at night"]
 
 
 @pytest.fixture(scope="session")
-def model():
-    """Random weights, scaled so that clips and prompts make a difference that a test can see."""
-    torch.manual_seed(0)
-    model = DOVERModel(None, config=SMALL)
-    with torch.no_grad():
-        for part in (model.fusion, model.mos_predictor):
-            for parameter in part.parameters():
-                if parameter.ndim == 2:
-                    parameter.mul_(3)
-    return model.eval()
+def model(small_model):
+    return small_model
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,5 @@
 """Servers on real sockets, on loopback, around a model small enough for every test."""
 
-import os
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
 import contextlib
 import socket
 import threading
@@ -17,37 +13,11 @@ import uvicorn
 from dover_integrations.rewards import DoverReward
 from dover_integrations.server import DoverRewardClient, ServerSettings, create_app
 
-from dover_eval import DOVERConfig, DOVERModel
-from dover_eval.config import MINILM, SIGNALS
-
-SMALL = DOVERConfig(
-    dims=(8, 16, 16, 16),
-    depths=(1, 1, 1, 1),
-    layer_scale_init=0.5,
-    signals=SIGNALS,
-    statistics=True,
-    head_hidden=8,
-    feature_dim=32,
-    token_grid=(2, 2, 2),
-    fusion_dim=32,
-    mos_dim=16,
-    text_encoder_name=MINILM,
-    text_dim=384,
-    num_frames=4,
-    frame_size=(32, 32),
-)
 
 
 @pytest.fixture(scope="session")
-def model():
-    torch.manual_seed(0)
-    model = DOVERModel(None, config=SMALL)
-    with torch.no_grad():
-        for part in (model.fusion, model.mos_predictor):
-            for parameter in part.parameters():
-                if parameter.ndim == 2:
-                    parameter.mul_(3)
-    return model.eval()
+def model(small_model):
+    return small_model
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,21 @@
+"""`dover-eval`: one file a command. A command's imports are its own, so that `--help` answers at once."""
+
+import typer
+
+from dover_eval.cli.info import info
+from dover_eval.cli.score import score
+
+app = typer.Typer(
+    name="dover-eval",
+    help="Scores generated videos against their prompts: five mean-opinion scores on the 1-5 scale.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_show_locals=False,
+)
+app.command()(score)
+app.command()(info)
+
+
+def main() -> None:
+    """The console script."""
+    app()

@@ -1,0 +1,1 @@
+"""How a checkpoint is made: drawn clips, known distortions, losses, and the loop."""

@@ -1,0 +1,189 @@
+"""The two models: names, shapes and keys of the specification, and the promises that a score rests on."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from dover_eval import DOVERConfig, DOVERModel, DOVERModelSimple, TextEncoderError, WeightsError
+from dover_eval.models.heads import ASPECTS
+
+PROMPTS = ["a red circle moving left", "two dogs running over a beach at sunset, cinematic, in slow motion"]
+
+
+@pytest.mark.parametrize("preset", ["tiny", "dover-plus-plus", "nano"])
+def test_the_presets_have_the_specified_outputs(preset):
+    model = DOVERModelSimple(preset).eval()
+    dim = model.config.dims[-1]
+    with torch.no_grad():
+        output = model(torch.randn(1, 3, 4, 64, 64), maps=True)
+    frames = 4 // model.config.stem_kernel[0]
+    assert output["features"].shape == (1, 1024)
+    assert output["aesthetic_score"].shape == output["technical_score"].shape == (1, 1)
+    assert output["backbone_features"].shape == (1, dim, frames, 2, 2)
+    assert output["aesthetic_map"].shape == output["technical_map"].shape == (1, 1, frames, 2, 2)
+    torch.testing.assert_close(output["aesthetic_map"].mean((2, 3, 4)), output["aesthetic_score"])
+
+
+def test_tiny_and_nano_have_the_specified_sizes():
+    count = lambda module: sum(p.numel() for p in module.parameters())
+    assert 27e6 < count(DOVERModelSimple("tiny").backbone) < 32e6
+    assert count(DOVERModel(None, config="nano")) < 8e6
+    assert DOVERModelSimple("dover-plus-plus").backbone.stem_kernel == (2, 4, 4)
+
+
+def test_outputs_of_the_whole_model(small_model, frames):
+    scores = small_model(frames, PROMPTS)
+    assert scores.shape == (2, 5)
+    assert ((scores >= 1) & (scores <= 5)).all()
+    output = small_model.extract_features(frames, PROMPTS, maps=True)
+    shapes = {name: tuple(value.shape) for name, value in output.items()}
+    assert shapes == {
+        "dover_features": (2, 1024),
+        "backbone_features": (2, 32, 4, 1, 1),
+        "text_features": (2, 384),
+        "fused_features": (2, 16),
+        "quality_weights": (2, 4),
+        "aesthetic_score": (2, 1),
+        "technical_score": (2, 1),
+        "mos": (2, 5),
+        "aesthetic_map": (2, 1, 4, 1, 1),
+        "technical_map": (2, 1, 4, 1, 1),
+    }
+    assert torch.equal(output["mos"], scores)
+    assert torch.equal(output["quality_weights"], small_model.get_quality_weights(PROMPTS))
+    expected = (scores[:, : len(ASPECTS)] * output["quality_weights"]).sum(1)
+    torch.testing.assert_close(scores[:, 4], expected)
+
+
+def test_video_and_prompt_both_matter(small_model, frames):
+    scores = small_model(frames, PROMPTS)
+    assert (scores - small_model(frames, PROMPTS[::-1])).abs().max() > 1e-3
+    assert (scores - small_model(frames.flip(0), PROMPTS)).abs().max() > 1e-3
+
+
+def test_the_order_of_frames_matters(small_model, frames):
+    assert (small_model(frames, PROMPTS) - small_model(frames[:, :, [2, 0, 3, 1]], PROMPTS)).abs().max() > 1e-3
+
+
+def test_a_clip_scores_the_same_alone_as_in_a_batch(small_model, frames):
+    together = small_model(frames, PROMPTS)
+    for i in range(2):
+        torch.testing.assert_close(
+            small_model(frames[i : i + 1], PROMPTS[i : i + 1])[0], together[i], atol=1e-5, rtol=0
+        )
+
+
+def test_eval_is_deterministic_to_the_bit(small_model, frames):
+    assert torch.equal(small_model(frames, PROMPTS), small_model(frames, PROMPTS))
+
+
+def test_gradients_reach_the_frames_and_are_right(small_model, frames):
+    frames = frames[:1].clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(small_model(frames, PROMPTS[:1])[0, 4], frames)
+    assert gradient.abs().max() > 0
+    direction = gradient / gradient.norm()
+    with torch.no_grad():
+        up, down = (small_model(frames + step * direction, PROMPTS[:1])[0, 4] for step in (1e-2, -1e-2))
+    torch.testing.assert_close((up - down) / 2e-2, gradient.norm(), rtol=0.02, atol=1e-4)
+
+
+def test_every_parameter_learns(small_config, frames):
+    model = DOVERModel(None, config=small_config).train()
+    output = model.extract_features(frames, PROMPTS)
+    (output["mos"].sum() + output["aesthetic_score"].sum() + output["technical_score"].sum()).backward()
+    silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert not silent
+    assert not any(name.startswith("text_encoder") for name, _ in model.named_parameters())
+
+
+def test_the_scoring_compiles_in_one_graph(small_model, frames):
+    text = small_model.text_encoder(PROMPTS)
+    compiled = torch.compile(small_model.score_encoded, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(frames, text), small_model.score_encoded(frames, text))
+
+
+@pytest.mark.parametrize("prompts", [["one"], ["one", "two", "three"], "one", ["one", ""]])
+def test_prompts_that_do_not_fit_are_refused(small_model, frames, prompts):
+    with pytest.raises(ValueError, match="prompt"):
+        small_model(frames, prompts)
+
+
+def test_a_round_trip_keeps_every_bit(small_model, frames, tmp_path):
+    small_model.save_pretrained(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    again = DOVERModel.from_pretrained(str(tmp_path))
+    assert not again.training
+    assert torch.equal(again(frames, PROMPTS), small_model(frames, PROMPTS))
+    assert again.config.replace(text_encoder_sha256=None) == small_model.config
+
+    simple = small_model.dover_model
+    simple.save_pretrained(tmp_path / "simple")
+    loaded = DOVERModelSimple.from_pretrained(str(tmp_path / "simple"))
+    assert torch.equal(loaded(frames)["features"], simple(frames)["features"])
+
+
+def test_a_checkpoint_that_lacks_a_key_is_refused(small_model, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    small_model.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    dropped = state.pop("fusion.query.weight")
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"missing \['fusion\.query\.weight'\]"):
+        DOVERModel.from_pretrained(str(tmp_path))
+    save_file(state | {"fusion.query.weight": dropped * torch.nan}, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match="NaN"):
+        DOVERModel.from_pretrained(str(tmp_path))
+    with pytest.raises(ValueError, match="random weights"):
+        DOVERModel.from_pretrained(str(tmp_path), strict=False)
+
+
+def test_a_checkpoint_refuses_another_text_encoder(small_model, tmp_path):
+    config = small_model.config.replace(text_encoder_sha256="f" * 64)
+    with pytest.raises(TextEncoderError, match="trained with sentence-transformers/all-MiniLM-L6-v2"):
+        DOVERModel(None, config=config)
+
+
+def test_a_trained_text_encoder_goes_into_the_checkpoint(small_config, tmp_path):
+    model = DOVERModel(None, config=small_config, train_text_encoder=True)
+    with torch.no_grad():
+        next(model.text_encoder.parameters()).add_(0.1)
+    model.save_pretrained(tmp_path)
+    assert any(key.startswith("text_encoder.") for key in model.state_dict())
+    again = DOVERModel.from_pretrained(str(tmp_path), train_text_encoder=True)
+    assert torch.equal(next(again.text_encoder.parameters()), next(model.text_encoder.parameters()))
+
+
+def test_it_copies_and_pickles(small_model, frames):
+    for other in (copy.deepcopy(small_model), pickle.loads(pickle.dumps(small_model))):
+        assert torch.equal(other(frames, PROMPTS), small_model(frames, PROMPTS))
+
+
+def test_moving_the_model_moves_its_text_encoder(small_config):
+    model = DOVERModel(None, config=small_config).to(torch.float64)
+    assert next(model.text_encoder.parameters()).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"dims": (8, 16)}, "four dims"),
+        ({"temporal_kernels": (2,)}, "odd"),
+        ({"signals": ("highpass",)}, "rgb"),
+        ({"fusion_dim": 20}, "8 heads"),
+        ({"stem_kernel": (8, 4, 4)}, "shorter than the stem"),
+    ],
+)
+def test_configurations_that_cannot_work_are_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        DOVERConfig(**({"num_frames": 4} | changes))
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="unknown preset 'huge', expected one of"):
+        DOVERModelSimple("huge")
+    with pytest.raises(ValueError, match=r"unknown fields.*\['size'\]"):
+        DOVERModelSimple({"size": 3})

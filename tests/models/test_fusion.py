@@ -1,0 +1,70 @@
+"""Fusion: shapes of the specification, weights that sum to one, masks that hide, attention that attends."""
+
+import pytest
+import torch
+
+from dover_eval import QualityAwareFusion
+
+
+@pytest.fixture
+def fusion():
+    module = QualityAwareFusion(dover_dim=24, text_dim=16, hidden_dim=32).eval()
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return module
+
+
+def test_the_specification_defaults():
+    fused, weights = QualityAwareFusion()(torch.randn(2, 1024), torch.randn(2, 1024))
+    assert fused.shape == (2, 256)
+    assert weights.shape == (2, 4)
+
+
+def test_weights_sum_to_one(fusion):
+    _, weights = fusion(torch.randn(3, 24), 100 * torch.randn(3, 16))
+    torch.testing.assert_close(weights.sum(1), torch.ones(3))
+    assert (weights >= 0).all()
+
+
+def test_padding_is_not_seen(fusion):
+    video, text = torch.randn(1, 5, 24), torch.randn(1, 7, 16)
+    alone = fusion(video, text)
+    video_mask, text_mask = torch.arange(9)[None] < 5, torch.arange(12)[None] < 7
+    padded = fusion(
+        torch.cat([video, 1e3 * torch.randn(1, 4, 24)], 1),
+        torch.cat([text, 1e3 * torch.randn(1, 5, 16)], 1),
+        dover_mask=video_mask,
+        text_mask=text_mask,
+    )
+    for a, b in zip(alone, padded, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_a_word_finds_its_place_among_others(fusion):
+    """The places are a set: their order is nothing, their content is everything."""
+    video, text = torch.randn(1, 6, 24), torch.randn(1, 3, 16)
+    pooled = video.mean(1)
+    fused, _ = fusion(video, text, dover_pooled=pooled)
+    shuffled, _ = fusion(video[:, [3, 1, 5, 0, 2, 4]], text, dover_pooled=pooled)
+    torch.testing.assert_close(fused, shuffled, atol=1e-5, rtol=1e-5)
+    other, _ = fusion(torch.randn(1, 6, 24), text, dover_pooled=pooled)
+    assert (fused - other).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("video", "text", "words"),
+    [((2, 24), (3, 16), "2 and 3"), ((2, 1, 1, 24), (2, 16), r"dover_features \(B,D\) or \(B,N,D\)")],
+)
+def test_what_does_not_fit_is_refused(fusion, video, text, words):
+    with pytest.raises(ValueError, match=words):
+        fusion(torch.zeros(video), torch.zeros(text))
+
+
+def test_a_mask_of_another_shape_is_refused(fusion):
+    with pytest.raises(ValueError, match=r"expected a mask \(2, 5\)"):
+        fusion(torch.zeros(2, 5, 24), torch.zeros(2, 16), dover_mask=torch.ones(2, 4, dtype=torch.bool))
+
+
+def test_hidden_sizes_must_fit_the_heads():
+    with pytest.raises(ValueError, match="divisible by 8"):
+        QualityAwareFusion(8, 8, 20)

@@ -1,0 +1,45 @@
+"""Scores are bounded, Overall is between the others, and statistics ignore the batch."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dover_eval import MOSPredictor
+from dover_eval.models.heads import StatisticsPool
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**31), scale=st.floats(0, 1e4), sharpness=st.floats(0, 100))
+def test_scores_are_in_range_and_overall_is_between_the_others(seed, scale, sharpness):
+    torch.manual_seed(seed)
+    weights = (torch.randn(5, 4) * sharpness).softmax(1)
+    scores = MOSPredictor(16, 8)(torch.randn(5, 16) * scale, weights)
+    assert scores.shape == (5, 5)
+    assert (scores >= 1).all()
+    assert (scores <= 5).all()
+    assert (scores[:, 4] >= scores[:, :4].amin(1)).all()
+    assert (scores[:, 4] <= scores[:, :4].amax(1)).all()
+
+
+def test_overall_follows_the_weights():
+    head, fused = MOSPredictor(16, 8), torch.randn(4, 16)
+    for aspect in range(4):
+        weights = torch.zeros(4, 4)
+        weights[:, aspect] = 1
+        scores = head(fused, weights)
+        torch.testing.assert_close(scores[:, 4], scores[:, aspect])
+    torch.testing.assert_close(head(fused)[:, 4], head(fused)[:, :4].mean(1))
+
+
+def test_statistics_standardise_what_they_saw_and_do_not_depend_on_the_batch():
+    pool = StatisticsPool(3 + 5).train()
+    maps = [torch.randn(16, 3, 4, 6, 6) * 3 + 1, torch.randn(16, 5, 4, 3, 3)]
+    pool(maps)
+    seen = pool.eval()(maps)
+    assert seen.shape == (16, 32)
+    assert seen.mean(0).abs().max() < 1e-4
+    torch.testing.assert_close(pool([m[3:4] for m in maps]), seen[3:4])
+
+
+def test_statistics_of_one_frame_are_finite():
+    assert StatisticsPool(3).train()([torch.randn(1, 3, 1, 4, 4)]).isfinite().all()

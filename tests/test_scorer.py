@@ -1,0 +1,201 @@
+"""`VideoScorer`: the same bytes, the same score; a failure is a row with its reason; the rest goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dover_eval import VideoScorer, VideoScores
+
+PROMPTS = ["a red circle", "a dog in the snow, in slow motion", "two birds", "a city at night", "rain"]
+
+
+@pytest.fixture
+def clips() -> list[torch.Tensor]:
+    """Five clips of different lengths and sizes, (T,3,H,W) uint8."""
+    sizes = [(4, 32, 48), (9, 40, 40), (1, 64, 50), (30, 33, 35), (4, 32, 48)]
+    return [torch.randint(0, 256, (t, 3, h, w), dtype=torch.uint8) for t, h, w in sizes]
+
+
+def test_what_comes_back(small_scorer, clips):
+    scores = small_scorer.score(clips, PROMPTS, layout="TCHW")
+    assert scores.values.shape == (5, 5)
+    assert scores.values.dtype == torch.float32
+    assert ((scores.values >= 1) & (scores.values <= 5)).all()
+    assert scores.names == ("Traditional", "Alignment", "Aesthetic", "Temporal", "Overall")
+    assert torch.equal(scores.overall, scores.values[:, 4])
+    assert scores.aesthetic_score.shape == scores.technical_score.shape == (5,)
+    torch.testing.assert_close(scores.quality_weights.sum(1), torch.ones(5))
+    assert scores.errors == (None,) * 5
+    assert scores.ok
+    rows = json.loads(json.dumps(scores.to_dicts()))
+    assert rows[1]["Prompt"] == PROMPTS[1]
+    assert rows[1]["Overall"] == pytest.approx(scores.overall[1].item(), abs=1e-6)
+    assert scores.fingerprint.digest in repr(scores)
+    assert not scores.values.requires_grad
+
+
+def test_any_order_gives_the_same_bits_one_by_one(small_scorer, clips):
+    expected = small_scorer.score(clips, PROMPTS, layout="TCHW", batch_size=1).values
+    order = list(range(5))
+    random.Random(3).shuffle(order)
+    shuffled = small_scorer.score([clips[i] for i in order], [PROMPTS[i] for i in order], layout="TCHW", batch_size=1)
+    assert torch.equal(shuffled.values, expected[order])
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 5, 64])
+def test_any_batch_size_gives_the_same_scores(small_scorer, clips, batch_size):
+    expected = small_scorer.score(clips, PROMPTS, layout="TCHW", batch_size=1)
+    found = small_scorer.score(clips, PROMPTS, layout="TCHW", batch_size=batch_size)
+    for name in ("values", "aesthetic_score", "technical_score", "quality_weights"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-5, rtol=0)
+
+
+def test_threads_agree_and_leave_grad_mode_alone(small_scorer, clips):
+    expected = small_scorer.score(clips, PROMPTS, layout="TCHW", batch_size=1).values
+
+    def work(_):
+        found = small_scorer.score(clips, PROMPTS, layout="TCHW", batch_size=1).values
+        return torch.equal(found, expected), torch.is_grad_enabled()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(same and grad for same, grad in pool.map(work, range(16)))
+
+
+def test_layouts_and_kinds_agree(small_scorer):
+    batch = torch.randint(0, 256, (2, 4, 3, 32, 48), dtype=torch.uint8)
+    expected = small_scorer.score(batch, PROMPTS[:2], layout="BTCHW").values
+    for videos, layout in (
+        (batch.transpose(1, 2), "BCTHW"),
+        (batch.numpy(), "BTCHW"),
+        (np.ascontiguousarray(batch.permute(0, 1, 3, 4, 2).numpy()), "BTHWC"),
+        (list(batch), "TCHW"),
+        (batch.float() / 255, "BTCHW"),
+    ):
+        found = small_scorer.score(videos, PROMPTS[:2], layout=layout).values
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_a_file_and_its_frames_score_alike(small_scorer, write_video, moving_frames):
+    from dover_eval.video.decode import decode_clip
+
+    path = write_video(moving_frames)
+    frames = decode_clip(path, 12).frames
+    by_file = small_scorer.score(path, "a square").values
+    by_frames = small_scorer.score(frames, "a square", layout="TCHW").values
+    assert torch.equal(by_file, by_frames)
+
+
+def test_one_broken_file_does_not_stop_the_others(small_scorer, write_video, moving_frames, tmp_path):
+    good = write_video(moving_frames)
+    bad = tmp_path / "bad.mp4"
+    bad.write_text("no video")
+    seen = []
+    scores = small_scorer.score([bad, good, tmp_path / "gone.mp4"], "a square", batch_size=2, progress=seen.append)
+    assert [error is None for error in scores.errors] == [False, True, False]
+    assert "bad.mp4: cannot be decoded" in scores.errors[0]
+    assert "gone.mp4: no such file" in scores.errors[2]
+    assert scores.values[[0, 2]].isnan().all()
+    assert torch.equal(scores.values[1], small_scorer.score(good, "a square").values[0])
+    assert scores.to_dicts()[0]["Overall"] is None
+    assert not scores.ok
+    assert "bad.mp4" in repr(scores)
+    assert sum(seen) == 3
+
+
+def test_nothing_to_score(small_scorer):
+    scores = small_scorer.score([], [], layout="TCHW")
+    assert len(scores) == 0
+    assert scores.values.shape == (0, 5)
+    assert scores.to_dicts() == []
+
+
+@pytest.mark.parametrize(
+    ("videos", "prompts", "kwargs", "error", "words"),
+    [
+        ("clips", PROMPTS[:4], {"layout": "TCHW"}, ValueError, "expected 5 prompts, one a clip, got 4"),
+        ("clips", [*PROMPTS[:4], ""], {"layout": "TCHW"}, ValueError, "expected a text for prompt 4, got ''"),
+        ("clips", [*PROMPTS[:4], None], {"layout": "TCHW"}, ValueError, "prompt 4, got None"),
+        ("clips", PROMPTS, {}, ValueError, "need layout="),
+        ("clips", PROMPTS, {"layout": "TCHW", "batch_size": 0}, ValueError, "batch_size of at least 1, got 0"),
+        ("a.mp4", "a", {"layout": "TCHW"}, ValueError, "files have their own layout"),
+        (["a.mp4", 3], "a", {}, TypeError, r"got a int as videos\[1\]"),
+        (3, "a", {"layout": "TCHW"}, TypeError, "got int"),
+    ],
+)
+def test_what_does_not_fit_is_refused(small_scorer, clips, videos, prompts, kwargs, error, words):
+    with pytest.raises(error, match=words):
+        small_scorer.score(clips if videos == "clips" else videos, prompts, **kwargs)
+
+
+def test_the_fingerprint_holds_what_decides_a_score(small_model, small_scorer):
+    again = VideoScorer(small_model, device="cpu").fingerprint
+    assert again == small_scorer.fingerprint
+    half = VideoScorer(small_model, device="cpu", dtype=torch.bfloat16).fingerprint
+    assert half.digest != again.digest
+    assert {field.name for field in dataclasses.fields(again)} >= {
+        "weights",
+        "text_encoder",
+        "num_frames",
+        "frame_size",
+    }
+
+
+def test_weights_decide_the_fingerprint(small_config):
+    from dover_eval import DOVERModel
+
+    model = DOVERModel(None, config=small_config)
+    before = VideoScorer(model, device="cpu").fingerprint.digest
+    with torch.no_grad():
+        model.mos_predictor.fc2.bias.add_(1e-6)
+    assert VideoScorer(model, device="cpu").fingerprint.digest != before
+
+
+def test_a_checkpoint_folder_scores_as_the_model_did(small_scorer, clips, tmp_path):
+    small_scorer.model.save_pretrained(tmp_path)
+    loaded = VideoScorer.from_pretrained(tmp_path, device="cpu")
+    assert loaded.fingerprint == small_scorer.fingerprint
+    assert torch.equal(
+        loaded.score(clips, PROMPTS, layout="TCHW").values, small_scorer.score(clips, PROMPTS, layout="TCHW").values
+    )
+
+
+def test_weights_stored_in_half_are_computed_in_float(small_scorer, clips, tmp_path):
+    import safetensors.torch
+
+    small_scorer.model.save_pretrained(tmp_path)
+    state = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    safetensors.torch.save_file({k: v.half() for k, v in state.items()}, tmp_path / "model.safetensors")
+    loaded = VideoScorer.from_pretrained(tmp_path, device="cpu")
+    assert {p.dtype for p in loaded.model.parameters()} == {torch.float32}
+    assert loaded.fingerprint.dtype == "float32"
+    found = loaded.score(clips, PROMPTS, layout="TCHW").values
+    torch.testing.assert_close(found, small_scorer.score(clips, PROMPTS, layout="TCHW").values, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["./no/such/folder", "/no/such/folder"])
+def test_a_missing_folder_is_not_looked_for_on_the_hub(name):
+    with pytest.raises(FileNotFoundError, match="no checkpoint folder"):
+        VideoScorer.from_pretrained(name)
+
+
+def test_results_validate_themselves(small_scorer, clips):
+    scores = small_scorer.score(clips, PROMPTS, layout="TCHW")
+    with pytest.raises(ValueError, match=r"expected values \(5, 5\) float32, got \(5, 4\)"):
+        dataclasses.replace(scores, values=scores.values[:, :4])
+    with pytest.raises(ValueError, match="expected 5 prompts, got 2"):
+        dataclasses.replace(scores, prompts=("a", "b"))
+    assert isinstance(scores, VideoScores)
+
+
+def test_real_clips_score_the_same_twice(real_clip: Path, small_scorer):
+    first, second = (small_scorer.score(real_clip, "a person", batch_size=1).values for _ in range(2))
+    assert torch.equal(first, second)
+    assert first.isfinite().all()

@@ -1,0 +1,180 @@
+"""Files: frames by presentation time, upright, streamed, and an error with the file's name for everything else."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from dover_eval import VideoError
+from dover_eval.video.decode import decode_clip
+
+
+def grey_frames(levels, height=48, width=64):
+    """Flat frames, told apart by their brightness."""
+    return np.stack([np.full((height, width, 3), level, np.uint8) for level in levels])
+
+
+def levels_of(clip):
+    return [round(frame.float().mean().item() / 20) * 20 for frame in clip.frames]
+
+
+LEVELS = [20, 40, 60, 80, 100, 120, 140, 160]
+
+
+def test_every_frame_of_a_clip_in_order(write_video):
+    clip = decode_clip(write_video(grey_frames(LEVELS), rate=8), 8)
+    assert levels_of(clip) == LEVELS
+    assert clip.frames.shape == (8, 3, 48, 64)
+    assert clip.frames.dtype == torch.uint8
+    assert clip.duration == pytest.approx(1.0)
+    assert clip.times == pytest.approx([i / 8 for i in range(8)])
+
+
+def test_fewer_frames_are_the_middles_of_equal_parts(write_video):
+    assert levels_of(decode_clip(write_video(grey_frames(LEVELS)), 4)) == [40, 80, 120, 160]
+    assert levels_of(decode_clip(write_video(grey_frames(LEVELS)), 1)) == [100]
+
+
+def test_short_clips_repeat_frames_by_time(write_video):
+    assert levels_of(decode_clip(write_video(grey_frames([40, 120])), 6)) == [40, 40, 40, 120, 120, 120]
+
+
+def test_one_frame(write_video):
+    assert levels_of(decode_clip(write_video(grey_frames([80])), 4)) == [80] * 4
+
+
+def test_variable_frame_rates_are_sampled_by_time(write_video):
+    """The second frame stands for most of the clip, so most samples are of it."""
+    path = write_video(grey_frames([40, 80, 120, 160]), "vfr.mkv", times=[0, 100, 900, 1000])
+    assert levels_of(decode_clip(path, 10)) == [40] + [80] * 8 + [120]
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.webm", "libvpx-vp9"), ("a.mkv", "libx264"), ("a.avi", "mpeg4")])
+def test_containers_and_codecs(write_video, name, codec):
+    clip = decode_clip(write_video(grey_frames(LEVELS), name, codec=codec), 4)
+    assert np.abs(np.array([frame.float().mean() for frame in clip.frames]) - [40, 80, 120, 160]).max() < 18
+
+
+def test_an_animated_gif(write_video):
+    clip = decode_clip(write_video(grey_frames([0, 255, 255, 0]), "a.gif", codec="gif"), 8)
+    assert [frame.float().mean().item() > 128 for frame in clip.frames] == [False] * 2 + [True] * 4 + [False] * 2
+
+
+def test_a_raw_stream_without_timestamps(write_video, tmp_path):
+    source = write_video(grey_frames(LEVELS), "a.h264")
+    assert levels_of(decode_clip(source, 4)) == [40, 80, 120, 160]
+
+
+@pytest.mark.parametrize("quarter_turns", [0, 1, 2, 3])
+def test_rotation_metadata_are_obeyed(write_video, quarter_turns):
+    """A phone held sideways: the matrix of the track's header turns the picture clockwise."""
+    frame = np.zeros((48, 64, 3), np.uint8)
+    frame[:24, :32] = 240  # the upper left corner of the stored picture
+    path = write_video(np.stack([frame] * 3))
+    matrices = {0: (1, 0, 0, 1), 1: (0, 1, -1, 0), 2: (-1, 0, 0, -1), 3: (0, -1, 1, 0)}
+    a, b, c, d = (value * 65536 for value in matrices[quarter_turns])
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 4 + 40  # version 0: the matrix follows 40 bytes of times, ids, layer and volume
+    data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    expected = np.rot90(frame, -quarter_turns)
+    found = decode_clip(path, 2).frames[0].permute(1, 2, 0).numpy()
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected).mean() < 6
+
+
+def test_an_odd_size(write_video):
+    frames = np.random.default_rng(0).integers(0, 255, (3, 46, 62, 3), np.uint8)
+    assert decode_clip(write_video(frames), 3).frames.shape == (3, 3, 46, 62)
+
+
+@pytest.mark.parametrize("content", ["missing", "folder", "empty", "text", "audio", "truncated", "cut", "no frames"])
+def test_bad_files_are_refused_by_name(content, tmp_path, write_video, moving_frames):
+    path = tmp_path / "bad.mp4"
+    words = {
+        "missing": "no such file",
+        "folder": "a folder, expected a video",
+        "empty": "an empty file",
+        "text": "cannot be decoded as a video",
+        "audio": "no video stream, found audio",
+        "truncated": "cannot be decoded as a video",  # the index at the end is lost
+        "cut": "truncated",  # the index is in front, the frames are not all there
+        "no frames": "cannot be decoded as a video",
+    }[content]
+    if content == "folder":
+        path.mkdir()
+    elif content == "empty":
+        path.touch()
+    elif content == "text":
+        path.write_text("Not a video.\n" * 100)
+    elif content == "audio":
+        path = tmp_path / "bad.wav"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), format="s16", layout="mono")
+            frame.sample_rate = 8000
+            container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+    elif content == "truncated":
+        whole = write_video(moving_frames, "whole.mp4").read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+    elif content == "cut":
+        source = write_video(moving_frames, "whole.mp4")
+        front = tmp_path / "front.mp4"
+        with av.open(str(source)) as old, av.open(str(front), "w", options={"movflags": "faststart"}) as new:
+            stream = new.add_stream_from_template(old.streams.video[0])
+            for packet in old.demux(video=0):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    new.mux(packet)
+        whole = front.read_bytes()
+        path.write_bytes(whole[: int(len(whole) * 0.7)])
+    elif content == "no frames":
+        path = tmp_path / "bad.mkv"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=8)
+            stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+            container.start_encoding()
+    with pytest.raises(VideoError, match=words) as caught:
+        decode_clip(path, 4)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_long_file_streams(tmp_path):
+    """Ten minutes of 640x360 are 4 GB of pixels; decoding them needs a small part of that."""
+    path = tmp_path / "long.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"preset": "ultrafast", "crf": "40"})
+        stream.height, stream.width, stream.pix_fmt = 360, 640, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.zeros((360, 640, 3), np.uint8), format="rgb24")
+        for i in range(6000):
+            frame.pts = i
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    code = (
+        "import resource, sys; from dover_eval.video.decode import decode_clip; import torch;"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
+        f"clip = decode_clip({str(path)!r}, 16);"
+        "after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
+        "print(round(clip.duration), clip.frames.shape[0], (after - before) / 1024)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    duration, frames, megabytes = map(float, done.stdout.split())
+    assert (duration, frames) == (600, 16)
+    assert megabytes < 200
+
+
+def test_real_clips(real_clip: Path):
+    clip = decode_clip(real_clip, 8)
+    assert clip.frames.shape[:2] == (8, 3)
+    assert clip.frames.float().std() > 1
+    assert 8 < clip.duration < 11
+    assert torch.equal(decode_clip(real_clip, 8).frames, clip.frames)

@@ -1,0 +1,50 @@
+"""Sampling and resizing: the same for a tensor as for a file, for integers as for floats."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dover_eval import DOVERConfig
+from dover_eval.video.sample import prepare_clip, sample_indices, sample_times
+
+CONFIG = DOVERConfig(num_frames=6, frame_size=(32, 40))
+
+
+@given(length=st.integers(1, 200), count=st.integers(1, 64))
+def test_indices_rise_stay_inside_and_spread_evenly(length, count):
+    indices = sample_indices(length, count)
+    assert len(indices) == count
+    assert indices == sorted(indices)
+    assert 0 <= indices[0] <= indices[-1] < length
+    assert indices[0] <= length / count
+    assert indices[-1] >= length - 1 - length / count
+
+
+def test_times_are_the_middles_of_equal_parts():
+    assert sample_times(1.0, 3.0, 4) == [1.25, 1.75, 2.25, 2.75]
+
+
+def test_the_model_s_shape_and_scale():
+    clip = torch.full((9, 3, 20, 30), 255, dtype=torch.uint8)
+    prepared = prepare_clip(clip, CONFIG)
+    assert prepared.shape == (3, 6, 32, 40)
+    expected = (1 - torch.tensor(CONFIG.mean)) / torch.tensor(CONFIG.std)
+    torch.testing.assert_close(prepared[:, 0, 0, 0], expected)
+
+
+def test_uint8_and_float_of_the_same_pixels_agree():
+    clip = torch.randint(0, 256, (6, 3, 50, 70), dtype=torch.uint8)
+    torch.testing.assert_close(prepare_clip(clip, CONFIG), prepare_clip(clip.float() / 255, CONFIG))
+
+
+def test_a_large_clip_is_shrunk_without_aliasing():
+    checkers = (torch.arange(64)[:, None] + torch.arange(80)) % 2
+    clip = (checkers * 255).to(torch.uint8).expand(6, 3, 64, 80)
+    spread = prepare_clip(clip, CONFIG) * torch.tensor(CONFIG.std).view(3, 1, 1, 1)
+    assert spread.std(dim=(2, 3)).max() < 0.05
+
+
+def test_gradients_reach_the_pixels():
+    clip = torch.rand(6, 3, 20, 30, requires_grad=True)
+    prepare_clip(clip, CONFIG).square().sum().backward()
+    assert (clip.grad.abs() > 0).float().mean() > 0.9
