@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dover_integrations.server.app import create_app as create_app
     from dover_integrations.server.client import DoverRewardClient as DoverRewardClient
-    from dover_integrations.server.run import run as run
     from dover_integrations.server.settings import ServerSettings as ServerSettings
+    from dover_integrations.server.uvicorn_runner import run as run
 
-_HOME = {"DoverRewardClient": "client", "ServerSettings": "settings", "create_app": "app", "run": "run"}
+_HOME = {"DoverRewardClient": "client", "ServerSettings": "settings", "create_app": "app", "run": "uvicorn_runner"}
 
 __all__ = [*_HOME]
 

@@ -92,13 +92,16 @@ def bytes_from_path(text: str, settings: ServerSettings) -> bytes:
         raise BadRequest("video_path: no such file under the server's video root") from None
     finally:
         os.close(folder)
-    with os.fdopen(file, "rb") as stream:
-        found = os.fstat(stream.fileno())
-        if not stat.S_ISREG(found.st_mode):
+    try:
+        found = os.fstat(file)
+        if not stat.S_ISREG(found.st_mode):  # a folder, a pipe
             raise BadRequest("video_path: no such file under the server's video root")
         if found.st_size > settings.max_body:
             raise BadRequest(f"video_path: expected at most {settings.max_body} bytes, got {found.st_size}")
-        return stream.read(settings.max_body)
+        with os.fdopen(file, "rb", closefd=False) as stream:
+            return stream.read(settings.max_body)
+    finally:
+        os.close(file)
 
 
 def check_clip_size(clip: Tensor, settings: ServerSettings, name: str) -> None:

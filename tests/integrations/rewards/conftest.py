@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from dover_integrations.rewards import DoverReward
 
 PROMPTS = ["a red bicycle in the rain", "two dogs on a beach", "snow falls on a roof", "a boat at night"]

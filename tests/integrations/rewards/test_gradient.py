@@ -80,7 +80,7 @@ def test_checkpointing_keeps_fewer_activations(model, videos, prompts):
             reward.differentiable(videos.clone().requires_grad_(), prompts, checkpoint_frames=checkpoint_frames)
         return sum(storage.nbytes() for storage in storages.values())
 
-    assert kept(2) < 0.5 * kept(None)
+    assert kept(2) < 0.6 * kept(None)
 
 
 def test_frames_with_nan_are_refused_whatever_the_policy(model, videos, prompts):

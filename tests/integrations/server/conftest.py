@@ -14,7 +14,6 @@ from dover_integrations.rewards import DoverReward
 from dover_integrations.server import DoverRewardClient, ServerSettings, create_app
 
 
-
 @pytest.fixture(scope="session")
 def model(small_model):
     return small_model
