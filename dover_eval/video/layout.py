@@ -12,11 +12,8 @@ from torch import Tensor
 CLIP_LAYOUT = "TCHW"
 
 
-UNIT_RANGE = (0.0, 1.0)
-
-
-def split_clips(videos: Any, layout: str | None, value_range: tuple[float, float] = UNIT_RANGE) -> list[Tensor]:
-    """Arrays or tensors as a list of clips (T,3,H,W), uint8 in 0-255 or float in `value_range`; without copies.
+def split_clips(videos: Any, layout: str | None) -> list[Tensor]:
+    """Arrays or tensors as a list of clips (T,3,H,W), uint8 in 0-255 or float in 0-1; without copies.
 
     `videos` is an array or a tensor in `layout`, such as "BTCHW", "BCTHW" or "TCHW", or a list of clips in a layout
     without B. Letters are B batch, T time, C channels, H height, W width, each once.
@@ -42,11 +39,11 @@ def split_clips(videos: Any, layout: str | None, value_range: tuple[float, float
     else:
         raise TypeError(f"expected paths, an array, a tensor or a list of these, got {type(videos).__name__}")
     order = layout.removeprefix("B")
-    return [check_clip(clip, order, f"videos[{i}]", value_range) for i, clip in enumerate(clips)]
+    return [check_clip(clip, order, f"videos[{i}]") for i, clip in enumerate(clips)]
 
 
-def check_clip(clip: Tensor, layout: str, name: str, value_range: tuple[float, float] = UNIT_RANGE) -> Tensor:
-    """One clip as (T,3,H,W), after checks of its shape, dtype and range."""
+def check_clip(clip: Tensor, layout: str, name: str, value_range: tuple[float, float] = (0.0, 1.0)) -> Tensor:
+    """One clip as (T,3,H,W), after checks of its shape, dtype and range; floats must be in `value_range`."""
     found = f"{name} of shape {tuple(clip.shape)} and dtype {clip.dtype}"
     if clip.ndim != 4:
         raise ValueError(f'expected four dimensions for layout "{layout}", got {found}')

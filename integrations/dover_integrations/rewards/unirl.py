@@ -1,4 +1,4 @@
-"""UniRL: a reward backend that a recipe names by `_target_: dover_integrations.rewards.unirl.DoverSpec`."""
+"""UniRL: a reward backend that a recipe names by `_target_: dover_integrations.rewards.unirl.DoverRewardBackend`."""
 
 from __future__ import annotations
 
