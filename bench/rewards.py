@@ -10,9 +10,10 @@ machine that slows down slows all of them.
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from dover_integrations.server import DoverRewardClient, ServerSettings, create_
 from torch import Tensor
 
 from dover_eval import DOVERModel
+from dover_eval.config import PRESETS
 
 RESULTS = Path(__file__).parent / "results"
 THREADS = 8
@@ -37,10 +39,10 @@ FRAMES, HEIGHT, WIDTH = 16, 224, 224
 SETTINGS: dict[str, Any] = {"layout": "BTCHW", "value_range": (0, 255)}
 
 
-def make_reward(model: str | None, device: str, batch_size: int) -> DoverReward:
-    """The reward of a checkpoint; None is nano with random weights, which take as long."""
+def make_reward(model: str, device: str, batch_size: int) -> DoverReward:
+    """The reward of a checkpoint, or of a preset with random weights, which take as long."""
     torch.manual_seed(0)
-    source = DOVERModel(None, config="nano") if model is None else model
+    source = DOVERModel(None, config=model) if model in PRESETS else model
     return DoverReward(source, device=device, batch_size=batch_size, **SETTINGS)
 
 
@@ -86,14 +88,14 @@ def measure(ways: dict[str, Callable[[], Tensor]], clips: int, rounds: int) -> d
     }
 
 
-def measure_memory(model: str | None, device: str) -> dict[str, float]:
+def measure_memory(model: str, device: str) -> dict[str, float]:
     """Peak MiB above the loaded model for one clip: without gradients, with them, and with checkpointing.
 
     Each in a process of its own: a process's peak never falls.
     """
     found = {}
     for mode in ("no gradient", "gradient, all activations kept", "gradient, checkpointed"):
-        arguments = ["--memory-of", mode, "--device", device] + (["--model", model] if model else [])
+        arguments = ["--memory-of", mode, "--device", device, "--model", model]
         done = subprocess.run(
             [sys.executable, "-m", "bench.rewards", *arguments], capture_output=True, text=True, check=True
         )
@@ -101,25 +103,36 @@ def measure_memory(model: str | None, device: str) -> dict[str, float]:
     return found
 
 
-def peak_of(mode: str, model: str | None, device: str) -> float:
+def peak_of(mode: str, model: str, device: str) -> float:
     """Peak MiB of one clip above what the loaded model takes."""
     reward = make_reward(model, device, batch_size=1)
     reward = DoverReward(reward.scorer, layout="BTCHW", value_range=(0, 1), batch_size=1)
     clip = torch.rand(1, FRAMES, 3, HEIGHT, WIDTH, device=device)
     reward(clip[:, :1, :, :32, :32], "a boat")  # loads what is loaded once
     on_gpu = torch.device(device).type == "cuda"
+    before = torch.cuda.memory_allocated() if on_gpu else start_of_peak()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-    else:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if mode == "no gradient":
         reward(clip, "a boat")
     else:
         checkpoint_frames = {"checkpoint_frames": None} if "kept" in mode else {}
         reward.differentiable(clip.requires_grad_(), "a boat", **checkpoint_frames).sum().backward()
-    after = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return (after - before) / 2**20
+    return ((torch.cuda.max_memory_allocated() if on_gpu else resident("VmHWM")) - before) / 2**20
+
+
+def start_of_peak() -> int:
+    """Bytes in memory now, from where the kernel is told to count the peak anew. Linux alone can."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident("VmRSS")
+
+
+def resident(name: str) -> int:
+    """Bytes of a line of /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 def start_server(reward: DoverReward) -> tuple[uvicorn.Server, str]:
@@ -135,7 +148,7 @@ def start_server(reward: DoverReward) -> tuple[uvicorn.Server, str]:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", help="a checkpoint; by default nano with random weights")
+    parser.add_argument("--model", default="nano", help="a checkpoint, or a preset, which gets random weights")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--clips", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=8)
@@ -163,7 +176,7 @@ def main() -> None:
     device = torch.cuda.get_device_name() if reward.scorer.device.type == "cuda" else platform.processor()
     document = {
         "command": " ".join(["python -m bench.rewards", *sys.argv[1:]]),
-        "model": arguments.model or "nano, random weights",
+        "model": arguments.model + (", random weights" if arguments.model in PRESETS else ""),
         "device": device or platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

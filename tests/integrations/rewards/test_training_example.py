@@ -30,14 +30,14 @@ def video_reward(small_model):
     return DoverReward(small_model, layout="BCTHW", value_range=(-1, 1), device="cpu")
 
 
-QUICK = {"latents": (2, 4, 4), "sampling_steps": 4, "held_out": 16}
+QUICK = {"sampling_steps": 4, "held_out": 16}
 
 
 @pytest.mark.parametrize(
     ("method", "settings"),
     [
         ("backprop", {"backprop_steps": 12, "backprop_lr": 1e-2}),
-        ("grpo", {"grpo_steps": 15, "grpo_lr": 5e-3, "group": 8}),
+        ("grpo", {"grpo_steps": 15, "grpo_lr": 5e-3}),
     ],
     ids=["backprop", "grpo"],
 )
