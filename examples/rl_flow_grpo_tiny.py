@@ -193,12 +193,13 @@ def run(method: str, reward: DoverReward, settings: Settings, seed: int) -> dict
     """Train one model; held-out rewards before and after, and what the monitor saw."""
     wan = TinyWan(seed, reward.scorer.model.text_encoder)
     monitor = RewardMonitor(layout=reward.layout, value_range=reward.value_range, baseline=5, window=5)
-    before, _, _ = held_out(wan, reward, settings)
+    before, frames, prompts = held_out(wan, reward, settings)
+    monitor.probe(reward, frames, prompts)
     start = time.perf_counter()
     history = METHODS[method](wan, reward, monitor, settings, seed)
     seconds = time.perf_counter() - start
     after, frames, prompts = held_out(wan, reward, settings)
-    figures = monitor.probe(reward, frames, prompts)
+    monitor.probe(reward, frames, prompts)
     first = {name: series["first"][0] for name, series in monitor.state_dict().items()}
     last = {name: (series["last"] or series["first"])[-1] for name, series in monitor.state_dict().items()}
     return {
@@ -210,7 +211,7 @@ def run(method: str, reward: DoverReward, settings: Settings, seed: int) -> dict
         "history": history,
         "seconds": seconds,
         "monitor_first": first,
-        "monitor_last": last | {key: value for key, value in figures.items() if not key.startswith("alarm/")},
+        "monitor_last": last,
         "alarms": copy.copy(monitor.alarms),
     }
 
@@ -263,9 +264,9 @@ def main() -> None:
             runs.append(run(method, reward, settings, seed))
             print(f"{method} seed {seed}: {runs[-1]['before']:.4f} -> {runs[-1]['after']:.4f}", flush=True)
             for name in ("motion", "saturation", "contrast", "grid", "group_std", "prompt_sensitivity"):
-                if name in runs[-1]["monitor_last"]:
-                    first = runs[-1]["monitor_first"].get(name, math.nan)
-                    print(f"    {name:20} {first:8.4f} -> {runs[-1]['monitor_last'][name]:8.4f}")
+                if name in runs[-1]["monitor_first"]:
+                    first, last = runs[-1]["monitor_first"][name], runs[-1]["monitor_last"][name]
+                    print(f"    {name:20} {first:8.4f} -> {last:8.4f}")
             for alarm, message in runs[-1]["alarms"].items():
                 print(f"    alarm {alarm}: {message}")
         results[method] = {"summary": summary(runs), "runs": runs}

@@ -81,6 +81,7 @@ class DoverReward:
         self._device = None if device is None else torch.device(device)
         self._dtype = dtype
         self._engine: Engine | None = None
+        self._warned = False
         self._loading = threading.Lock()
 
     def __call__(self, videos: Any, prompts: str | Sequence[str]) -> Tensor:
@@ -216,8 +217,13 @@ class DoverReward:
             raise TypeError(f"expected an array, a tensor or a path for {name}, got {type(clip).__name__}")
         if clip.dtype == torch.uint8 and self.value_range != BYTE_RANGE:
             raise ValueError(f"expected floats in {self.value_range}, got {name} of dtype uint8, whose range is 0-255")
-        if clip.is_floating_point() and clip.numel() and not all(x.isfinite() for x in clip.detach().aminmax()):
-            return Failure(f"frames of shape {tuple(clip.shape)} hold NaN or infinity")
+        if clip.is_floating_point() and clip.numel():
+            low, high = (bound.item() for bound in clip.detach().aminmax())
+            if not (math.isfinite(low) and math.isfinite(high)):
+                return Failure(f"frames of shape {tuple(clip.shape)} hold NaN or infinity")
+            if self.value_range == BYTE_RANGE and 0 < high <= 1 and not self._warned:
+                self._warned = True
+                logger.warning("%s has no value above %.3g of 0-255: is its range 0-1?", name, high)
         clip = check_clip(clip, self.layout.removeprefix("B"), name, self.value_range)
         ready = torch.cuda.current_stream(clip.device).record_event() if clip.is_cuda else None
         return Item(clip, prompt, self.value_range, ready)

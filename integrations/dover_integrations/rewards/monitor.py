@@ -96,7 +96,8 @@ class RewardMonitor:
             raise ValueError(
                 f"expected baseline >= 2, window and max_clips >= 1, got {baseline}, {window}, {max_clips}"
             )
-        self.layout, self.value_range = layout, value_range
+        # The reward's own reading of layout and range; no model is loaded for it.
+        self._reader = DoverReward(layout=layout, value_range=value_range)
         self.limits = limits or Limits()
         self.max_clips = max_clips
         self.alarms: dict[str, str] = {}
@@ -160,10 +161,9 @@ class RewardMonitor:
         return figures | {f"alarm/{name}": float(bool(message)) for name, message in found.items()}
 
     def _clips(self, videos: Any) -> list[Tensor]:
-        # The reward's own reading of the layout and range; no model is loaded for it.
-        reader = DoverReward(layout=self.layout, value_range=self.value_range)
-        low, high = self.value_range
-        return [(clip.detach().float() - low) / (high - low) for clip in reader.read_clips(videos, self.max_clips)]
+        low, high = self._reader.value_range
+        clips = self._reader.read_clips(videos, self.max_clips)
+        return [(clip.detach().float() - low) / (high - low) for clip in clips]
 
     def _change(self, name: str) -> tuple[float, float] | None:
         return self._series[name].change() if name in self._series else None

@@ -115,6 +115,13 @@ def test_settings_that_make_no_sense_are_refused(model, settings, message):
         make(model, **settings)
 
 
+def test_floats_in_0_1_that_were_announced_as_0_255_raise_a_suspicion_once(model, videos, prompts, caplog):
+    reward = make(model, value_range=(0, 255))
+    reward(videos, prompts)
+    reward(videos, prompts)
+    assert caplog.text.count("is its range 0-1?") == 1
+
+
 def test_an_empty_prompt_is_refused(reward, videos):
     with pytest.raises(ValueError, match="expected a text for prompt 1"):
         reward(videos[:2], ["a boat", " "])
