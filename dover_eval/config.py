@@ -35,6 +35,7 @@ class DOVERConfig:
     Text
         text_encoder_name, text_dim: the encoder and its width.
         text_encoder_sha256: of the encoder's weights file; a checkpoint refuses any other. None: not trained yet.
+        text_encoder_trained: whether the checkpoint holds text encoder weights of its own, trained with the model.
     Sampling
         num_frames, frame_size: what `VideoScorer` resizes a clip to, frames and (height, width).
         mean, std: of RGB in [0, 1], subtracted and divided before the model.
@@ -58,6 +59,7 @@ class DOVERConfig:
     text_encoder_name: str = BGE_LARGE
     text_dim: int = 1024
     text_encoder_sha256: str | None = None
+    text_encoder_trained: bool = False
 
     num_frames: int = 32
     frame_size: tuple[int, int] = (224, 224)

@@ -22,6 +22,8 @@ from dover_eval.video.sample import prepare_clip
 from dover_eval.weights import WeightsError
 
 DEFAULT_BATCH_SIZE = 8
+# What scoring takes from the model, and how wide each is.
+OUTPUTS = {"mos": len(SCORE_NAMES), "quality_weights": len(ASPECTS), "aesthetic_score": 1, "technical_score": 1}
 
 
 class VideoScorer:
@@ -57,13 +59,7 @@ class VideoScorer:
             FileNotFoundError, OSError: no such checkpoint.
             dover_eval.WeightsError, TextEncoderError: it is incomplete, or its text encoder is not to be had.
         """
-        if name_or_path is None:
-            name_or_path = Path(str(resources.files("dover_eval") / "assets"))
-        elif not Path(name_or_path).exists() and (
-            os.sep in str(name_or_path).lstrip(os.sep) and str(name_or_path)[0] in "./~"
-        ):
-            raise FileNotFoundError(f"no checkpoint folder {name_or_path}")
-        return cls(DOVERModel.from_pretrained(str(name_or_path)), device=device, dtype=dtype)
+        return cls(DOVERModel.from_pretrained(_checkpoint(name_or_path)), device=device, dtype=dtype)
 
     def to(self, device: str | torch.device) -> VideoScorer:
         """Move the model. Not while another thread scores. Scores that follow carry the new fingerprint."""
@@ -108,7 +104,7 @@ class VideoScorer:
             clips, sources = paths, [str(path) for path in paths]
         prompts = _as_prompts(prompts, len(sources))
 
-        rows: list[dict[str, Tensor]] = []
+        parts: list[dict[str, Tensor]] = []
         errors: list[str | None] = []
         batch: list[Tensor | None] = []
         for clip in clips:
@@ -116,18 +112,17 @@ class VideoScorer:
             batch.append(prepared)
             errors.append(error)
             if len(batch) == batch_size or len(errors) == len(sources):
-                rows += self._score_batch(batch, prompts[len(rows) : len(errors)])
+                parts.append(self._score_batch(batch, prompts[len(errors) - len(batch) : len(errors)]))
                 if progress:
                     progress(len(batch))
                 batch = []
-        column = lambda name, width: (
-            torch.stack([row[name] for row in rows]) if rows else torch.empty((0, *width), dtype=torch.float32)
-        )
+        parts = parts or [self._score_batch([], [])]
+        output = {name: torch.cat([part[name] for part in parts]) for name in OUTPUTS}
         return VideoScores(
-            values=column("mos", (len(SCORE_NAMES),)),
-            aesthetic_score=column("aesthetic_score", ()),
-            technical_score=column("technical_score", ()),
-            quality_weights=column("quality_weights", (len(ASPECTS),)),
+            values=output["mos"],
+            aesthetic_score=output["aesthetic_score"].squeeze(1),
+            technical_score=output["technical_score"].squeeze(1),
+            quality_weights=output["quality_weights"],
             sources=tuple(sources),
             prompts=tuple(prompts),
             errors=tuple(errors),
@@ -161,24 +156,16 @@ class VideoScorer:
             return None, str(error)
 
     @torch.no_grad()
-    def _score_batch(self, batch: list[Tensor | None], prompts: Sequence[str]) -> list[dict[str, Tensor]]:
-        """A row a clip, on the CPU; NaN for a clip that is None."""
-        nan = {
-            "mos": torch.full((len(SCORE_NAMES),), torch.nan),
-            "quality_weights": torch.full((len(ASPECTS),), torch.nan),
-        }
-        nan |= {"aesthetic_score": torch.tensor(torch.nan), "technical_score": torch.tensor(torch.nan)}
+    def _score_batch(self, batch: list[Tensor | None], prompts: Sequence[str]) -> dict[str, Tensor]:
+        """`OUTPUTS` of a batch, on the CPU; rows of NaN where a clip is None."""
+        rows = {name: torch.full((len(batch), width), torch.nan) for name, width in OUTPUTS.items()}
         good = [i for i, clip in enumerate(batch) if clip is not None]
-        rows = [nan] * len(batch)
         if good:
             frames = torch.stack([clip for clip in batch if clip is not None])
             with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
                 output = self.model.extract_features(frames, [prompts[i] for i in good])
-            scores = {name: output[name].float().cpu() for name in nan}
-            for k, i in enumerate(good):
-                rows[i] = {
-                    name: value[k].squeeze() if value[k].numel() == 1 else value[k] for name, value in scores.items()
-                }
+            for name, row in rows.items():
+                row[good] = output[name].float().cpu()
         return rows
 
     def __repr__(self) -> str:
@@ -188,6 +175,19 @@ class VideoScorer:
             f"VideoScorer({size:.1f} M parameters, {self.config.num_frames} frames of {height}x{width}, "
             f"{self.model.text_encoder.name}, {self.device.type}, {self.fingerprint.dtype}, {self.fingerprint})"
         )
+
+
+def _checkpoint(name_or_path: str | Path | None) -> str:
+    """A folder's path or a repository's name, as `DOVERModel.from_pretrained` takes them."""
+    if name_or_path is None:
+        return str(resources.files("dover_eval") / "assets")
+    name = str(name_or_path)
+    if isinstance(name_or_path, Path) or name.startswith(("/", ".", "~")):  # never a repository
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no checkpoint folder {name}")
+        return str(folder)
+    return name
 
 
 def _as_paths(videos: Any) -> list[Path] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -51,7 +50,6 @@ def small_config() -> DOVERConfig:
 def small_model() -> DOVERModel:
     """Random weights, wide enough apart that inputs and prompts make a difference. Do not train it."""
     torch.manual_seed(1)
-    logging.getLogger("dover_eval").setLevel(logging.ERROR)
     model = DOVERModel(None, config=SMALL).eval()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -148,6 +148,7 @@ def test_markup_in_names_and_prompts_is_text(dover, write_video, moving_frames):
     result = dover("score", path, "--prompt", "[bold]x[/nonsense]")
     assert result.exit_code == 0, result.output
     assert "[red]a[b].mp4" in result.stdout
+    assert "[bold]x[/nonsense]" in result.stdout
 
 
 def test_info_says_what_runs_and_why(dover):

@@ -175,25 +175,28 @@ def _umask() -> int:
 
 
 def _print_table(scores: VideoScores) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
-    table = Table(title=None, caption=f"fingerprint {scores.fingerprint}; scores from 1 (bad) to 5 (excellent)")
-    table.add_column("clip", overflow="fold")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        caption=f"from 1 (bad) to 5 (excellent); fingerprint {scores.fingerprint}",
+        caption_justify="left",
+    )
+    table.add_column("clip and prompt", overflow="fold")
     for name in scores.names:
-        table.add_column(name, justify="right", style="bold" if name == "Overall" else None, no_wrap=True)
-    table.add_column("prompt", overflow="fold", style="dim")
+        table.add_column(name, justify="right", style="bold" if name == "Overall" else "", no_wrap=True)
     for i, source in enumerate(scores.sources):
         # Text, not str: brackets in a file name or a prompt are no markup.
-        cells: list[Any] = [Text(Path(source).name)]
-        if scores.errors[i] is None:
-            cells += [f"{value:.2f}" for value in scores.values[i].tolist()] + [Text(scores.prompts[i])]
-        else:
-            cells += ["-"] * len(scores.names) + [Text(str(scores.errors[i]), style="red")]
+        error = scores.errors[i]
+        below = Text(scores.prompts[i], style="dim") if error is None else Text(error, style="red")
+        cells: list[Any] = [Text("\n").join([Text(Path(source).name), below])]
+        cells += ["-" if error else f"{value:.2f}" for value in scores.values[i].tolist()]
         table.add_row(*cells)
-    console.print(table)
+    Console().print(table)
 
 
 def _usage(message: str) -> NoReturn:

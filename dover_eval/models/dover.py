@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin, constants, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
 from dover_eval.config import DOVERConfig
@@ -38,6 +39,17 @@ class _HubModel(PyTorchModelHubMixin):
     """huggingface_hub's save, load and push, but strict: a checkpoint that lacks a key is refused."""
 
     config: DOVERConfig
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
+        """A checkpoint in `save_pretrained`'s form: a folder, or a repository in the hub's cache or on the hub."""
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except (LocalEntryNotFoundError, HfHubHTTPError) as error:
+            reason = " ".join(str(error).split())
+            raise FileNotFoundError(
+                f"no folder {pretrained_model_name_or_path}, and no such checkpoint on the hub: {reason}"
+            ) from error
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **kwargs: Any) -> Any:
@@ -149,14 +161,16 @@ class DOVERModel(nn.Module, _HubModel, **HUB):
         if config is None:
             config = "tiny" if dover_weights_path is None else "dover-plus-plus"
         config = DOVERConfig.resolve(config)
-        encoder = load_text_encoder(config, text_encoder_name, trainable=train_text_encoder)
+        if train_text_encoder:
+            config = config.replace(text_encoder_trained=True)
+        encoder = load_text_encoder(config, text_encoder_name)
         if config.text_encoder_sha256 is None:  # not trained yet: the model takes the encoder that is there
             config = config.replace(text_encoder_name=encoder.name, text_dim=encoder.dim)
         self.config = config
         self.dover_model = DOVERModelSimple(config)
         self.fusion = QualityAwareFusion(config.feature_dim, config.text_dim, config.fusion_dim)
         self.mos_predictor = MOSPredictor(config.fusion_dim // 2, config.mos_dim)
-        if train_text_encoder:
+        if config.text_encoder_trained:
             self.text_encoder = encoder
         else:  # frozen: moved with the model, but neither trained with it nor saved with it
             object.__setattr__(self, "text_encoder", encoder)
@@ -247,15 +261,17 @@ class DOVERModel(nn.Module, _HubModel, **HUB):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DOVERModel:
         super()._apply(fn, recurse)
-        if not self.text_encoder.trainable:
+        if "text_encoder" not in self._modules:
             self.text_encoder._apply(fn)
         return self
 
 
-def load_text_encoder(config: DOVERConfig, name: str | None, *, trainable: bool = False) -> TextEncoder:
+def load_text_encoder(config: DOVERConfig, name: str | None) -> TextEncoder:
     """The encoder that `config` asks for: any that loads for a new model, exactly the one it was trained with else."""
     trained = config.text_encoder_sha256
-    encoder = TextEncoder.load(name or config.text_encoder_name, fallback=trained is None, trainable=trainable)
+    encoder = TextEncoder.load(
+        name or config.text_encoder_name, fallback=trained is None, trainable=config.text_encoder_trained
+    )
     if trained is not None and encoder.sha256 != trained:
         raise TextEncoderError(
             f"this checkpoint was trained with {config.text_encoder_name} (sha256 {trained[:12]}...), "

@@ -53,7 +53,18 @@ class StatisticsPool(nn.Module):
         raw = self.raw(maps)
         if self.training:
             self._follow(raw.detach())
+        return self.standardise(raw)
+
+    def standardise(self, raw: Tensor) -> Tensor:
+        """Raw moments less their centre, over their scale, within +-LIMIT."""
         return ((raw - self.center) / self.scale).clamp(-self.LIMIT, self.LIMIT)
+
+    @torch.no_grad()
+    def fit(self, raw: Tensor) -> None:
+        """Take centre and scale from the raw moments (N, 4 x channels) of many clips at once."""
+        self.center.copy_(raw.mean(dim=0))
+        self.scale.copy_(raw.std(dim=0).clamp_min(1e-2))
+        self.fitted.fill_(1)
 
     def raw(self, maps: list[Tensor]) -> Tensor:
         """The moments before they are standardised, in fp32."""

@@ -65,7 +65,6 @@ class TextEncoder(nn.Module):
         self.model = AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
         self.pooling = _pooling(folder)
         self.max_length = _max_length(folder, self.model.config)
-        self.trainable = trainable
         self.requires_grad_(trainable)
         self._cache: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()
         self._lock = threading.Lock()
@@ -117,6 +116,10 @@ class TextEncoder(nn.Module):
             return cls(_offline_minilm(error), name=name, source=f"package {OFFLINE_PACKAGE}", trainable=trainable)
 
     @property
+    def trainable(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.parameters())
+
+    @property
     def dim(self) -> int:
         return int(self.model.config.hidden_size)
 
@@ -137,7 +140,11 @@ class TextEncoder(nn.Module):
     def encode_batch(self, prompts: Sequence[str]) -> TextFeatures:
         """All prompts in one pass, for training: faster than `forward`, whose bits it may miss by rounding."""
         batch = self.tokenizer(list(prompts), padding=True, **self._tokenizing)
-        with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
+        trainable = self.trainable
+        if trainable:  # what was cached is about to be out of date
+            with self._lock:
+                self._cache.clear()
+        with torch.set_grad_enabled(trainable and torch.is_grad_enabled()):
             pooled, tokens = self._encode(batch)
         return TextFeatures(pooled, tokens, batch["attention_mask"].bool().to(tokens.device))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from dover_eval.config import DOVERConfig
-from dover_eval.training.distortions import DISTORTIONS, distort, h264
+from dover_eval.training.distortions import ASPECT_OF, DISTORTIONS, distort, h264
 from dover_eval.training.synthetic import STRESSES, Scene, caption, draw, near_miss, random_scene
 from dover_eval.video.sample import prepare_clip
 
@@ -21,30 +21,39 @@ BEST, WORST = 4.6, 1.2  # what an untouched clip is taught to score, and one as 
 
 @dataclass(frozen=True)
 class Content:
-    """A scene in several states: frames (V,3,T,h,w) and, for each, the strengths (V,3) of what spoils `SPOILED`."""
+    """A scene in several states: frames (V,3,T,h,w) and, for each, every defect's strength (V,12), as `ASPECT_OF`."""
 
     scene: Scene
     frames: Tensor
-    strengths: Tensor
+    defects: Tensor
     prompts: tuple[str, ...]
     prompt_scenes: tuple[Scene, ...]
     stresses: tuple[str, ...]
 
+    @property
+    def strengths(self) -> Tensor:
+        """(V,3): how badly each of `SPOILED` is spoiled, 0 to 1."""
+        return torch.stack([self.defects[:, _columns(aspect)].amax(1) for aspect in SPOILED], dim=1)
 
-def spoil(frames: np.ndarray, scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, list[float]]:
-    """Frames with one defect an aspect at most, each with an even chance, and the strengths for `SPOILED`."""
-    strengths = dict.fromkeys(SPOILED, 0.0)
+
+def _columns(aspect: str) -> list[int]:
+    return [i for i, name in enumerate(ASPECT_OF) if ASPECT_OF[name] == aspect]
+
+
+def spoil(frames: np.ndarray, scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, float]]:
+    """Frames with one defect an aspect at most, each with an even chance, and the strengths by defect."""
+    strengths = dict.fromkeys(ASPECT_OF, 0.0)
     for aspect in ("Temporal", "Aesthetic", "Traditional"):  # a codec comes last, as it does in life
         if rng.random() < 0.5:
             continue
         names = [n for n in DISTORTIONS[aspect] if scene.motion != "still" or n not in ("drop", "shuffle")]
-        strengths[aspect] = float(rng.uniform(0.05, 1))
-        frames = distort(frames, str(rng.choice(names)), strengths[aspect], rng)
-    if strengths["Traditional"] == 0 and rng.random() < 0.4:
-        frames = h264(
-            frames, int(rng.integers(14, 22))
-        )  # real clips are compressed, and good ones are not worse for it
-    return frames, [strengths[aspect] for aspect in SPOILED]
+        name = str(rng.choice(names))
+        strengths[name] = float(rng.uniform(0.05, 1))
+        frames = distort(frames, name, strengths[name], rng)
+    if not any(strengths[name] for name in DISTORTIONS["Traditional"]) and rng.random() < 0.4:
+        # Real clips are compressed, and good ones are not worse for it.
+        frames = h264(frames, int(rng.integers(14, 22)))
+    return frames, strengths
 
 
 class DrawnContents(IterableDataset):
@@ -66,18 +75,18 @@ class DrawnContents(IterableDataset):
         rng = np.random.default_rng([self.seed, self.held_out, index])
         scene = random_scene(rng, held_out=self.held_out)
         drawn = draw(scene, rng, num_frames=self.config.num_frames, size=int(rng.choice([112, 128, 144, 176])))
-        frames, strengths = [], []
+        frames, defects = [], []
         for _ in range(self.variants):
-            spoiled, strength = spoil(drawn, scene, rng)
+            spoiled, strengths = spoil(drawn, scene, rng)
             clip = torch.from_numpy(np.ascontiguousarray(spoiled)).permute(0, 3, 1, 2)
             frames.append(prepare_clip(clip, self.config))
-            strengths.append(strength)
+            defects.append(list(strengths.values()))
         scenes = (scene, near_miss(scene, rng))
         stresses = tuple(str(s) for s in rng.choice(list(STRESSES), 2, p=[0.55, 0.15, 0.15, 0.15]))
         return Content(
             scene=scene,
             frames=torch.stack(frames),
-            strengths=torch.tensor(strengths),
+            defects=torch.tensor(defects),
             prompts=tuple(caption(s, rng, stress) for s, stress in zip(scenes, stresses, strict=True)),
             prompt_scenes=scenes,
             stresses=stresses,

@@ -40,8 +40,8 @@ def noise(frames: Frames, strength: float, rng: np.random.Generator) -> Frames:
 
 
 def compress(frames: Frames, strength: float, rng: np.random.Generator) -> Frames:
-    """Encoded as H.264 and decoded again, at a constant rate factor from 23 to 51."""
-    return h264(frames, round(23 + 28 * strength))
+    """Encoded as H.264 and decoded again, at a constant rate factor from 28 to 51."""
+    return h264(frames, round(28 + 23 * strength))
 
 
 def downscale(frames: Frames, strength: float, rng: np.random.Generator) -> Frames:
@@ -67,9 +67,9 @@ def drop(frames: Frames, strength: float, rng: np.random.Generator) -> Frames:
 
 
 def shuffle(frames: Frames, strength: float, rng: np.random.Generator) -> Frames:
-    """Frames out of order, each at most a third of the clip from its place."""
-    reach = strength * len(frames) / 3
-    return frames[np.argsort(np.arange(len(frames)) + rng.uniform(0, reach + 1e-6, len(frames)), kind="stable")]
+    """Frames out of order, each at most a third of the clip and a frame from its place."""
+    reach = 1 + strength * len(frames) / 3  # within one frame of their place all stay where they are
+    return frames[np.argsort(np.arange(len(frames)) + rng.uniform(0, reach, len(frames)), kind="stable")]
 
 
 def jitter(frames: Frames, strength: float, rng: np.random.Generator) -> Frames:

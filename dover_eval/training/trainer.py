@@ -21,17 +21,24 @@ from dover_eval.training.synthetic import CHOICES
 
 logger = logging.getLogger(__name__)
 
+RIDGE = 10.0  # of the closed-form readout, on standardised statistics
+READOUT_SCALE = 4.0  # so that a dozen guesses are heard among a thousand features
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """`steps` of `contents` scenes each, drawn by `workers` processes; `warmup` is the share of the steps in which the
-    learning rate rises."""
+    """`steps` of `contents` scenes each, drawn by `workers` processes.
 
-    steps: int = 1500
+    readout_contents: scenes that the closed-form readout is fitted on before the first step (see `fit_readout`).
+    warmup: the share of the steps in which the learning rate rises.
+    """
+
+    steps: int = 800
     contents: int = 8
     workers: int = 1
     seed: int = 0
     learning_rate: float = 1e-3
+    readout_contents: int = 300
     weight_decay: float = 0.02
     warmup: float = 0.05
     ema_decay: float = 0.995
@@ -58,6 +65,9 @@ def train(
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
     started = time.monotonic()
     model.train()
+    if model.config.statistics and settings.readout_contents:
+        fit_readout(model, settings)
+        logger.info("readout fitted, %.0f s", time.monotonic() - started)
     for step, (contents, batch) in enumerate(_batches(data, settings)):
         frames = batch.frames.to(device)
         losses = _losses(model, attributes, frames, batch, contents)
@@ -75,6 +85,41 @@ def train(
             logger.info("step %d of %d, %.0f s: %s", step, settings.steps, time.monotonic() - started, parts)
     model.load_state_dict(average.module.state_dict())
     return model.eval()
+
+
+def _within(x: Tensor, variants: int) -> Tensor:
+    """Rows less the mean of their content's, `variants` rows a content."""
+    grouped = x.unflatten(0, (-1, variants))
+    return (grouped - grouped.mean(dim=1, keepdim=True)).flatten(0, 1)
+
+
+@torch.no_grad()
+def fit_readout(model: DOVERModel, settings: TrainingSettings) -> None:
+    """Let the first features be the best linear guess of every defect's strength from the statistics.
+
+    Plain descent from random weights predicts a constant for hundreds of steps, because what tells defects apart lies
+    in directions of small variance; ridge regression finds those at once, even on a random backbone. It looks at the
+    differences between the states of one scene: between scenes, texture says more than any defect.
+    """
+    device = next(model.parameters()).device
+    pool = model.dover_model.statistics
+    raw, strengths = [], []
+    data = DrawnContents(model.config, settings.readout_contents, seed=settings.seed + 1)
+    for contents, batch in _batches(data, settings):
+        *maps, _ = model.dover_model.backbone.forward_stages(batch.frames.to(device))
+        raw.append(pool.raw(maps))
+        strengths += [content.defects for content in contents]
+    moments = torch.cat(raw)
+    pool.fit(moments)
+    x = _within(pool.standardise(moments).double(), data.variants)
+    y = _within(torch.cat(strengths).to(device).double(), data.variants)
+    solution = torch.linalg.solve(x.T @ x + RIDGE * torch.eye(x.shape[1], device=device), x.T @ y)
+    scaled = READOUT_SCALE * solution / (x @ solution).std(dim=0).clamp_min(1e-6)
+    count = y.shape[1]
+    projection, places = model.dover_model.statistics_projection, model.dover_model.projection
+    projection.weight[:count] = scaled.T.float()
+    for parameter in (projection.bias, places.weight, places.bias):
+        parameter[:count] = 0
 
 
 def _batches(data: DrawnContents, settings: TrainingSettings) -> Iterator[tuple[list[Content], Batch]]:
@@ -95,14 +140,15 @@ def _losses(
     video = model.dover_model(frames)
     text = model.text_encoder.encode_batch(batch.prompts)
     clips, prompts = len(frames), len(batch.prompts)
-    pair_clip = torch.arange(clips, device=device).repeat_interleave(prompts)
-    pair_prompt = torch.arange(prompts, device=device).repeat(clips)
+    # Every clip with every prompt, by expanding: indexing would add up its gradients in no fixed order.
+    by_clip = lambda x: x[:, None].expand(clips, prompts, *x.shape[1:]).flatten(0, 1)
+    by_prompt = lambda x: x[None].expand(clips, prompts, *x.shape[1:]).flatten(0, 1)
     fused, weights = model.fusion(
-        video["tokens"][pair_clip],
-        text.tokens[pair_prompt],
-        dover_pooled=video["features"][pair_clip],
-        text_pooled=text.pooled[pair_prompt],
-        text_mask=text.mask[pair_prompt],
+        by_clip(video["tokens"]),
+        by_prompt(text.tokens),
+        dover_pooled=by_clip(video["features"]),
+        text_pooled=by_prompt(text.pooled),
+        text_mask=by_prompt(text.mask),
     )
     logits = model.mos_predictor.aspect_logits(fused).unflatten(0, (clips, prompts))
     scores = logits.sigmoid() * (MOS_MAX - MOS_MIN) + MOS_MIN
@@ -110,13 +156,22 @@ def _losses(
     column = {name: i for i, name in enumerate(ASPECTS)}
     alignment = column["Alignment"]
     own = [name for name in ASPECTS if name != "Alignment"]
+    columns = [column[name] for name in own]
+    quality = scores[..., columns].mean(dim=1)
     # True captions are few among the pairs: they weigh as much as all the others together.
     fits = batch.fits.to(device)
     importance = torch.where(fits, 0.5 / fits.sum(), 0.5 / (~fits).sum())
     regression = F.smooth_l1_loss(scores, targets, reduction="none", beta=0.5)
     losses = {
-        "quality": torch.stack([regression[..., column[name]].mean() for name in own]).sum(),
-        "rank": torch.stack([rank_loss(scores[..., column[n]].mean(1), targets[:, 0, column[n]]) for n in own]).sum(),
+        "quality": len(own) * regression[..., columns].mean(),
+        # Between the states of one scene the defect is all there is to see: this is what teaches the scale.
+        "within": 3
+        * F.smooth_l1_loss(
+            _within(quality, len(contents[0].frames)),
+            _within(targets[:, 0, columns], len(contents[0].frames)),
+            beta=0.5,
+        ),
+        "rank": torch.stack([rank_loss(quality[:, i], targets[:, 0, c]) for i, c in enumerate(columns)]).mean(),
         "alignment": (regression[..., alignment] * importance).sum(),
         "matching": matching_loss(2 * logits[..., alignment], fits),
         "weights": weights_loss(weights[:prompts], batch.weights.to(device)),

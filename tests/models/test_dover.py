@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from dover_eval import DOVERConfig, DOVERModel, DOVERModelSimple, TextEncoderError, WeightsError
+from dover_eval import DOVERConfig, DOVERModel, DOVERModelSimple, TextEncoderError, VideoScorer, WeightsError
 from dover_eval.models.heads import ASPECTS
 
 PROMPTS = ["a red circle moving left", "two dogs running over a beach at sunset, cinematic, in slow motion"]
@@ -147,14 +147,33 @@ def test_a_checkpoint_refuses_another_text_encoder(small_model, tmp_path):
         DOVERModel(None, config=config)
 
 
-def test_a_trained_text_encoder_goes_into_the_checkpoint(small_config, tmp_path):
-    model = DOVERModel(None, config=small_config, train_text_encoder=True)
+def test_a_trained_text_encoder_goes_into_the_checkpoint(small_config, frames, tmp_path):
+    model = DOVERModel(None, config=small_config, train_text_encoder=True).eval()
+    assert any(p.requires_grad for p in model.text_encoder.parameters())
     with torch.no_grad():
         next(model.text_encoder.parameters()).add_(0.1)
     model.save_pretrained(tmp_path)
     assert any(key.startswith("text_encoder.") for key in model.state_dict())
-    again = DOVERModel.from_pretrained(str(tmp_path), train_text_encoder=True)
-    assert torch.equal(next(again.text_encoder.parameters()), next(model.text_encoder.parameters()))
+    again = DOVERModel.from_pretrained(str(tmp_path))
+    assert torch.equal(again(frames, PROMPTS), model(frames, PROMPTS))
+    alone = VideoScorer(again, device="cpu").model(frames[:1], PROMPTS[:1])
+    torch.testing.assert_close(alone, model(frames[:1], PROMPTS[:1]), atol=1e-5, rtol=0)
+
+
+def test_a_checkpoint_comes_from_the_hub_s_cache(small_model, frames, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--someone--scores"
+    commit = "c" * 40
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    small_model.save_pretrained(repository / "snapshots" / commit)
+    kwargs = {"cache_dir": str(tmp_path)}
+    assert torch.equal(
+        DOVERModel.from_pretrained("someone/scores", **kwargs)(frames, PROMPTS), small_model(frames, PROMPTS)
+    )
+    with pytest.raises(OSError, match="someone/other"):
+        DOVERModel.from_pretrained("someone/other", **kwargs)
 
 
 def test_it_copies_and_pickles(small_model, frames):

@@ -1,0 +1,103 @@
+"""The checkpoint that the package carries: what its card says of it is so."""
+
+from __future__ import annotations
+
+import csv
+import json
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import torch
+
+from dover_eval import VideoScorer
+from dover_eval.training.heldout import evaluate_held_out
+
+ASSETS = Path(str(files("dover_eval"))) / "assets"
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture(scope="module")
+def scorer() -> VideoScorer:
+    return VideoScorer.from_pretrained(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict:
+    return json.loads((ASSETS / "heldout.json").read_text())
+
+
+def test_it_is_small(scorer):
+    assert sum(p.numel() for p in scorer.model.parameters()) <= 8e6
+    assert (ASSETS / "model.safetensors").stat().st_size <= 16e6
+
+
+def test_the_card_says_what_was_measured(measured):
+    card = (ASSETS / "README.md").read_text(encoding="utf-8")
+    for name, result in measured["defects"].items():
+        row = f"| {name} | {result['aspect']} | {result['rank']:.2f} | {result['told_apart']:.0%} | "
+        assert row + f"{result['moved']:.2f} | {result['others_moved']:.2f} |" in card
+    assert f"{measured['right_beats_wrong']:.0%} of {measured['caption_pairs']} pairs" in card
+    assert "No human rated anything" in card
+    assert "license: apache-2.0" in card
+
+
+def test_the_figures_are_those_of_these_weights(scorer, measured):
+    assert scorer.fingerprint.weights == measured["weights"]
+
+
+@pytest.mark.slow
+def test_defects_and_wrong_captions_are_seen_on_scenes_never_trained_on(scorer):
+    """Other scenes than those of the card, and fewer; the bounds leave room for that."""
+    report = evaluate_held_out(scorer, 10, seed=777, defects=("blur", "compress", "flicker", "jitter", "darken"))
+    for name, result in report.defects.items():
+        assert result.rank > 0.6, name
+        assert result.told_apart >= 0.7, name
+        assert result.moved > 0.2, name
+    assert report.right_beats_wrong > 0.8
+
+
+def test_the_example_clips_are_told_apart(scorer):
+    with (EXAMPLES / "prompts.csv").open(newline="") as file:
+        prompts = {row["video_name"]: row["Prompt"] for row in csv.DictReader(file)}
+    scores = scorer.score([EXAMPLES / "clips" / name for name in prompts], list(prompts.values()))
+    assert scores.ok
+    rows = {Path(row["video_name"]).stem: row for row in scores.to_dicts()}
+    clean = rows["heart_clean"]
+    assert rows["heart_blurred"]["Traditional"] < clean["Traditional"]
+    assert rows["heart_compressed"]["Traditional"] < clean["Traditional"]
+    assert rows["heart_flickering"]["Temporal"] < clean["Temporal"] - 0.5
+    assert rows["heart_dark"]["Aesthetic"] < clean["Aesthetic"] - 0.5
+    assert rows["heart_wrong_prompt"]["Alignment"] < clean["Alignment"] - 1
+    assert rows["star_noisy"]["Traditional"] < rows["star_clean"]["Traditional"]
+    assert rows["star_shuffled"]["Temporal"] < rows["star_clean"]["Temporal"]
+
+
+def test_a_wrong_prompt_moves_alignment_most(scorer):
+    clip = EXAMPLES / "clips" / "heart_clean.mp4"
+    right, wrong = scorer.score(
+        [clip, clip], ["a yellow heart moving right over a striped wall", "three purple triangles falling, the sea"]
+    ).values
+    moved = (right - wrong).abs()
+    assert moved[1] > 2 * moved[[0, 2, 3]].max()
+
+
+def test_what_a_prompt_stresses_weighs_more(scorer):
+    plain, detail, motion, beauty = scorer.model.get_quality_weights(
+        [
+            "a dog in a park",
+            "a dog in a park, in sharp detail",
+            "a dog in a park, smooth motion",
+            "a dog, beautiful light",
+        ]
+    )
+    assert detail[0] > plain[0] + 0.05
+    assert motion[3] > plain[3] + 0.05
+    assert beauty[2] > plain[2] + 0.05
+
+
+def test_real_clips_score_from_python_deterministically(scorer, real_clip):
+    first, second = (scorer.score(real_clip, "a person", batch_size=1) for _ in range(2))
+    assert first.ok
+    assert torch.equal(first.values, second.values)
+    assert ((first.values >= 1) & (first.values <= 5)).all()

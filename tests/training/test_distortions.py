@@ -1,0 +1,68 @@
+"""Distortions: nothing at strength zero, more at more, and each of the kind that it says."""
+
+import numpy as np
+import pytest
+
+from dover_eval.training.distortions import ASPECT_OF, distort, h264
+from dover_eval.training.synthetic import Scene, draw
+
+RANDOM = ("noise", "flicker", "drop", "shuffle", "jitter")
+
+
+@pytest.fixture(scope="module")
+def frames():
+    return draw(Scene("red", "star", "left", "bricks", "one"), np.random.default_rng(0), num_frames=12, size=113)
+
+
+def difference(a, b):
+    return np.abs(a.astype(float) - b).mean()
+
+
+@pytest.mark.parametrize("name", ASPECT_OF)
+def test_strength_rises_from_nothing(frames, name):
+    weak, strong = (
+        np.mean([difference(distort(frames, name, s, np.random.default_rng(i)), frames) for i in range(4)])
+        for s in (0.5, 1.0)
+    )
+    untouched = difference(distort(frames, name, 0.0, np.random.default_rng(0)), frames)
+    assert untouched < weak < strong
+    assert untouched == 0 or name == "compress"  # a codec is never lossless
+
+
+@pytest.mark.parametrize("name", ASPECT_OF)
+def test_shape_and_input_are_kept(frames, name):
+    before = frames.copy()
+    spoiled = distort(frames, name, 0.7, np.random.default_rng(0))
+    assert spoiled.shape == frames.shape
+    assert spoiled.dtype == np.uint8
+    assert np.array_equal(frames, before)
+
+
+def test_sharpness_and_grain_move_the_right_way(frames):
+    detail = lambda x: np.abs(np.diff(x.astype(float), axis=2)).mean()
+    assert detail(distort(frames, "blur", 0.8, np.random.default_rng(0))) < 0.6 * detail(frames)
+    assert detail(distort(frames, "downscale", 0.8, np.random.default_rng(0))) < 0.8 * detail(frames)
+    assert detail(distort(frames, "noise", 0.8, np.random.default_rng(0))) > 1.4 * detail(frames)
+
+
+def test_temporal_defects_use_only_frames_that_were_there(frames):
+    for name in ("drop", "shuffle"):
+        spoiled = distort(frames, name, 1.0, np.random.default_rng(0))
+        assert all(any(np.array_equal(frame, original) for original in frames) for frame in spoiled)
+    shuffled = distort(frames, "shuffle", 1.0, np.random.default_rng(0))
+    assert sorted(map(bytes, shuffled)) == sorted(map(bytes, frames))
+
+
+def test_flicker_changes_brightness_and_nothing_else(frames):
+    levels = distort(frames, "flicker", 1.0, np.random.default_rng(0)).mean(axis=(1, 2, 3))
+    assert levels.std() > 8 * frames.mean(axis=(1, 2, 3)).std()
+
+
+def test_h264_is_real_and_takes_odd_sizes(frames):
+    assert h264(frames, 20).shape == frames.shape
+    assert difference(h264(frames, 51), frames) > 3 * difference(h264(frames, 18), frames)
+
+
+def test_strengths_out_of_range_are_refused(frames):
+    with pytest.raises(ValueError, match=r"in \[0,1\], got 1.5"):
+        distort(frames, "blur", 1.5, np.random.default_rng(0))
