@@ -61,6 +61,13 @@ class VideoScorer:
         """
         return cls(DOVERModel.from_pretrained(_checkpoint(name_or_path)), device=device, dtype=dtype)
 
+    def to(self, device: str | torch.device) -> VideoScorer:
+        """Move the model. Not while another thread scores. Scores that follow carry the new fingerprint."""
+        self.device = torch.device(device)
+        self.model.to(self.device)
+        self.__dict__.pop("fingerprint", None)
+        return self
+
     def score(
         self,
         videos: Any,

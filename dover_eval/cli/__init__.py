@@ -4,6 +4,7 @@ import typer
 
 from dover_eval.cli.info import info
 from dover_eval.cli.score import score
+from dover_eval.cli.serve import serve
 
 app = typer.Typer(
     name="dover-eval",
@@ -14,6 +15,7 @@ app = typer.Typer(
 )
 app.command()(score)
 app.command()(info)
+app.command()(serve)
 
 
 def main() -> None:
