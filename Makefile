@@ -36,6 +36,7 @@ bench: $(INSTALLED) ## Check and time kernel, scoring and callback here, into be
 	$(BIN)/python -m bench.run
 	$(BIN)/python -m bench.score
 	$(BIN)/python -m bench.diffusers_callback
+	$(BIN)/python -m bench.rewards
 	$(BIN)/python -m bench.report
 
 .PHONY: clean
