@@ -23,7 +23,7 @@ demo: $(INSTALLED) ## Score the example clips against their prompts
 
 .PHONY: test
 test: $(INSTALLED) ## Run the tests, the kernel's interpreter tests among them
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 .PHONY: lint
 lint: $(INSTALLED) ## Check style, formatting and types

@@ -42,7 +42,7 @@ class Settings:
 
     latents: tuple[int, int, int] = (2, 4, 4)
     sampling_steps: int = 5
-    grpo_steps: int = 30
+    grpo_steps: int = 120
     backprop_steps: int = 25
     group: int = 8
     noise: float = 0.7
