@@ -2,6 +2,7 @@
 
 import typer
 
+from dover_eval.cli.evaluate import evaluate
 from dover_eval.cli.info import info
 from dover_eval.cli.score import score
 
@@ -14,6 +15,7 @@ app = typer.Typer(
 )
 app.command()(score)
 app.command()(info)
+app.command()(evaluate)
 
 
 def main() -> None:

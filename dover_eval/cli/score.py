@@ -61,7 +61,9 @@ def score(
     files = find_videos(paths)
     texts = [prompt] * len(files) if prompt is not None else _match_prompts(files, _read_prompts(prompts))
 
-    scores = _run(files, texts, model, device, batch_size, show_progress=not quiet)
+    from dover_eval.cli.loading import load_scorer, score_with_progress
+
+    scores = score_with_progress(load_scorer(model, device), files, texts, batch_size, show=not quiet)
     if output is not None:
         write_scores(scores, output)
     if not quiet:
@@ -126,24 +128,6 @@ def _match_prompts(files: list[Path], texts: dict[str, str]) -> list[str]:
         more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
         _usage(f"no prompt for {', '.join(lacking[:5])}{more}")
     return matched
-
-
-def _run(
-    files: list[Path], texts: list[str], model: str | None, device: str | None, batch_size: int, *, show_progress: bool
-) -> VideoScores:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from dover_eval.cli.loading import load_scorer
-
-    console = Console(stderr=True)
-    scorer = load_scorer(model, device)
-    columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(
-        *columns, console=console, disable=not (show_progress and console.is_terminal), transient=True
-    ) as bar:
-        task = bar.add_task("scoring", total=len(files))
-        return scorer.score(files, texts, batch_size=batch_size, progress=lambda done: bar.advance(task, done))
 
 
 def write_scores(scores: VideoScores, output: Path) -> None:
