@@ -2,6 +2,7 @@
 
 import typer
 
+from dover_eval.cli.calibrate import calibrate
 from dover_eval.cli.evaluate import evaluate
 from dover_eval.cli.info import info
 from dover_eval.cli.score import score
@@ -16,6 +17,7 @@ app = typer.Typer(
 app.command()(score)
 app.command()(info)
 app.command()(evaluate)
+app.command()(calibrate)
 
 
 def main() -> None:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 if TYPE_CHECKING:
-    from dover_eval.evaluation import EvaluationReport
-    from dover_eval.evaluation.report import Items, Scores
+    from dover_eval.evaluation import EvaluationReport, Interval
+    from dover_eval.evaluation.report import Items
+    from dover_eval.scorer import VideoScorer
+    from dover_eval.scores import VideoScores
 
 EXIT_INCOMPLETE, EXIT_USAGE = 1, 2
 
@@ -26,6 +28,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
     model: Annotated[str | None, typer.Option(help="A checkpoint folder or hub repository.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="What `dover-eval calibrate` wrote; for --videos.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Clips that go through the model together.")] = 8,
     list_benchmarks: Annotated[bool, typer.Option("--list", help="Tell the benchmarks and where to get them.")] = False,
 ) -> None:
@@ -35,7 +38,8 @@ def evaluate(
     (SROCC + PLCC) / 2; preferences give the accuracy without and with ties. Exit status: 0 when the figures are of the
     whole benchmark, 1 when clips are missing or failed, 2 when the command or the table was not understood.
     """
-    from dover_eval.cli.loading import extra
+    from dover_eval.cli.loading import extra, load_scorer
+    from dover_eval.cli.score import write_scores
 
     with extra("evaluation"):
         from dover_eval.evaluation import BENCHMARKS, TableError, read_scores
@@ -55,13 +59,28 @@ def evaluate(
         if path is not None and not path.parent.is_dir():
             _usage(f"{path}: there is no folder {path.parent}")
     try:
-        items = BENCHMARKS[benchmark].read(table)
+        items, thresholds = BENCHMARKS[benchmark].read(table), None
         if scores is not None:
             values, fingerprint = read_scores(scores, items)
         else:
-            assert videos is not None
-            values, fingerprint = _score(items, videos, model, device, batch_size, save_scores)
-        report = compare(items, values, benchmark=benchmark, fingerprint=fingerprint, resamples=resamples, seed=seed)
+            scorer = load_scorer(model, device, calibration)
+            if scorer.calibration is not None:
+                limits = {name: aspect.tie_threshold for name, aspect in scorer.calibration.aspects.items()}
+                thresholds = {name: limit for name, limit in limits.items() if limit is not None}
+            keys, scored, _ = score_items(items, videos, scorer, batch_size)
+            if save_scores is not None:
+                write_scores(scored, save_scores)
+            rows = (dict(zip(scored.names, row, strict=True)) for row in scored.values.tolist())
+            values, fingerprint = dict(zip(keys, rows, strict=True)), str(scored.fingerprint)
+        report = compare(
+            items,
+            values,
+            benchmark=benchmark,
+            fingerprint=fingerprint,
+            tie_thresholds=thresholds,
+            resamples=resamples,
+            seed=seed,
+        )
     except (TableError, ValueError) as error:
         _usage(str(error))
     if output is not None:
@@ -71,24 +90,22 @@ def evaluate(
         raise typer.Exit(EXIT_INCOMPLETE)
 
 
-def _score(
-    items: Items, folder: Path, model: str | None, device: str | None, batch_size: int, keep: Path | None
-) -> tuple[Scores, str]:
-    """Scores by (video, prompt) as the items call them; clips that are not in the folder have none."""
-    from dover_eval.cli.loading import load_scorer, score_with_progress
-    from dover_eval.cli.score import find_videos, write_scores
+def score_items(
+    items: Items, folder: Path | None, scorer: VideoScorer, batch_size: int
+) -> tuple[list[tuple[str, str]], VideoScores, list[str]]:
+    """(video, prompt) as the items call them, their scores, and the names of clips that are not in the folder."""
+    from dover_eval.cli.loading import score_with_progress
+    from dover_eval.cli.score import find_videos
     from dover_eval.evaluation import ClipIndex, wanted_clips
 
     index = ClipIndex(str(path) for path in find_videos([str(folder)]))
-    found = {key: place for key in wanted_clips(items) if (place := index.find(key[0])) is not None}
+    places = {key: index.find(key[0]) for key in wanted_clips(items)}
+    found = {key: place for key, place in places.items() if place is not None}
     if not found:
-        raise ValueError(f"{folder}: none of the {len(wanted_clips(items))} clips of the table is there")
+        raise ValueError(f"{folder}: none of the {len(places)} clips of the table is there")
     files, texts = [Path(place) for place in found.values()], [prompt for _, prompt in found]
-    scored = score_with_progress(load_scorer(model, device), files, texts, batch_size)
-    if keep is not None:
-        write_scores(scored, keep)
-    rows = (dict(zip(scored.names, row, strict=True)) for row in scored.values.tolist())
-    return dict(zip(found, rows, strict=True)), str(scored.fingerprint)
+    missing = list(dict.fromkeys(key[0] for key in places if key not in found))
+    return list(found), score_with_progress(scorer, files, texts, batch_size), missing
 
 
 def _print(report: EvaluationReport) -> None:
@@ -96,9 +113,9 @@ def _print(report: EvaluationReport) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from dover_eval.evaluation import Interval, PairMetrics
+    from dover_eval.evaluation import PairMetrics
 
-    columns = {
+    figures = {
         "srocc": "SROCC",
         "plcc": "PLCC",
         "plcc_fit": "PLCC fitted",
@@ -108,15 +125,14 @@ def _print(report: EvaluationReport) -> None:
     }
     pairs = any(isinstance(found, PairMetrics) for found in report.aspects.values())
     if pairs:
-        columns = {"without_ties": "accuracy without ties", "with_ties": "accuracy with ties", "tie_threshold": "tie"}
+        figures = {"without_ties": "without ties", "with_ties": "with ties", "tie_threshold": "tie up to"}
     out = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     out.add_column(report.benchmark)
-    out.add_column("n", justify="right")
-    for title in columns.values():
-        out.add_column(title, justify="right", no_wrap=True)
-    for name, found in report.aspects.items():
-        cells = [getattr(found, column) for column in columns]
-        out.add_row(name, str(found.count), *(_cell(c) if isinstance(c, Interval) else f"{c:.3f}" for c in cells))
+    for name in report.aspects:
+        out.add_column(name, justify="right", no_wrap=True)
+    out.add_row("n", *(str(found.count) for found in report.aspects.values()))
+    for field, title in figures.items():
+        out.add_row(title, *(_cell(getattr(found, field)) for found in report.aspects.values()))
     console = Console()
     console.print(out)
     console.print(f"{report.used} of {report.items} {'pairs' if pairs else 'clips'}; fingerprint {report.fingerprint}")
@@ -127,11 +143,10 @@ def _print(report: EvaluationReport) -> None:
         console.print(f"{name} is left out: {reason}")
 
 
-def _cell(interval: object) -> str:
-    from dover_eval.evaluation import Interval
-
-    assert isinstance(interval, Interval)
-    return f"{interval.value:.3f}\n{interval.low:.3f}-{interval.high:.3f}"
+def _cell(figure: Interval | float) -> str:
+    if isinstance(figure, float):
+        return f"{figure:.3f}"
+    return f"{figure.value:.3f}\n{figure.low:.3f}-{figure.high:.3f}"
 
 
 def _usage(message: str) -> NoReturn:

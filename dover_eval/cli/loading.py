@@ -29,7 +29,7 @@ def extra(name: str) -> Iterator[None]:
         raise typer.Exit(EXIT_FAILED) from error
 
 
-def load_scorer(model: str | None, device: str | None) -> VideoScorer:
+def load_scorer(model: str | None, device: str | None, calibration: Path | None = None) -> VideoScorer:
     """The scorer of a checkpoint, or an exit with its reason. Warnings (fallbacks) still go to standard error."""
     logging.basicConfig(format="%(name)s: %(message)s", level=logging.WARNING)
     from transformers.utils import logging as transformers_logging
@@ -40,7 +40,7 @@ def load_scorer(model: str | None, device: str | None) -> VideoScorer:
 
     transformers_logging.disable_progress_bar()
     try:
-        return VideoScorer.from_pretrained(model, device=device)
+        return VideoScorer.from_pretrained(model, device=device, calibration=calibration)
     except (OSError, WeightsError, TextEncoderError, ValueError, RuntimeError) as error:
         typer.echo(f"dover-eval: {model or 'the embedded model'} cannot be loaded: {error}", err=True)
         raise typer.Exit(EXIT_FAILED) from error

@@ -42,6 +42,7 @@ def score(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write .jsonl, .csv or .json as well.")] = None,
     model: Annotated[str | None, typer.Option(help="A checkpoint folder or hub repository.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="What `dover-eval calibrate` wrote.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Clips that go through the model together.")] = 8,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Neither table nor progress.")] = False,
 ) -> None:
@@ -59,11 +60,11 @@ def score(
     if output is not None and not output.parent.is_dir():
         _usage(f"--output {output}: there is no folder {output.parent}")
     files = find_videos(paths)
-    texts = [prompt] * len(files) if prompt is not None else _match_prompts(files, _read_prompts(prompts))
+    texts = [prompt] * len(files) if prompt is not None else match_prompts(files, read_prompts(prompts))
 
     from dover_eval.cli.loading import load_scorer, score_with_progress
 
-    scores = score_with_progress(load_scorer(model, device), files, texts, batch_size, show=not quiet)
+    scores = score_with_progress(load_scorer(model, device, calibration), files, texts, batch_size, show=not quiet)
     if output is not None:
         write_scores(scores, output)
     if not quiet:
@@ -92,7 +93,7 @@ def find_videos(paths: list[str]) -> list[Path]:
     return list(found)
 
 
-def _read_prompts(path: Path | None) -> dict[str, str]:
+def read_prompts(path: Path | None) -> dict[str, str]:
     """Prompts by file name, from a CSV with `video_name` and `Prompt`; further columns are allowed."""
     assert path is not None
     try:
@@ -114,7 +115,7 @@ def _read_prompts(path: Path | None) -> dict[str, str]:
     return texts
 
 
-def _match_prompts(files: list[Path], texts: dict[str, str]) -> list[str]:
+def match_prompts(files: list[Path], texts: dict[str, str]) -> list[str]:
     """Each file's prompt, by its path, its name, or its name without the suffix."""
     matched, lacking = [], []
     for file in files:

@@ -20,7 +20,7 @@ class TableError(ValueError):
 def read_rows(path: Path, columns: tuple[str, ...]) -> list[tuple[int, Row]]:
     """(line, row) of a .csv, .jsonl, .json or .parquet table that has these columns; cells are stripped texts."""
     records = _records(path)
-    found = list(records[0]) if records else []
+    found = [name for name in records[0] if name is not None] if records else []
     if not records:
         raise TableError(f"{path}: a table without rows")
     if lacking := [column for column in columns if column not in found]:
