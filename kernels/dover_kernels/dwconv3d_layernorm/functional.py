@@ -1,24 +1,140 @@
-"""The operator's front door: it validates, then runs the path that this machine can run."""
+"""The operator's front door: it validates, follows autocast, and runs the path that this machine can run."""
 
+import importlib.util
+import os
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
 
 from dover_kernels.dwconv3d_layernorm.reference import dwconv3d_layernorm_reference
+
+#: What DOVER_KERNELS may say. Unset, Triton runs wherever it can.
+CHOICES = ("reference", "triton")
+#: Spatial kernel sizes, and the most channels, that the Triton kernels take.
+TRITON_KERNEL_SIZES = (3, 5, 7)
+TRITON_MAX_CHANNELS = 8192
+TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which path runs ("triton" or "reference"), why, and on which device."""
+
+    path: str
+    reason: str
+    device: str
+
+    def __str__(self) -> str:
+        return f"{self.path} on {self.device}: {self.reason}"
 
 
 def dwconv3d_layernorm(
     x: Tensor, weight: Tensor, bias: Tensor, ln_weight: Tensor, ln_bias: Tensor, eps: float = 1e-6
 ) -> Tensor:
-    """Depthwise conv3d with "same" zero padding, then LayerNorm over channels.
+    """Depthwise conv3d with "same" zero padding, then LayerNorm over channels, as one operator.
 
-    `x` (B,C,T,H,W), `weight` (C,1,k_t,7,7), `bias`, `ln_weight` and `ln_bias` (C,). Returns (B,C,T,H,W).
+    `x` (B,C,T,H,W) in any memory format (channels_last_3d is read in place), fp32, fp16, bf16, or fp64 on the
+    reference path; `weight` (C,1,k_t,k_h,k_w) with odd sizes; `bias`, `ln_weight`, `ln_bias` (C,). Parameters may have
+    another floating dtype than x. Returns (B,C,T,H,W) in channels_last_3d and in x's dtype; under autocast, x is cast
+    to autocast's dtype first, and that is the dtype of the result (an fp64 x stays as it is). Sums and statistics are
+    fp32 at least.
+
+    Raises ValueError for shapes, TypeError for dtypes, and RuntimeError where `DOVER_KERNELS=triton` asks for what
+    cannot run here. On the Triton path the gradient has no gradient of its own; on the reference path it has.
     """
-    if x.ndim != 5 or weight.ndim != 5 or weight.shape[:2] != (x.shape[1], 1):
+    _check(x, weight, bias, ln_weight, ln_bias)
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    path, reason = _select(
+        os.environ.get("DOVER_KERNELS"), x.device.type, x.device.index, x.dtype, x.shape[1], tuple(weight.shape[2:])
+    )
+    if path == "refused":
+        raise RuntimeError(reason)
+    if path == "triton":
+        from dover_kernels.dwconv3d_layernorm.op import forward_op
+
+        parameters = (weight, bias, ln_weight, ln_bias)
+        save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *parameters))
+        return forward_op(x, *parameters, eps, save)[0]
+    with torch.autocast(x.device.type, enabled=False):
+        return dwconv3d_layernorm_reference(x, weight, bias, ln_weight, ln_bias, eps)
+
+
+def explain(x: Tensor | None = None, weight: Tensor | None = None) -> Explanation:
+    """Which path `dwconv3d_layernorm` takes for `x` and `weight`, and why; computes nothing.
+
+    Without `x`: for bf16 on this machine's GPU, or fp32 on its CPU, with as many channels as fit. Without `weight`:
+    for a spatial kernel of 7 x 7. Raises ValueError where `DOVER_KERNELS` says something unknown.
+    """
+    if x is None:
+        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        dtype, channels = (torch.bfloat16 if device.type == "cuda" else torch.float32), 96
+    else:
+        device, dtype, channels = x.device, x.dtype, x.shape[1]
+    kernel = (1, 7, 7) if weight is None else tuple(weight.shape[2:])
+    path, reason = _select(os.environ.get("DOVER_KERNELS"), device.type, device.index, dtype, channels, kernel)
+    return Explanation(path, reason, str(device))
+
+
+@torch.compiler.assume_constant_result
+def _select(
+    choice: str | None, device: str, index: int | None, dtype: torch.dtype, channels: int, kernel: tuple[int, ...]
+) -> tuple[str, str]:
+    """The path, "refused" included, and the reason. A compiler takes the answer for a constant."""
+    if choice is not None and choice not in CHOICES:
+        raise ValueError(f"DOVER_KERNELS is {choice!r}; expected {' or '.join(map(repr, CHOICES))}, or unset")
+    if choice == "reference":
+        return "reference", "DOVER_KERNELS=reference"
+    obstacle = _obstacle(device, index, dtype, channels, kernel)
+    if choice == "triton":
+        if obstacle is not None:
+            return "refused", f"DOVER_KERNELS=triton, but the Triton kernels cannot run: {obstacle}"
+        return "triton", "DOVER_KERNELS=triton"
+    if obstacle is not None:
+        return "reference", obstacle
+    if device == "cpu":
+        return "reference", "the Triton interpreter is for tests; DOVER_KERNELS=triton runs it"
+    return "triton", "a GPU that Triton compiles for"
+
+
+def _obstacle(device: str, index: int | None, dtype: torch.dtype, channels: int, kernel: tuple[int, ...]) -> str | None:
+    """Why the Triton kernels cannot run, or None where they can."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if not TRITON_INSTALLED:
+        return "Triton is not installed"
+    if device != "cuda" and not (device == "cpu" and interpreted):
+        return f"the tensor is on {device}, and Triton needs a GPU"
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"x is {dtype}; they take float32, float16 and bfloat16"
+    if channels % 8 or not 0 < channels <= TRITON_MAX_CHANNELS:
+        return f"x has {channels} channels; they take multiples of 8 up to {TRITON_MAX_CHANNELS}"
+    k_t, k_h, k_w = kernel
+    if k_h != k_w or k_h not in TRITON_KERNEL_SIZES:
+        sizes = ", ".join(f"(k_t,{k},{k})" for k in TRITON_KERNEL_SIZES)
+        return f"the kernel is ({k_t},{k_h},{k_w}); they take {sizes}"
+    if device == "cuda" and torch.version.hip is None:
+        capability = torch.cuda.get_device_capability(index)
+        if capability < (8, 0):
+            return f"the GPU has compute capability {capability[0]}.{capability[1]}; they are built for 8.0 and later"
+    return None
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor, ln_weight: Tensor, ln_bias: Tensor) -> None:
+    if x.ndim != 5:
+        raise ValueError(f"expected x (B,C,T,H,W), got shape {tuple(x.shape)}")
+    C = x.shape[1]
+    if weight.ndim != 5 or weight.shape[:2] != (C, 1) or any(size % 2 == 0 for size in weight.shape[2:]):
         raise ValueError(
-            f"expected x (B,C,T,H,W) and weight (C,1,k_t,k_h,k_w), got {tuple(x.shape)} and {tuple(weight.shape)}"
+            f"expected weight (C,1,k_t,k_h,k_w) with C = {C} as in x {tuple(x.shape)} and odd sizes, "
+            f"got shape {tuple(weight.shape)}"
         )
-    return dwconv3d_layernorm_reference(x, weight, bias, ln_weight, ln_bias, eps)
-
-
-def explain(x: Tensor | None = None) -> str:
-    """Which path runs for `x` (or for this machine) and why."""
-    return "reference: plain PyTorch, the only path built so far"
+    parameters = {"weight": weight, "bias": bias, "ln_weight": ln_weight, "ln_bias": ln_bias}
+    for name, tensor in parameters.items():
+        if name != "weight" and tensor.shape != (C,):
+            raise ValueError(f"expected {name} ({C},), got shape {tuple(tensor.shape)}")
+        if tensor.device != x.device:
+            raise ValueError(f"x is on {x.device}, but {name} is on {tensor.device}")
+    for name, tensor in {"x": x, **parameters}.items():
+        if not tensor.is_floating_point():
+            raise TypeError(f"expected {name} in a floating dtype, got {tensor.dtype}")

@@ -1,11 +1,10 @@
-"""The operator in plain PyTorch: the path on CPU and the oracle of the kernel's tests."""
+"""The operator in plain PyTorch: the path on CPU, and the oracle of the kernels' tests."""
 
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv3d_weight
 
 
@@ -14,40 +13,63 @@ def dwconv3d_layernorm_reference(
 ) -> Tensor:
     """Depthwise conv3d with "same" zero padding, then LayerNorm over channels.
 
-    `x` (B,C,T,H,W), `weight` (C,1,k_t,k_h,k_w), the rest (C,). Returns (B,C,T,H,W) in channels_last_3d, in
-    which oneDNN's depthwise convolution runs 1.3 to 4 times as fast on a CPU as in the contiguous format.
+    `x` (B,C,T,H,W), `weight` (C,1,k_t,k_h,k_w) with odd sizes, the rest (C,), all floating. Computes in fp32, or in
+    fp64 where x is; returns (B,C,T,H,W) in channels_last_3d and x's dtype. Differentiable any number of times.
     """
-    x = x.contiguous(memory_format=torch.channels_last_3d)
-    y = _DepthwiseConv3d.apply(x, weight, bias).permute(0, 2, 3, 4, 1)
-    return F.layer_norm(y, (y.shape[-1],), ln_weight, ln_bias, eps).permute(0, 4, 1, 2, 3)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    weight, bias, ln_weight, ln_bias = (p.to(dtype) for p in (weight, bias, ln_weight, ln_bias))
+    if x.numel() == 0:  # conv3d refuses an empty frame; an empty result still depends on every operand
+        scale = weight.flatten(1).sum(1) + bias + ln_weight + ln_bias
+        return (x * scale.view(1, -1, 1, 1, 1)).to(x.dtype)
+    # A half-precision convolution gains nothing on a CPU, and its gradients are summed in half precision.
+    y = x.to(dtype).contiguous(memory_format=torch.channels_last_3d)
+    y = _DepthwiseConv3d.apply(y, weight, bias).permute(0, 2, 3, 4, 1)
+    y = F.layer_norm(y, (y.shape[-1],), ln_weight, ln_bias, eps)
+    return y.permute(0, 4, 1, 2, 3).to(x.dtype)
 
 
 class _DepthwiseConv3d(torch.autograd.Function):
-    """Depthwise conv3d whose input gradient is the same convolution with the kernel flipped.
-
-    oneDNN's own takes twelve times as long on a CPU (24 channels, 28x28, one core: 56 ms against 4.5 ms).
-    """
+    """Depthwise conv3d whose input gradient is the same convolution with the kernel turned around: oneDNN's own
+    takes 8 to 170 times as long on a CPU (NOTES.md)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return F.conv3d(x, weight, bias, padding=_padding(weight), groups=len(weight))
+        padding = [size // 2 for size in weight.shape[2:]]
+        return F.conv3d(x, weight, bias, padding=padding, groups=len(weight))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        channels, padding = len(weight), _padding(weight)
-        dx = dw = db = None
+        dx = dweight = dbias = None
         dy = dy.contiguous(memory_format=torch.channels_last_3d)
         if ctx.needs_input_grad[0]:
-            dx = F.conv3d(dy, weight.flip((2, 3, 4)), padding=padding, groups=channels)
+            dx = _DepthwiseConv3d.apply(dy, weight.flip((2, 3, 4)), None)
         if ctx.needs_input_grad[1]:
-            dw = conv3d_weight(x, weight.shape, dy, padding=padding, groups=channels)
+            dweight = _weight_gradient(x, dy, weight.shape)
         if ctx.needs_input_grad[2]:
-            db = dy.sum(dim=(0, 2, 3, 4))
-        return dx, dw, db
+            dbias = dy.sum(dim=(0, 2, 3, 4))
+        return dx, dweight, dbias
 
 
-def _padding(weight: Tensor) -> list[int]:
-    return [size // 2 for size in weight.shape[2:]]
+def _weight_gradient(x: Tensor, dy: Tensor, shape: torch.Size) -> Tensor:
+    """The gradient of a depthwise kernel of `shape` (C,1,k_t,k_h,k_w).
+
+    In fp32 on a CPU each frame of dy is the kernel of a convolution over the k_t frames of x around it, whose outputs
+    are the taps: oneDNN's own weight gradient takes 1.5 to 36 times as long (NOTES.md). A frame at a time, so that
+    fp32 sums stay short.
+    """
+    C, _, k_t, k_h, k_w = shape
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        padding = [size // 2 for size in shape[2:]]
+        return conv3d_weight(x, shape, dy, padding=padding, groups=C)
+    half, T = k_t // 2, x.shape[2]
+    gradient = x.new_zeros(shape)
+    for clip, d_clip in zip(x, dy, strict=True):
+        for t in range(T):
+            first, end = max(t - half, 0), min(t + half + 1, T)
+            frame = d_clip[:, None, t : t + 1]  # (C,1,1,H,W)
+            taps = F.conv3d(clip[None, :, first:end], frame, padding=(0, k_h // 2, k_w // 2), groups=C)
+            at = first - t + half
+            gradient[:, 0, at : at + end - first] += taps[0]
+    return gradient

@@ -1,0 +1,150 @@
+"""Compiles the shipped configurations for GPUs that need not be there, and reads what the compiler says of them.
+
+    python -m bench.offline                   the table of the kernel's README: sm_80, sm_90 and sm_100
+    python -m bench.offline --arch 90 --k-t 1
+
+Exits with 1 if a kernel spills registers to the stack.
+"""
+
+import argparse
+import collections
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from dover_kernels.dwconv3d_layernorm import launch
+from dover_kernels.dwconv3d_layernorm import triton_kernels as kernels
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+ARCHITECTURES = (80, 90, 100)
+#: Pointers to activations; all others are fp32.
+ACTIVATIONS = {"p_x", "p_y", "p_z", "p_dy", "p_dz"}
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel as it is launched: its role, its constants and the dtype of activations."""
+
+    role: str
+    kernel: Any
+    constants: dict[str, Any]
+    dtype: str
+    num_warps: int
+
+    def __str__(self) -> str:
+        shown = ("C", "KT", "R", "BP", "BC", "NC", "EVEN", "BM")
+        return f"{self.role} {self.dtype} " + " ".join(f"{k}={v}" for k, v in self.constants.items() if k in shown)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the compiler made of it: registers a thread, bytes of stack and of shared memory, and the share of FFMA
+    (on sm_100 also FFMA2, which does two) in the instructions of the longest loop."""
+
+    registers: int
+    stack: int
+    shared: int
+    ffma: float
+
+
+def cases(C: int, k_t: int, dtype: str) -> Iterator[Case]:
+    """Every kernel of a layer with C channels and a (k_t,7,7) kernel, in each configuration of the table, and as
+    well in the one for rows that no strip divides."""
+    itemsize = 4 if dtype == "fp32" else 2
+    roles = ["inference", "training", "input_gradient", "weight_gradient"]
+    if launch.candidates("inference", C, k_t, itemsize) == launch.candidates("training", C, k_t, itemsize):
+        roles.remove("inference")  # the same kernels: z is y's buffer, or is not
+    for role in roles:
+        tiles = launch.candidates(role, C, k_t, itemsize)
+        for tile, even in [*((tile, True) for tile in tiles), (launch.fits(tiles, 1)[0], False)]:
+            constants = {"C": C, "KT": k_t, "K": 7, "R": tile.R, "BP": tile.BP, "BC": tile.BC, "EVEN": even}
+            if role == "weight_gradient":
+                yield Case(role, kernels.weight_gradient_kernel, constants, dtype, tile.num_warps)
+                continue
+            norm = tile.NC * tile.BC == C and role != "input_gradient"
+            save = role == "training" or not norm
+            constants |= {"NC": tile.NC, "FLIP": role == "input_gradient", "NORM": norm, "SAVE": save}
+            yield Case(role, kernels.convolution_kernel, constants, dtype, tile.num_warps)
+    config = launch.normalize_config(C)
+    num_warps = config.pop("num_warps")
+    yield Case("layernorm", kernels.layernorm_kernel, {"C": C, **config, "SAVE": True}, dtype, num_warps)
+    yield Case("layernorm_backward", kernels.layernorm_backward_kernel, {"C": C, **config}, dtype, num_warps)
+
+
+def compile_case(case: Case, architecture: int) -> Report:
+    names = case.kernel.arg_names
+
+    def kind(name: str) -> str:
+        if name in case.constants:
+            return "constexpr"
+        if name.startswith("p_"):
+            return "*" + (case.dtype if name in ACTIVATIONS else "fp32")
+        return "fp32" if name == "eps" else "i32"
+
+    signature = {name: kind(name) for name in names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name.startswith("p_")}
+    constants = {(names.index(name),): value for name, value in case.constants.items()}
+    compiled = triton.compile(
+        ASTSource(case.kernel, signature, constexprs=constants, attrs=aligned),
+        target=GPUTarget("cuda", architecture, 32),
+        options={"num_warps": case.num_warps, "num_stages": 1},
+    )
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = _dump(file.name, "--dump-resource-usage")
+        assembly = _dump(file.name, "-sass")
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    if found is None:
+        raise RuntimeError(f"cuobjdump reports no registers for {case}: {usage!r}")
+    return Report(int(found[1]), int(found[2]), compiled.metadata.shared, _ffma_share(assembly))
+
+
+def _dump(path: str, what: str) -> str:
+    return subprocess.run([CUOBJDUMP, what, path], capture_output=True, text=True, check=True).stdout
+
+
+def _ffma_share(assembly: str) -> float:
+    """FFMA's share of the longest loop: of the row step, that is, with everything in it."""
+    instructions = [(int(m[1], 16), m[2]) for m in re.finditer(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", assembly)]
+    longest: list[str] = []
+    for address, text in instructions:
+        target = re.search(r"BRA(?:\.\w+)*\s+(?:\S+,\s*)?`?\(?(0x[0-9a-f]+)", text)
+        if target and int(target[1], 16) < address:
+            body = [t for a, t in instructions if int(target[1], 16) <= a <= address]
+            longest = max(longest, body, key=len)
+    opcodes = collections.Counter(re.sub(r"^@!?U?P\w+\s+", "", text).split()[0].split(".")[0] for text in longest)
+    return (opcodes["FFMA"] + opcodes["FFMA2"]) / len(longest) if longest else 0.0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES)
+    parser.add_argument("--channels", type=int, nargs="+", default=[96, 768])
+    parser.add_argument("--k-t", type=int, nargs="+", default=[1, 3])
+    parser.add_argument("--dtype", nargs="+", default=["bf16", "fp32"])
+    options = parser.parse_args(arguments)
+    spilled = 0
+    print("| kernel | " + " | ".join(f"sm_{arch}: registers, stack, FFMA" for arch in options.arch) + " |")
+    print("|---|" + "---|" * len(options.arch))
+    for C in options.channels:
+        for k_t in options.k_t:
+            for dtype in options.dtype:
+                for case in cases(C, k_t, dtype):
+                    reports = [compile_case(case, arch) for arch in options.arch]
+                    spilled += any(report.stack for report in reports)
+                    cells = [f"{r.registers}, {r.stack}, {r.ffma:.0%}" for r in reports]
+                    print(f"| {case} | " + " | ".join(cells) + " |", flush=True)
+    return 1 if spilled else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

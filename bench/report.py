@@ -1,0 +1,85 @@
+"""Draws the plot and prints the table of `bench/results/*.json`.
+
+python -m bench.report                            the table of every device, in Markdown
+python -m bench.report --plot bench/results       and <device>.svg beside its results
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+OURS, FLOOR = "dover", "copy"
+
+
+def table(report: dict[str, Any], direction: str) -> str:
+    """One row a problem: our time, the fastest other's, how often ours fits into it, and the shares that we reach."""
+    lines = [
+        "| problem | ours, ms | fastest other, ms | which | ratio | of a copy | of FFMA peak |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for problem, timed in by_problem(report, direction).items():
+        others = {name: entry for name, entry in timed.items() if name not in (OURS, FLOOR)}
+        if OURS not in timed or not others:
+            lines.append(f"| {problem} | not timed | | | | | |")
+            continue
+        best = min(others, key=lambda name: others[name]["median_ms"])
+        ours, theirs = timed[OURS]["median_ms"], others[best]["median_ms"]
+        shares = [_percent(timed[OURS].get(share)) for share in ("copy_share", "ffma_share")]
+        row = (problem, f"{ours:.3f}", f"{theirs:.3f}", best, f"{theirs / ours:.2f}", *shares)
+        lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+def by_problem(report: dict[str, Any], direction: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """The results of one direction, by problem and candidate; those that were not timed are left out."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for entry in report["results"]:
+        if entry.get("direction") == direction:
+            found.setdefault(entry["problem"], {})[entry["candidate"]] = entry
+    return found
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"
+
+
+def plot(report: dict[str, Any], path: Path) -> None:
+    """Speed relative to the fastest other, a bar a problem, forward and training."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(12, 5), sharey=True, layout="constrained")
+    for axis, direction in zip(axes, ("forward", "training"), strict=True):
+        names, ratios = [], []
+        for problem, timed in by_problem(report, direction).items():
+            others = [entry["median_ms"] for name, entry in timed.items() if name not in (OURS, FLOOR)]
+            if OURS in timed and others:
+                names.append(problem)
+                ratios.append(min(others) / timed[OURS]["median_ms"])
+        axis.barh(names, ratios)
+        axis.axvline(1.0, color="black", linewidth=0.8)
+        axis.set(title=direction, xlabel="times the speed of the fastest other")
+        axis.invert_yaxis()
+    figure.suptitle(f"{report['device']}, torch {report['torch']}, Triton {report['triton']}")
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--plot", type=Path, help="folder for the plots, which need the extra `bench`")
+    options = parser.parse_args()
+    for path in sorted(RESULTS.glob("*.json")):
+        report = json.loads(path.read_text())
+        if not any("candidate" in entry for entry in report.get("results", [])):
+            continue  # another benchmark's
+        print(f"## {report['device']}\n\ntorch {report['torch']}, Triton {report['triton']}. {report['note']}\n")
+        for direction in ("forward", "training"):
+            print(f"### {direction}\n\n{table(report, direction)}\n")
+        if options.plot:
+            plot(report, options.plot / f"{path.stem}.svg")
+
+
+if __name__ == "__main__":
+    main()

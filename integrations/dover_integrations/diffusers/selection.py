@@ -1,0 +1,288 @@
+"""`best_of`: the best of n videos of a prompt, without sampling all n to the end.
+
+>>> best = best_of(pipe, scorer, prompt, n=8, prune_at=(0.3, 0.6), keep=(0.5, 0.5), num_inference_steps=50)
+>>> best.output.frames, best.seed, best.saved
+>>> print(best)
+
+Successive halving: all seeds are sampled up to the first fraction of the steps, their clean estimates are scored, the
+worse ones dropped, and so on; whoever is left is sampled to the end, and the best of the finished videos wins.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dover_integrations.diffusers.callback import DoverCallback, Scorer, step_at_fraction
+from dover_integrations.diffusers.latents import FrameSelection
+from dover_integrations.diffusers.output import score_pipeline_output
+from dover_integrations.diffusers.running import number_of_steps
+from dover_integrations.diffusers.suspended import SuspendedCall
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A seed's standing at one moment: `steps_done` of `steps`, its scores by name, and how they were obtained."""
+
+    steps_done: int
+    steps: int
+    scores: dict[str, float]
+    obtained: str
+    rank: int
+    of: int
+    kept: bool
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A line of the ledger: a seed, its judgements, its fate and why, and the denoiser's evaluations it took."""
+
+    seed: int
+    fate: str
+    reason: str
+    evaluations: int
+    judgements: tuple[Judgement, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class BestOf:
+    """What `best_of` gives back.
+
+    output: of the winner's pipeline call. seed: the winner's. scores: of its finished video, as the scorer gave them.
+    ledger: all n candidates, in the order of their seeds. evaluations: of the denoiser, in all. saved: how many more
+    finishing all n would have taken.
+    """
+
+    output: Any
+    seed: int
+    scores: Any
+    ledger: tuple[Candidate, ...]
+    evaluations: int
+    saved: int
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """A dictionary a candidate, fit for JSON."""
+        return [asdict(candidate) for candidate in self.ledger]
+
+    def __repr__(self) -> str:
+        total = self.evaluations + self.saved
+        lines = [
+            f"BestOf({len(self.ledger)} seeds, winner {self.seed}, {self.evaluations} of {total} evaluations, "
+            f"{self.saved} saved)"
+        ]
+        lines += [f"  seed {c.seed}: {c.fate}, {c.reason}; {c.evaluations} evaluations" for c in self.ledger]
+        return "\n".join(lines)
+
+
+@dataclass(eq=False)
+class _Run:
+    seed: int
+    callback: DoverCallback
+    call: SuspendedCall
+    evaluations: int = 0
+    judgements: list[Judgement] = field(default_factory=list)
+    fate: str = ""
+    reason: str = ""
+
+
+def best_of(
+    pipe: Any,
+    scorer: Scorer,
+    prompt: str,
+    n: int,
+    *,
+    prune_at: Sequence[float] = (0.3, 0.6),
+    keep: Sequence[int | float] = (0.5, 0.5),
+    seeds: Sequence[int] | None = None,
+    rank_by: str = "Overall",
+    decode: Callable[[Tensor], Tensor] | None = None,
+    decode_frames: FrameSelection | None = None,
+    generator_device: str | torch.device = "cpu",
+    **pipe_kwargs: Any,
+) -> BestOf:
+    """Sample n seeds, drop the worse ones on the way by the scores of their clean estimates, and return the best.
+
+    The winner's frames are those of `pipe(prompt, generator=torch.Generator(device).manual_seed(seed),
+    **pipe_kwargs)`: each seed has a call, a generator and schedulers of its own, and `pipe` itself stays untouched.
+    A suspended seed keeps its latents and embeddings in memory, not a model.
+
+    Args:
+        prune_at: rising fractions of the steps, in (0,1), after which to drop.
+        keep: for each of them, what is kept of those still there: a fraction (float, rounded up) or a number (int).
+        seeds: n of them; by default 0 to n-1.
+        rank_by: the score that decides; greater is better.
+        decode, decode_frames: for the estimates: see decode and frames of `latents_to_frames`.
+        generator_device: of the seeds' generators.
+        pipe_kwargs: of the pipeline's call. With embeddings (`prompt_embeds` and the like) among them the prompt goes
+            to the scorer alone.
+
+    Raises:
+        ValueError: arguments that do not fit.
+        RuntimeError: at one of these steps the scheduler has no clean estimate to judge by.
+    """
+    seeds = list(range(n)) if seeds is None else list(seeds)
+    _check(pipe, n, seeds, prune_at, keep, pipe_kwargs)
+    embedded = any(name.startswith("prompt_embeds") for name in pipe_kwargs)
+    pipe_kwargs = {"prompt": None if embedded else prompt, **pipe_kwargs}
+    runs = []
+    for seed in seeds:
+        callback = DoverCallback(
+            scorer, prompt, steps=[float(at) for at in prune_at], last_step=False, decode=decode, frames=decode_frames
+        )
+        generator = torch.Generator(generator_device).manual_seed(seed)
+        call = SuspendedCall(pipe, _scored_by(callback, prune_at), pipe_kwargs | {"generator": generator})
+        runs.append(_Run(seed, callback, call))
+
+    evaluations = _Evaluations(pipe)
+    alive = list(runs)
+    try:
+        for share in keep:
+            for run in alive:
+                evaluations.of(run)
+                run.call.advance()
+            alive = _prune(alive, share, rank_by)
+        winner, output, scores = _finish(alive, evaluations, prompt, scorer, rank_by)
+    finally:
+        evaluations.stop()
+        for run in runs:
+            run.call.drop()
+    total = sum(run.evaluations for run in runs)
+    return BestOf(
+        output=output,
+        seed=winner.seed,
+        scores=scores,
+        ledger=tuple(Candidate(r.seed, r.fate, r.reason, r.evaluations, tuple(r.judgements)) for r in runs),
+        evaluations=total,
+        saved=winner.evaluations * len(runs) - total,
+    )
+
+
+def _check(
+    pipe: Any, n: int, seeds: list[int], prune_at: Sequence[float], keep: Sequence[int | float], kwargs: dict[str, Any]
+) -> None:
+    if n < 1 or len(seeds) != n or len(set(seeds)) != n:
+        raise ValueError(f"expected n of at least 1 and n different seeds, got n={n} and seeds {seeds}")
+    if len(prune_at) != len(keep):
+        raise ValueError(f"expected as many keep as prune_at, got {len(keep)} and {len(prune_at)}")
+    if list(prune_at) != sorted(set(prune_at)) or not all(0 < at < 1 for at in prune_at):
+        raise ValueError(f"expected prune_at to rise within (0,1), got {tuple(prune_at)}")
+    for share in keep:
+        if share <= 0 or (isinstance(share, float) and share > 1):
+            raise ValueError(f"expected keep of fractions in (0,1] or numbers from 1, got {tuple(keep)}")
+    for name in ("prompt", "generator", "callback_on_step_end", "callback", "callback_steps"):
+        if name in kwargs:
+            raise ValueError(f"best_of sets {name} itself")
+    if any(kwargs.get(name, 1) != 1 for name in ("num_videos_per_prompt", "num_images_per_prompt")):
+        raise ValueError("best_of samples one video a seed: leave num_videos_per_prompt at 1")
+    if kwargs.get("output_type") == "latent":
+        raise ValueError('finished videos must be scored: output_type="latent" has no frames')
+    if getattr(pipe, "free_init_enabled", False):
+        raise ValueError("FreeInit samples a seed several times over: disable it for best_of")
+    for model in denoisers(pipe):
+        if getattr(model, "is_cache_enabled", False):
+            raise ValueError(f"{type(model).__name__} caches activations from step to step, and seeds would share them")
+
+
+def _scored_by(callback: DoverCallback, prune_at: Sequence[float]) -> Callable[[Any, int, Any, Tensor], bool]:
+    """Lets the callback score its steps, and suspends the call there."""
+
+    def on_step(pipe: Any, step: int, timestep: Any, latents: Tensor) -> bool:
+        if step == 0:
+            count = number_of_steps(pipe)
+            pauses = {step_at_fraction(at, count) for at in prune_at}
+            if len(pauses) < len(prune_at) or count - 1 in pauses:
+                raise ValueError(
+                    f"{count} steps are too few to prune at {tuple(prune_at)}: two of these, or the end, meet"
+                )
+        before = len(callback.history) if step else 0
+        callback.observe(pipe, step, timestep, latents)
+        if len(callback.history) == before:
+            return False
+        if (reason := callback.history[-1].error) is not None:
+            raise RuntimeError(f"best_of cannot judge after step {step}: {reason}")
+        return True
+
+    return on_step
+
+
+def _prune(alive: list[_Run], share: int | float, rank_by: str) -> list[_Run]:
+    """Judge the suspended runs; the worse ones are dropped, ties going to the earlier seed."""
+    latest = [run.callback.history[-1] for run in alive]
+    values = [step.column(rank_by)[0].item() for step in latest]
+    count = min(len(alive), max(1, math.ceil(share * len(alive)) if isinstance(share, float) else share))
+    order = sorted(range(len(alive)), key=lambda i: (math.isnan(values[i]), -values[i], i))
+    kept = sorted(order[:count])
+    for rank, i in enumerate(order, start=1):
+        run, step = alive[i], latest[i]
+        steps = number_of_steps(run.call.pipe)
+        named = dict(zip(step.names, step.values[0].tolist(), strict=True))
+        judgement = Judgement(step.step + 1, steps, named, step.obtained, rank, len(alive), i in kept)
+        run.judgements.append(judgement)
+        if i not in kept:
+            run.fate = "dropped"
+            run.reason = (
+                f"{rank_by} {values[i]:.3f} of the clean estimate after step {step.step + 1} of {steps}: "
+                f"rank {rank} of {len(alive)}, {count} kept"
+            )
+            run.call.drop()
+    return [alive[i] for i in kept]
+
+
+def _finish(
+    alive: list[_Run], evaluations: _Evaluations, prompt: str, scorer: Scorer, rank_by: str
+) -> tuple[_Run, Any, Any]:
+    """Run those that are left to their end: (the best of them, its output, the scores of that)."""
+    finals: list[tuple[_Run, dict[str, float]]] = []
+    output = scores = None
+    for run in alive:
+        evaluations.of(run)
+        run.call.advance()
+        finished = score_pipeline_output(run.call.output, prompt, scorer)
+        values = torch.as_tensor(finished.values)[0].tolist()
+        finals.append((run, dict(zip(finished.names, values, strict=True))))
+        if _best_first(finals, rank_by)[0][0] is run:
+            output, scores = run.call.output, finished
+        run.call.output = None  # a loser's frames need not stay in memory
+    finals = _best_first(finals, rank_by)
+    winner = finals[0][0]
+    for rank, (run, named) in enumerate(finals, start=1):
+        steps = number_of_steps(run.call.pipe)
+        run.judgements.append(Judgement(steps, steps, named, "pipeline output", rank, len(finals), run is winner))
+        run.fate = "won" if run is winner else "finished"
+        run.reason = f"{rank_by} {named[rank_by]:.3f} of the finished video: rank {rank} of {len(finals)}"
+    return winner, output, scores
+
+
+def _best_first(finals: list[tuple[_Run, dict[str, float]]], rank_by: str) -> list[tuple[_Run, dict[str, float]]]:
+    """Ties go to the earlier seed, and a score that is not a number comes last."""
+    return sorted(finals, key=lambda final: (math.isnan(final[1][rank_by]), -final[1][rank_by]))
+
+
+def denoisers(pipe: Any) -> list[nn.Module]:
+    """The models that a denoising step evaluates."""
+    models = [getattr(pipe, name, None) for name in ("transformer", "transformer_2", "unet")]
+    return [model for model in models if isinstance(model, nn.Module)]
+
+
+class _Evaluations:
+    """Counts the denoiser's evaluations for the run that is going on."""
+
+    def __init__(self, pipe: Any) -> None:
+        self._run: _Run | None = None
+        self._handles = [model.register_forward_pre_hook(self._count) for model in denoisers(pipe)]
+
+    def of(self, run: _Run) -> None:
+        self._run = run
+
+    def stop(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _count(self, *_: Any) -> None:
+        if self._run is not None:
+            self._run.evaluations += 1

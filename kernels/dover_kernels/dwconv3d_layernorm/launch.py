@@ -1,0 +1,258 @@
+"""Launches the Triton kernels: allocation, grids, and the choice of a configuration. The only importer of Triton.
+
+Every function takes and returns (B,C,T,H,W) tensors; results are channels_last_3d, and so are operands read without a
+copy. A configuration never changes a bit of the convolution (see `triton_kernels`), so it may depend on the batch and
+on the device. The weight gradient's sums do depend on theirs, which therefore follows from the shapes alone.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+import triton.testing
+from torch import Tensor
+
+from dover_kernels.dwconv3d_layernorm import triton_kernels as kernels
+
+#: True under TRITON_INTERPRET=1, which runs the kernels on CPU tensors.
+INTERPRETED = not isinstance(kernels.layernorm_kernel, triton.JITFunction)
+
+#: Programs that the weight gradient is cut into. It fixes the order of its sums, so it is no property of the device.
+WEIGHT_GRADIENT_PROGRAMS = 1056
+#: Programs of the LayerNorm backward, each of which leaves one row of partial sums.
+LAYERNORM_PROGRAMS = 1056
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A configuration of a marching kernel: BP strips of R columns, NC chunks of BC channels a program; its registers
+    let `per_sm` programs share a multiprocessor."""
+
+    R: int
+    BP: int
+    BC: int
+    NC: int = 1
+    num_warps: int = 4
+    per_sm: int = 2
+
+
+@dataclass(frozen=True)
+class Strips:
+    """A batch of frames cut into strips of `height` rows and R columns: rows x columns strips a frame."""
+
+    height: int
+    rows: int
+    columns: int
+    count: int
+    even: bool
+
+    @classmethod
+    def cut(cls, frames: int, H: int, W: int, R: int, rows: int) -> "Strips":
+        height = math.ceil(H / rows)
+        rows, columns = math.ceil(H / height), math.ceil(W / R)
+        return cls(height, rows, columns, frames * rows * columns, W % R == 0)
+
+
+@cache
+def _table() -> dict[str, dict[str, list[dict[str, int]]]]:
+    return json.loads(Path(__file__).with_name("configs.json").read_text())["tiles"]
+
+
+def chunk(C: int) -> int:
+    """Channels a chunk: the largest power of two that divides C, at most 32, so that no lane is padding."""
+    return min(C & -C, 32)
+
+
+def candidates(role: str, C: int, k_t: int, itemsize: int) -> list[Tile]:
+    """The configurations of `role` ("inference", "training", "input_gradient" or "weight_gradient"), best first, at
+    most four. A forward configuration whose NC * BC is C takes LayerNorm along; others leave it to its own kernel."""
+    entry = _table().get(f"C={C} k_t={k_t} bits={8 * itemsize}")
+    if entry is not None:
+        return [Tile(**tile) for tile in entry[role]]
+    BC = chunk(C)
+    if role == "weight_gradient":
+        return [Tile(R, 256 // BC, BC) for R in (8, 7)]
+    tiles = [Tile(R, BP // BC, BC, per_sm=n) for R, BP, n in ((8, 256, 2), (7, 256, 2), (8, 128, 5), (7, 128, 5))]
+    # With LayerNorm along, the channels that a thread holds order its sums: whichever wins, the bits must not differ.
+    return tiles[:2] if BC == C else tiles
+
+
+def fits(tiles: list[Tile], W: int) -> list[Tile]:
+    """Those whose strips tile a row of W columns exactly; where none does all, the narrowest first, which overhang the
+    least and have registers left for the masks."""
+    return [tile for tile in tiles if W % tile.R == 0] or sorted(tiles, key=lambda tile: tile.R)
+
+
+@lru_cache(maxsize=1024)
+def plan(tile: Tile, shape: torch.Size, multiprocessors: int) -> Strips:
+    """The cut that takes the fewest row steps from start to end.
+
+    A strip shorter than its frame reads K - 1 rows more than it has, and computes on them; more strips fill the device
+    better.
+    """
+    B, C, T, H, W = shape
+    chunks = C // (tile.BC * tile.NC)
+
+    def steps(strips: Strips) -> int:
+        waves = math.ceil(math.ceil(strips.count / tile.BP) * chunks / (multiprocessors * tile.per_sm))
+        return waves * (strips.height + (6 if strips.rows > 1 else 0))
+
+    return min((Strips.cut(B * T, H, W, tile.R, rows) for rows in range(1, max(H // 2, 1) + 1)), key=steps)
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+_tuned: dict[tuple[Any, ...], Tile] = {}
+
+
+def _choose(role: str, x: Tensor, k_t: int, run: Callable[[Tile], object]) -> Tile:
+    """The first configuration of the table; outside of it, the fastest of at most four, timed at the first call."""
+    W = x.shape[4]
+    tiles = fits(candidates(role, x.shape[1], k_t, x.element_size()), W)
+    if len(tiles) == 1 or f"C={x.shape[1]} k_t={k_t} bits={8 * x.element_size()}" in _table():
+        return tiles[0]
+    if INTERPRETED or torch.cuda.is_current_stream_capturing():
+        return tiles[0]
+    key = (role, x.device, x.dtype, x.shape[1], k_t, *tiles)
+    if key not in _tuned:
+        times = [triton.testing.do_bench(lambda tile=tile: run(tile), warmup=5, rep=20) for tile in tiles]
+        _tuned[key] = tiles[times.index(min(times))]
+    return _tuned[key]
+
+
+def _on(x: Tensor) -> Any:
+    """Launches go to the device of x, whichever is current; the interpreter needs no device."""
+    if x.device.type == "cuda":
+        return torch.cuda.device(x.device)
+    if not INTERPRETED:
+        raise RuntimeError(f"the Triton kernels of dwconv3d_layernorm run on a GPU, got a tensor on {x.device}")
+    return nullcontext()
+
+
+def _dense(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last_3d)
+
+
+def _taps(weight: Tensor, T: int) -> tuple[Tensor, int]:
+    """(C,1,k_t,K,K) as fp32 [k_t * K * K, C], so that a chunk's tap is one load; and k_t. In a single frame only the
+    middle of the kernel meets anything."""
+    if T == 1:
+        weight = weight[:, :, weight.shape[2] // 2].unsqueeze(2)
+    C, _, k_t, K, _ = weight.shape
+    taps = torch.empty(k_t * K * K, C, dtype=torch.float32, device=weight.device)
+    return taps.copy_(weight.reshape(C, -1).t()), k_t
+
+
+def normalize_config(C: int) -> dict[str, int]:
+    """A block [BM, CP] of about 2048 elements, 16 a thread."""
+    CP = triton.next_power_of_2(C)
+    return {"CP": CP, "BM": max(1, 2048 // CP), "num_warps": min(max(CP // 512, 4), 16)}
+
+
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor, ln_weight: Tensor, ln_bias: Tensor, eps: float, save: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """z (B,C,T,H,W); and if `save`, the convolution's output y, and mean and rstd (B,T,H,W) in fp32, else empty."""
+    x = _dense(x)
+    B, C, T, H, W = x.shape
+    z = torch.empty_like(x)
+    y = torch.empty_like(x) if save else z
+    mean, rstd = (x.new_empty((B, T, H, W) if save else (0,), dtype=torch.float32) for _ in range(2))
+    if x.numel():
+        taps, k_t = _taps(weight, T)
+        parameters = [p.contiguous() for p in (bias, ln_weight, ln_bias)]
+
+        def run(tile: Tile) -> None:
+            fused = tile.NC * tile.BC == C
+            _convolve(x, taps, (*parameters, y, z, mean, rstd), tile, k_t, weight.shape[3], eps, fused, save, False)
+            if not fused:
+                n, config = B * T * H * W, normalize_config(C)
+                grid = (triton.cdiv(n, config["BM"]),)
+                kernels.layernorm_kernel[grid](
+                    y, z, *parameters[1:], mean, rstd, n, eps, C=C, SAVE=save, num_stages=1, **config
+                )  # fmt: skip
+
+        with _on(x):
+            run(_choose("training" if save else "inference", x, weight.shape[2], run))
+    return z, y if save else x.new_empty(0), mean, rstd
+
+
+def input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
+    """dx (B,C,T,H,W): the convolution of dy with the kernel turned around on its three axes."""
+    dy = _dense(dy)
+    dx = torch.empty_like(dy)
+    if dy.numel():
+        taps, k_t = _taps(weight, dy.shape[2])
+
+        def run(tile: Tile) -> None:
+            unused = (taps,) * 3
+            _convolve(
+                dy, taps, (*unused, dx, dx, taps, taps), tile, k_t, weight.shape[3], 0.0, False, True, True
+            )  # fmt: skip
+
+        with _on(dy):
+            run(_choose("input_gradient", dy, weight.shape[2], run))
+    return dx
+
+
+def _convolve(
+    x: Tensor, taps: Tensor, pointers: tuple[Tensor, ...], tile: Tile, k_t: int, K: int, eps: float,
+    norm: bool, save: bool, flip: bool,
+) -> None:  # fmt: skip
+    C, T, H, W = x.shape[1:]
+    strips = plan(tile, x.shape, _multiprocessors(x.device))
+    grid = (triton.cdiv(strips.count, tile.BP) * (C // (tile.BC * tile.NC)),)
+    kernels.convolution_kernel[grid](
+        x, taps, *pointers, T, H, W, strips.rows, strips.columns, strips.count, strips.height, eps,
+        C=C, KT=k_t, K=K, R=tile.R, BP=tile.BP, BC=tile.BC, NC=tile.NC, EVEN=strips.even, FLIP=flip, NORM=norm,
+        SAVE=save or not norm, num_warps=tile.num_warps, num_stages=1,
+    )  # fmt: skip
+
+
+def layernorm_backward(dz: Tensor, y: Tensor, ln_weight: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    """dy (B,C,T,H,W) in y's dtype; d(gamma), d(beta) and d(bias) as one (3,C) in fp32."""
+    dz, y = _dense(dz), _dense(y)
+    C, n = y.shape[1], mean.numel()
+    dy = torch.empty_like(y)
+    config = normalize_config(C)
+    programs = min(triton.cdiv(n, config["BM"]), LAYERNORM_PROGRAMS)
+    partial = y.new_empty((programs, 3, C), dtype=torch.float32)
+    if n:
+        with _on(y):
+            kernels.layernorm_backward_kernel[(programs,)](
+                dz, y, ln_weight.contiguous(), mean, rstd, dy, partial, n, C=C, num_stages=1, **config
+            )
+    return dy, partial.sum(0)
+
+
+def weight_gradient(x: Tensor, dy: Tensor, k_t: int, K: int) -> Tensor:
+    """(C,1,k_t,K,K) in fp32: one row of partial sums a slab, added in the order of the slabs."""
+    x, dy = _dense(x), _dense(dy)
+    B, C, T, H, W = x.shape
+    if T == 1 and k_t > 1:  # only the middle of the kernel meets anything
+        gradient = x.new_zeros((C, 1, k_t, K, K), dtype=torch.float32)
+        gradient[:, :, k_t // 2] = weight_gradient(x, dy, 1, K)[:, :, 0]
+        return gradient
+    tile = fits(candidates("weight_gradient", C, k_t, x.element_size()), W)[0]
+    strips = Strips.cut(B * T, H, W, tile.R, math.ceil(H / 32))
+    chunks = C // tile.BC
+    slabs = min(triton.cdiv(strips.count, tile.BP), triton.cdiv(WEIGHT_GRADIENT_PROGRAMS, chunks * k_t))
+    partial = x.new_empty((slabs, k_t * K * K, C), dtype=torch.float32)
+    if x.numel():
+        with _on(x):
+            kernels.weight_gradient_kernel[(slabs * k_t * chunks,)](
+                x, dy, partial, T, H, W, strips.rows, strips.columns, strips.count, strips.height, slabs,
+                C=C, KT=k_t, K=K, R=tile.R, BP=tile.BP, BC=tile.BC, EVEN=strips.even,
+                num_warps=tile.num_warps, num_stages=1,
+            )  # fmt: skip
+    return partial.sum(0).t().reshape(C, 1, k_t, K, K).contiguous()

@@ -1,0 +1,121 @@
+"""The operator's front door on a CPU: what it refuses, which path it takes, and what it works under."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from dover_kernels import dwconv3d_layernorm, explain
+from torch.utils.checkpoint import checkpoint
+
+from .conftest import INTERPRETED, make_operands, relative_errors
+
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="describes a machine without the interpreter")
+
+
+@pytest.fixture(autouse=True)
+def unset(monkeypatch):
+    monkeypatch.delenv("DOVER_KERNELS", raising=False)
+
+
+def operands():
+    return make_operands((1, 8, 2, 5, 6), (3, 7, 7))
+
+
+@pytest.mark.parametrize(
+    ("position", "shape", "message"),
+    [
+        (0, (8, 2, 5, 6), r"x \(B,C,T,H,W\), got shape \(8, 2, 5, 6\)"),
+        (1, (8, 1, 7, 7), r"weight \(C,1,k_t,k_h,k_w\) with C = 8.*got shape \(8, 1, 7, 7\)"),
+        (1, (16, 1, 3, 7, 7), r"x \(1, 8, 2, 5, 6\).*got shape \(16, 1, 3, 7, 7\)"),
+        (1, (8, 8, 3, 7, 7), r"got shape \(8, 8, 3, 7, 7\)"),
+        (1, (8, 1, 2, 7, 7), r"odd sizes, got shape \(8, 1, 2, 7, 7\)"),
+        (2, (7,), r"bias \(8,\), got shape \(7,\)"),
+        (3, (8, 1), r"ln_weight \(8,\), got shape \(8, 1\)"),
+        (4, (), r"ln_bias \(8,\), got shape \(\)"),
+    ],
+)
+def test_refuses_a_wrong_shape_and_says_what_it_got(position, shape, message):
+    tensors = list(operands().tensors)
+    tensors[position] = torch.zeros(shape)
+    with pytest.raises(ValueError, match=message):
+        dwconv3d_layernorm(*tensors)
+
+
+def test_refuses_integers_and_two_devices():
+    tensors = list(operands().tensors)
+    with pytest.raises(TypeError, match=r"x in a floating dtype, got torch\.uint8"):
+        dwconv3d_layernorm(tensors[0].to(torch.uint8), *tensors[1:])
+    with pytest.raises(ValueError, match="x is on cpu, but bias is on meta"):
+        dwconv3d_layernorm(*tensors[:2], tensors[2].to("meta"), *tensors[3:])
+
+
+def test_a_cpu_runs_the_reference_and_says_why():
+    answer = explain(operands().tensors[0])
+    assert answer.path == "reference"
+    assert str(answer) == "reference on cpu: the tensor is on cpu, and Triton needs a GPU"
+
+
+def test_the_environment_chooses_the_path(monkeypatch):
+    tensors = operands().tensors
+    monkeypatch.setenv("DOVER_KERNELS", "reference")
+    assert explain(tensors[0]).reason == "DOVER_KERNELS=reference"
+    monkeypatch.setenv("DOVER_KERNELS", "triton")
+    with pytest.raises(RuntimeError, match=r"DOVER_KERNELS=triton, but .* cannot run: the tensor is on cpu"):
+        dwconv3d_layernorm(*tensors)
+    assert explain(tensors[0]).path == "refused"
+    monkeypatch.setenv("DOVER_KERNELS", "cuda")
+    for call in (lambda: explain(tensors[0]), lambda: dwconv3d_layernorm(*tensors)):
+        with pytest.raises(ValueError, match="DOVER_KERNELS is 'cuda'; expected 'reference' or 'triton', or unset"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("channels", "dtype", "kernel", "reason"),
+    [
+        (12, torch.float32, (1, 7, 7), "12 channels; they take multiples of 8 up to 8192"),
+        (8200, torch.float32, (1, 7, 7), "8200 channels"),
+        (96, torch.float64, (1, 7, 7), "x is torch.float64"),
+        (96, torch.float32, (3, 9, 9), r"the kernel is \(3,9,9\); they take"),
+        (96, torch.float32, (3, 3, 5), r"the kernel is \(3,3,5\)"),
+        (96, torch.bfloat16, (7, 7, 7), None),
+        (40, torch.float16, (3, 5, 5), None),
+    ],
+)
+def test_a_gpu_says_what_its_kernels_do_not_take(channels, dtype, kernel, reason, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    x = SimpleNamespace(device=torch.device("cuda", 0), dtype=dtype, shape=(1, channels, 1, 2, 2))
+    weight = torch.empty((channels, 1, *kernel), device="meta")
+    answer = explain(x, weight)
+    assert answer.path == ("reference" if reason else "triton")
+    assert reason is None or re.search(reason, answer.reason), answer.reason
+
+
+def test_an_old_gpu_runs_the_reference(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    x = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float32, shape=(1, 96, 1, 2, 2))
+    assert explain(x).reason == "the GPU has compute capability 7.5; they are built for 8.0 and later"
+
+
+def test_autocast_casts_x_and_gives_its_dtype_back():
+    x, *parameters = operands().tensors
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        z = dwconv3d_layernorm(x, *parameters)
+        assert dwconv3d_layernorm(x.double(), *parameters).dtype == torch.float64
+    assert z.dtype == torch.bfloat16
+    assert torch.equal(z, dwconv3d_layernorm(x.bfloat16(), *parameters))
+
+
+def test_compiles_whole_with_the_same_result():
+    case = operands()
+    compiled = torch.compile(dwconv3d_layernorm, fullgraph=True, backend="aot_eager")
+    errors = relative_errors(case.run(compiled), case.oracle())
+    assert max(errors.values()) < 1e-5, errors
+
+
+def test_activation_checkpointing_gives_the_same_gradients():
+    case = operands()
+    plain = case.run(dwconv3d_layernorm)
+    again = case.run(lambda *args: checkpoint(dwconv3d_layernorm, *args, use_reentrant=False))
+    for name in plain:
+        assert torch.equal(plain[name], again[name]), name
