@@ -1,8 +1,8 @@
 """A scorer's numbers made to mean one group of raters' opinions: a monotone map an aspect, and how far to trust it.
 
-A map never changes the order of two clips in its aspect (it may make them equal, where it is flat). It belongs to the weights that
-it was fitted on: a scorer of others refuses it, and it is part of the fingerprint of one that uses it. How one is
-fitted is in `dover_eval.evaluation.calibrate`.
+A map never changes the order of two clips in its aspect (it may make them equal, where it is flat). It belongs to the
+weights that it was fitted on: a scorer of others refuses it, and it is part of the fingerprint of one that uses it. How
+one is fitted is in `dover_eval.evaluation.calibrate`.
 """
 
 from __future__ import annotations
