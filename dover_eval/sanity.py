@@ -216,7 +216,9 @@ def _check_defect(
     table = np.stack(scores)  # (clips, levels, 5)
     own = table[:, :, SCORE_NAMES.index(aspect)]
     rank = float(np.mean([_fall_rank(clip) for clip in own]))
-    return _judge(name, aspect, labels, table, rank, RANK), table[:, 1:].reshape(-1, len(SCORE_NAMES))
+    return _judge(name, aspect, labels, table, rank, RANK, "not steadily (rank correlation {:.2f})"), table[
+        :, 1:
+    ].reshape(-1, len(SCORE_NAMES))
 
 
 def _check_prompts(
@@ -231,7 +233,9 @@ def _check_prompts(
     table = np.stack([untouched[chosen], found], axis=1)
     alignment = table[:, :, SCORE_NAMES.index("Alignment")]
     share = float((alignment[:, 0] > alignment[:, 1]).mean())
-    return _judge(name, "Alignment", labels, table, share, SHARE), found
+    return _judge(
+        name, "Alignment", labels, table, share, SHARE, "the right prompt wins for {:.0%} of the clips"
+    ), found
 
 
 def _check_empty(scorer: VideoScorer, clips: Sequence[Frames], untouched: NDArray[Any]) -> CheckResult:
@@ -245,9 +249,9 @@ def _check_empty(scorer: VideoScorer, clips: Sequence[Frames], untouched: NDArra
 
 
 def _judge(
-    name: str, aspect: str, labels: tuple[str, ...], table: NDArray[Any], rank: float, bound: float
+    name: str, aspect: str, labels: tuple[str, ...], table: NDArray[Any], rank: float, bound: float, unsteady: str
 ) -> CheckResult:
-    """From scores (clips, levels, 5)."""
+    """From scores (clips, levels, 5); `unsteady` says what a `rank` below its `bound` means."""
     means = table.mean(axis=0)
     moved = means[0] - means[-1]
     fall = float(moved[SCORE_NAMES.index(aspect)])
@@ -257,9 +261,9 @@ def _judge(
     if np.ptp(table[:, :, SCORE_NAMES.index(aspect)], axis=1).max() < SAME:
         reasons.append("identical scores whatever was done")
     else:
-        reasons += [f"does not fall by {FALL:g}"] if fall <= FALL else []
-        reasons += [f"not steadily: {rank:.2f} of at least {bound:g}"] if rank < bound else []
-    reasons += [f"{other} moves as far"] if others[other] >= fall else []
+        reasons += [f"falls by {fall:.2f}, not by {FALL:g}"] if fall <= FALL else []
+        reasons += [unsteady.format(rank)] if rank < bound else []
+    reasons += [f"{other} moves further"] if others[other] >= fall else []
     return CheckResult(
         name=name,
         score=aspect,

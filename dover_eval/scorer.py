@@ -72,7 +72,7 @@ class VideoScorer:
         Raises:
             FileNotFoundError, OSError: no such checkpoint.
             dover_eval.WeightsError, TextEncoderError: it is incomplete, or its text encoder is not to be had.
-            dover_eval.calibration.CalibrationError: no such calibration, or it was fitted on another model.
+            dover_eval.CalibrationError: no such calibration, or it was fitted on another model.
         """
         if isinstance(calibration, str | Path):
             calibration = Calibration.load(calibration)

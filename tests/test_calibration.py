@@ -270,6 +270,10 @@ def test_the_command_writes_beside_the_checkpoint_and_score_uses_it(small_scorer
     found = [mapped[str(path)] for path in paths]
     assert np.abs(found - ratings).mean() < 0.5 * np.abs(values - ratings).mean()
 
+    result = run("evaluate", table, "--videos", tmp_path / "clips", "--calibration", place, "--resamples", 0)
+    assert result.exit_code == 0, result.output
+    assert "24 of 24 clips" in result.stdout
+
     assert "give --ratings TABLE" in run("calibrate", "--videos", tmp_path / "clips").stderr
     other = run("score", tmp_path / "clips", "--prompt", "a", "--calibration", tmp_path / "none.json")
     assert other.exit_code == 1

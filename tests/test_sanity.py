@@ -119,7 +119,7 @@ def test_scores_that_move_together_fail(drawn):
             return [super().row(clip, prompt)[0]] * 5
 
     report = check_scorer(Muddled(), *drawn, defects=["blur"])
-    assert "moves as far" in by_name(report)["blur"].reason
+    assert "moves further" in by_name(report)["blur"].reason
     assert not report.ok
 
 

@@ -55,6 +55,8 @@ def evaluate(
         _usage(f"--benchmark {benchmark}: expected one of {', '.join(BENCHMARKS)}")
     if (videos is None) == (scores is None):
         _usage("give either --videos FOLDER or --scores FILE")
+    if scores is not None and (calibration is not None or save_scores is not None):
+        _usage("--calibration and --save-scores go with --videos: the scores of a file are what they are")
     for path in (output, save_scores):
         if path is not None and not path.parent.is_dir():
             _usage(f"{path}: there is no folder {path.parent}")

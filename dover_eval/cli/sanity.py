@@ -112,8 +112,8 @@ def _print(report: SanityReport, kind: str, with_prompts: bool) -> None:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for title in ("done", "should fall", "clips", "steady", "falls by", "next to move", "verdict"):
-        table.add_column(title, justify="right" if title in ("clips", "steady", "falls by") else "left", no_wrap=True)
+    for title in ("done", "should fall", "n", "steady", "falls", "next to move", "verdict"):
+        table.add_column(title, justify="right" if title in ("n", "steady", "falls") else "left", no_wrap=True)
     style = {"pass": "green", "fail": "bold red", "skipped": "yellow"}
     number = lambda value: "-" if value != value else f"{value:.2f}"
     for check in report.checks:

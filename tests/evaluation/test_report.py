@@ -125,6 +125,7 @@ def test_missing_clips_end_with_status_one(rated_folder):
         (["ratings.csv"], "give either --videos FOLDER or --scores FILE"),
         (["ratings.csv", "--videos", "clips", "--benchmark", "vbench"], "expected one of ratings, pairs"),
         (["ratings.csv", "--scores", "ratings.csv"], "expected the columns video_name, Prompt, Traditional"),
+        (["ratings.csv", "--scores", "s.jsonl", "--calibration", "c.json"], "go with --videos"),
         (["none.csv", "--videos", "clips"], "none.csv: cannot be read"),
         ([], "a TABLE is missing"),
     ],
