@@ -98,15 +98,14 @@ def score_items(
     """(video, prompt) as the items call them, their scores, and the names of clips that are not in the folder."""
     from dover_eval.cli.loading import score_with_progress
     from dover_eval.cli.score import find_videos
-    from dover_eval.evaluation import ClipIndex, wanted_clips
+    from dover_eval.evaluation import ClipIndex, match_clips, wanted_clips
 
-    index = ClipIndex(str(path) for path in find_videos([str(folder)]))
-    places = {key: index.find(key[0]) for key in wanted_clips(items)}
-    found = {key: place for key, place in places.items() if place is not None}
+    wanted = wanted_clips(items)
+    found = match_clips(items, ClipIndex((str(path) for path in find_videos([str(folder)])), str(folder)))
     if not found:
-        raise ValueError(f"{folder}: none of the {len(places)} clips of the table is there")
+        raise ValueError(f"{folder}: none of the {len(wanted)} clips of the table is there")
     files, texts = [Path(place) for place in found.values()], [prompt for _, prompt in found]
-    missing = list(dict.fromkeys(key[0] for key in places if key not in found))
+    missing = list(dict.fromkeys(key[0] for key in wanted if key not in found))
     return list(found), score_with_progress(scorer, files, texts, batch_size), missing
 
 

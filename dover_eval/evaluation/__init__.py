@@ -9,7 +9,7 @@ from dover_eval.evaluation.metrics import (
     pair_metrics,
     rating_metrics,
 )
-from dover_eval.evaluation.report import ClipIndex, EvaluationReport, evaluate, read_scores, wanted_clips
+from dover_eval.evaluation.report import ClipIndex, EvaluationReport, evaluate, match_clips, read_scores, wanted_clips
 from dover_eval.evaluation.tables import TableError
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "TableError",
     "evaluate",
     "fit_logistic",
+    "match_clips",
     "pair_metrics",
     "rating_metrics",
     "read_scores",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -56,34 +58,60 @@ class EvaluationReport:
 
 
 class ClipIndex:
-    """Finds clips by what benchmarks call them: the path, its end, the name, the stem, or what a stem begins with."""
+    """Finds clips by what tables call them: a path, the end of one, a name, a stem, or what a stem begins with.
 
-    def __init__(self, names: Iterable[str]) -> None:
-        self._by: list[dict[str, set[str]]] = [defaultdict(set) for _ in range(4)]
+    Folders never contradict: `a/1.mp4` is found as `1.mp4`, or as `set/a/1.mp4`, and not as `b/1.mp4`.
+
+    Args:
+        names: the clips' paths.
+        root: the folder that they lie in, which counts for nothing; by default the one that they share.
+    """
+
+    def __init__(self, names: Iterable[str], root: str | None = None) -> None:
+        names = list(names)
+        folders = [os.path.dirname(os.path.abspath(name)) for name in names]
+        root = os.path.abspath(root) if root is not None else os.path.commonpath(folders) if folders else ""
+        self._names = set(names)
+        self._whole: dict[str, str] = {}
+        self._ends: dict[str, set[str]] = defaultdict(set)
+        self._stems: list[dict[str, set[str]]] = [defaultdict(set), defaultdict(set)]
         for name in names:
-            path = PurePosixPath(name.replace("\\", "/"))
-            parts = path.parts
-            self._by[0][name].add(name)
-            for i in range(len(parts)):
-                self._by[1]["/".join(parts[i:])].add(name)
-            self._by[2][path.stem].add(name)
-            self._by[3][path.stem.split("_")[0]].add(name)
+            path = PurePosixPath(os.path.relpath(os.path.abspath(name), root).replace("\\", "/"))
+            self._whole[str(path)] = name
+            for i in range(len(path.parts)):
+                self._ends["/".join(path.parts[i:])].add(name)
+            self._stems[0][path.stem].add(name)
+            self._stems[1][path.stem.split("_")[0]].add(name)
 
     def find(self, called: str) -> str | None:
-        """The one clip that `called` (a path, a name or a URL) is, or None.
+        """The clip that `called` (a path, a name or a URL) is, or None. Raises ValueError where it fits several."""
+        if called in self._names:
+            return called
+        wanted = unquote(urlsplit(called).path) if "://" in called else called.replace("\\", "/")
+        parts = [part for part in PurePosixPath(wanted).parts if part not in ("/", ".")]
+        candidates = [self._ends.get("/".join(parts), set())]
+        ends = ("/".join(parts[i:]) for i in range(len(parts)))
+        candidates.append({self._whole[end] for end in itertools.islice((e for e in ends if e in self._whole), 1)})
+        if len(parts) == 1:
+            candidates += [stems.get(parts[0], set()) for stems in self._stems]
+        found = next((names for names in candidates if names), set())
+        if len(found) > 1:
+            raise ValueError(f"{called} is any of {', '.join(sorted(found)[:3])}: keep its folder in the name")
+        return next(iter(found), None)
 
-        Raises ValueError where it fits several, which differ in their folders.
-        """
-        wanted = unquote(urlsplit(called).path) if "://" in called else called.replace("\\", "/").removeprefix("./")
-        path = PurePosixPath(wanted)
-        ends = ["/".join(path.parts[i:]) for i in range(len(path.parts))]
-        tries = [(0, called), *((1, end) for end in ends), (2, path.name), (3, path.name)]
-        for table, key in tries:
-            if found := self._by[table].get(key):
-                if len(found) > 1:
-                    raise ValueError(f"{called} is any of {', '.join(sorted(found)[:3])}: keep its folder in the name")
-                return next(iter(found))
-        return None
+
+def match_clips(items: Items, index: ClipIndex) -> dict[tuple[str, str], str]:
+    """The clip of each (video, prompt) that is there. Raises ValueError where two videos of the items are one clip."""
+    called: dict[str, str] = {}
+    matched = {}
+    for video, prompt in wanted_clips(items):
+        name = index.find(video)
+        if name is None:
+            continue
+        if called.setdefault(name, video) != video:
+            raise ValueError(f"{called[name]} and {video} are both {name}: keep the table's folders")
+        matched[video, prompt] = name
+    return matched
 
 
 def wanted_clips(items: Items) -> list[tuple[str, str]]:
@@ -107,8 +135,8 @@ def read_scores(path: Path, items: Items) -> tuple[Scores, str]:
     for line, row in rows:
         value = lambda name, line=line, row=row: math.nan if row["error"] else number(path, line, name, row[name])
         found[row["video_name"], row["Prompt"]] = {name: value(name) for name in SCORE_NAMES}
-    index = ClipIndex(name for name, _ in found)
-    known = {key: (index.find(key[0]), key[1]) for key in wanted_clips(items)}
+    places = match_clips(items, ClipIndex({name for name, _ in found}))
+    known = {key: (name, key[1]) for key, name in places.items()}
     return {key: found[place] for key, place in known.items() if place in found}, prints.pop()
 
 

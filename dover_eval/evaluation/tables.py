@@ -31,7 +31,7 @@ def read_rows(path: Path, columns: tuple[str, ...]) -> list[tuple[int, Row]]:
     first = 2 if path.suffix == ".csv" else 1
     rows = []
     for line, record in enumerate(records, start=first):
-        if None in record or list(record) != found or (path.suffix == ".csv" and None in record.values()):
+        if None in record or set(record) != set(found) or (path.suffix == ".csv" and None in record.values()):
             raise TableError(f"{path}, line {line}: expected {len(found)} cells, as in the header")
         rows.append((line, {name: cell(value) for name, value in record.items()}))
     return rows
@@ -44,12 +44,9 @@ def _records(path: Path) -> list[dict[str, Any]]:
 
             return pyarrow.parquet.read_table(path).to_pylist()
         if path.suffix == ".json":
-            records = json.loads(read_text(path))
-            if not (isinstance(records, list) and all(isinstance(record, dict) for record in records)):
-                raise TableError(f"{path}: expected a list of objects")
-            return records
+            return _objects(path, json.loads(read_text(path)))
         if path.suffix == ".jsonl":
-            return [json.loads(line) for line in read_text(path).split("\n") if line.strip()]
+            return _objects(path, [json.loads(line) for line in read_text(path).split("\n") if line.strip()])
         if path.suffix == ".csv":
             return list(csv.DictReader(io.StringIO(read_text(path), newline="")))
     except ImportError as error:
@@ -57,6 +54,12 @@ def _records(path: Path) -> list[dict[str, Any]]:
     except (OSError, csv.Error, json.JSONDecodeError) as error:
         raise TableError(f"{path}: cannot be read ({error})") from error
     raise TableError(f"{path}: expected a .csv, .jsonl, .json or .parquet table")
+
+
+def _objects(path: Path, found: Any) -> list[dict[str, Any]]:
+    if not (isinstance(found, list) and all(isinstance(record, dict) for record in found)):
+        raise TableError(f"{path}: expected objects with a value for each column")
+    return found
 
 
 def read_text(path: Path) -> str:

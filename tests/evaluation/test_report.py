@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dover_eval.cli import app
-from dover_eval.evaluation import ClipIndex, JudgedPair, RatedClip, evaluate
+from dover_eval.evaluation import ClipIndex, JudgedPair, RatedClip, evaluate, match_clips
 from dover_eval.models.heads import SCORE_NAMES
 
 
@@ -23,15 +23,29 @@ def all_at(value):
         ("x/1.mp4", "data/x/1.mp4"),
         ("./y/1.mp4", "data/y/1.mp4"),
         ("elsewhere/y/1.mp4", "data/y/1.mp4"),
+        ("x/3.mp4", None),  # y/3.mp4 is another clip
+        ("3.mp4", "data/y/3.mp4"),
         ("https://host.org/set/two%20words.mp4?download=true", "data/two words.mp4"),
         ("two words", "data/two words.mp4"),
         ("3015", "data/3015_original_centercrop_960x540_8s.mp4"),
         ("4.mp4", None),
     ],
 )
-def test_clips_are_found_by_what_benchmarks_call_them(called, found):
-    names = ["data/x/1.mp4", "data/y/1.mp4", "data/two words.mp4", "data/3015_original_centercrop_960x540_8s.mp4"]
-    assert ClipIndex(names).find(called) == found
+@pytest.mark.parametrize("root", [None, "data"])
+def test_clips_are_found_by_what_benchmarks_call_them_and_never_in_another_folder(called, found, root):
+    names = ["x/1.mp4", "y/1.mp4", "y/3.mp4", "two words.mp4", "3015_original_centercrop_960x540_8s.mp4"]
+    assert ClipIndex([f"data/{name}" for name in names], root).find(called) == found
+
+
+@pytest.mark.parametrize("name", ["1.mp4", "./1.mp4", "/abs/clips/1.mp4", "clips/1.mp4"])
+def test_a_single_clip_is_found_by_its_name(name):
+    assert ClipIndex([name]).find("1.mp4") == name
+
+
+def test_two_videos_of_a_table_are_not_one_clip():
+    items = [RatedClip("a/1.mp4", "p", {}), RatedClip("b/1.mp4", "p", {})]
+    with pytest.raises(ValueError, match=r"a/1\.mp4 and b/1\.mp4 are both flat/1\.mp4"):
+        match_clips(items, ClipIndex(["flat/1.mp4", "flat/2.mp4"]))
 
 
 def test_a_name_that_fits_two_clips_is_an_error():
