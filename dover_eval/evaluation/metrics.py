@@ -8,6 +8,7 @@ and Freitag, 2023, arXiv:2305.14324), as VideoGen-RewardBench counts them.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -208,14 +209,16 @@ def _bootstrap(
     values = figures(np.arange(count))
     if resamples == 0:
         return [Interval(value, math.nan, math.nan) for value in values]
-    found = stats.bootstrap(
-        (np.arange(count),),
-        lambda i: np.array(figures(i)),
-        n_resamples=resamples,
-        vectorized=False,
-        method="percentile",
-        random_state=np.random.default_rng(seed),
-    ).bootstrap_distribution
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # resamples without a value are seen to below
+        found = stats.bootstrap(
+            (np.arange(count),),
+            lambda i: np.array(figures(i)),
+            n_resamples=resamples,
+            vectorized=False,
+            method="percentile",
+            random_state=np.random.default_rng(seed),
+        ).bootstrap_distribution
     tail = 100 * (1 - level) / 2
     intervals = []
     for value, drawn in zip(values, found, strict=True):
