@@ -14,7 +14,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,offline,diffusers,evaluation,train,server]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,offline,diffusers,evaluation,train,server,bench]"
 	touch $@
 
 .PHONY: demo
@@ -32,8 +32,12 @@ lint: $(INSTALLED) ## Check style, formatting and types
 	$(BIN)/mypy
 
 .PHONY: bench
-bench: $(INSTALLED) ## Time scoring and the kernel on this machine, into bench/results
+bench: $(INSTALLED) ## Check and time kernel, scoring and callback here, into bench/results
+	$(BIN)/python -m bench.run
 	$(BIN)/python -m bench.score
+	$(BIN)/python -m bench.diffusers_callback
+	$(BIN)/python -m bench.rewards
+	$(BIN)/python -m bench.report
 
 .PHONY: clean
 clean: ## Remove the environment and everything that was built

@@ -79,6 +79,13 @@ class VideoScorer:
         model = DOVERModel.from_pretrained(_checkpoint(name_or_path))
         return cls(model, device=device, dtype=dtype, calibration=calibration)
 
+    def to(self, device: str | torch.device) -> VideoScorer:
+        """Move the model. Not while another thread scores. Scores that follow carry the new fingerprint."""
+        self.device = torch.device(device)
+        self.model.to(self.device)
+        self.__dict__.pop("fingerprint", None)
+        return self
+
     def score(
         self,
         videos: Any,
@@ -152,10 +159,16 @@ class VideoScorer:
             frame_size=self.config.frame_size,
             dtype=str(self.dtype).removeprefix("torch."),
             device=self.device.type,
-            kernel=str(dover_kernels.explain()).split(":")[0],
+            kernel=self.kernel.path,
             torch=torch.__version__,
             calibration=self.calibration.digest if self.calibration else None,
         )
+
+    @property
+    def kernel(self) -> dover_kernels.Explanation:
+        """Which path the depthwise convolutions of the first stage take on this device, and why."""
+        x = torch.empty((1, self.config.dims[0], 1, 1, 1), dtype=self.dtype, device=self.device)
+        return dover_kernels.explain(x)
 
     def prepare(self, clip: Tensor) -> Tensor:
         """A clip (T,3,H,W), uint8 in 0-255 or float in 0-1, as the model reads it: (3,T',h,w). Differentiable."""

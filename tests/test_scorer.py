@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from dover_eval import VideoScorer, VideoScores
+from dover_eval import DOVERModel, VideoScorer, VideoScores
 
 PROMPTS = ["a red circle", "a dog in the snow, in slow motion", "two birds", "a city at night", "rain"]
 
@@ -199,3 +199,12 @@ def test_real_clips_score_the_same_twice(real_clip: Path, small_scorer):
     first, second = (small_scorer.score(real_clip, "a person", batch_size=1).values for _ in range(2))
     assert torch.equal(first, second)
     assert first.isfinite().all()
+
+
+def test_moving_it_renews_the_fingerprint(small_model: DOVERModel) -> None:
+    scorer = VideoScorer(small_model, device="cpu")
+    before = scorer.fingerprint
+    assert scorer.to("cpu") is scorer
+    assert scorer.fingerprint == before
+    assert scorer.fingerprint is not before
+    assert scorer.device == torch.device("cpu")

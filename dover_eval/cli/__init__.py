@@ -7,6 +7,7 @@ from dover_eval.cli.evaluate import evaluate
 from dover_eval.cli.info import info
 from dover_eval.cli.sanity import sanity
 from dover_eval.cli.score import score
+from dover_eval.cli.serve import serve
 
 app = typer.Typer(
     name="dover-eval",
@@ -20,6 +21,7 @@ app.command()(info)
 app.command()(evaluate)
 app.command()(calibrate)
 app.command()(sanity)
+app.command()(serve)
 
 
 def main() -> None:

@@ -16,7 +16,6 @@ def info(
     import platform
 
     import av
-    import dover_kernels
     import torch
     from rich.console import Console
     from rich.table import Table
@@ -39,7 +38,7 @@ def info(
         "sampling": f"{config.num_frames} frames, uniform in time, each {config.frame_size[1]}x{config.frame_size[0]}",
         "text encoder": f"{encoder.name} from {encoder.source}, {encoder.pooling} pooling, the model's own",
         "decoder": f"PyAV {av.__version__} with FFmpeg {av.ffmpeg_version_info} (its wheel carries FFmpeg)",
-        "kernel": str(dover_kernels.explain()),
+        "kernel": str(scorer.kernel),
         "threads": f"{torch.get_num_threads()} of torch",
         "fingerprint": str(scorer.fingerprint),
     }

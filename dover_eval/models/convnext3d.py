@@ -6,11 +6,13 @@ the published checkpoints, so that their keys are ours; the published weights ar
 """
 
 import itertools
+from collections.abc import Iterable
 from typing import cast
 
 import torch
 from dover_kernels import dwconv3d_layernorm
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dover_eval.config import DOVERConfig
 from dover_eval.models.signals import video_signals
@@ -42,6 +44,20 @@ class ConvNeXtBlock3D(nn.Module):
         self.gamma = nn.Parameter(torch.full((dim,), layer_scale_init))
         self.drop_path = drop_path
 
+    def forward_checkpointed(self, x: Tensor, slice_frames: int) -> Tensor:
+        """The same as `forward`, but backward recomputes the block, `slice_frames` frames at a time.
+
+        Backward then holds the activations of one slice. Slices overlap by what the depthwise kernel reaches in time.
+        """
+        reach = self.dwconv.weight.shape[2] // 2
+        slices = []
+        for start in range(0, x.shape[2], slice_frames):
+            end = min(start + slice_frames, x.shape[2])
+            low, high = max(start - reach, 0), min(end + reach, x.shape[2])
+            y: Tensor = checkpoint(self, x[:, :, low:high], use_reentrant=False)
+            slices.append(y[:, :, start - low : end - low])
+        return torch.cat(slices, dim=2)
+
     def forward(self, x: Tensor) -> Tensor:
         conv, norm = self.dwconv, self.norm
         y = dwconv3d_layernorm(x, conv.weight, cast(Tensor, conv.bias), norm.weight, norm.bias, norm.eps)
@@ -57,10 +73,12 @@ class ConvNeXt3D(nn.Module):
     """(B,3,T,H,W) -> (B,dims[-1],T',H',W'), channel-normalised.
 
     T' = T // stem_kernel[0], H' and W' = H and W divided by the stem and three times by two, rounded down.
+    With `checkpoint_frames` set, backward recomputes every block, that many frames at a time, to save memory.
     """
 
     def __init__(self, config: DOVERConfig) -> None:
         super().__init__()
+        self.checkpoint_frames: int | None = None
         self.signals = config.signals
         self.stem_kernel = config.stem_kernel
         channels = 2 + len(config.signals)
@@ -95,10 +113,13 @@ class ConvNeXt3D(nn.Module):
                 f"expected frames (B,3,T,H,W) with T >= {smallest[0]}, H >= {smallest[1]} and W >= {smallest[2]}, "
                 f"got {tuple(frames.shape)}"
             )
+        checkpoint_frames = self.checkpoint_frames if torch.is_grad_enabled() else None
         x = video_signals(frames, self.signals).contiguous(memory_format=torch.channels_last_3d)
         outputs = [x]
         for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
-            x = stage(downsample(x))
+            x = downsample(x)
+            for block in cast(Iterable[ConvNeXtBlock3D], stage):
+                x = block.forward_checkpointed(x, checkpoint_frames) if checkpoint_frames else block(x)
             outputs.append(x)
         outputs.append(self.norm(x.permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3))
         return outputs

@@ -42,8 +42,8 @@ def split_clips(videos: Any, layout: str | None) -> list[Tensor]:
     return [check_clip(clip, order, f"videos[{i}]") for i, clip in enumerate(clips)]
 
 
-def check_clip(clip: Tensor, layout: str, name: str) -> Tensor:
-    """One clip as (T,3,H,W), after checks of its shape, dtype and range."""
+def check_clip(clip: Tensor, layout: str, name: str, value_range: tuple[float, float] = (0.0, 1.0)) -> Tensor:
+    """One clip as (T,3,H,W), after checks of its shape, dtype and range; floats must be in `value_range`."""
     found = f"{name} of shape {tuple(clip.shape)} and dtype {clip.dtype}"
     if clip.ndim != 4:
         raise ValueError(f'expected four dimensions for layout "{layout}", got {found}')
@@ -55,11 +55,13 @@ def check_clip(clip: Tensor, layout: str, name: str) -> Tensor:
         raise ValueError(f'expected three channels (RGB), got {channels}: {found} in layout "{layout}"')
     if clip.dtype == torch.uint8:
         return clip
+    least, most = value_range
+    wanted = f"float in {least:g}-{most:g}" if least >= 0 else f"float from {least:g} to {most:g}"
     if not clip.is_floating_point():
-        raise ValueError(f"expected uint8 in 0-255 or float in 0-1, got {found}")
+        raise ValueError(f"expected uint8 in 0-255 or {wanted}, got {found}")
     low, high = (bound.item() for bound in clip.detach().aminmax())
-    if not (low >= 0 and high <= 1):  # also where either is NaN
-        raise ValueError(f"expected float in 0-1, got {found} with values from {low:.4g} to {high:.4g}")
+    if not (low >= least and high <= most):  # also where either is NaN
+        raise ValueError(f"expected {wanted}, got {found} with values from {low:.4g} to {high:.4g}")
     return clip
 
 

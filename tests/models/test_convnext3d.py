@@ -76,3 +76,19 @@ def test_signals_tell_sharpness_and_flicker():
     torch.testing.assert_close(
         video_signals(still, ("rgb", "highpass"))[0, 3].mean(), torch.tensor(0.0), atol=0.05, rtol=0
     )
+
+
+@pytest.mark.parametrize("slice_frames", [1, 3, 8])
+def test_backward_in_slices_of_frames_gives_the_same(small_config: DOVERConfig, slice_frames: int) -> None:
+    backbone = ConvNeXt3D(small_config).eval()
+
+    def run(checkpoint_frames: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+        backbone.checkpoint_frames = checkpoint_frames
+        frames = torch.randn(1, 3, 7, 32, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        features = backbone(frames)
+        features.square().sum().backward()
+        assert frames.grad is not None
+        return features.detach(), frames.grad
+
+    for found, expected in zip(run(slice_frames), run(None), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dover_eval.video.layout import split_clips
+from dover_eval.video.layout import check_clip, split_clips
 
 CLIP = torch.randint(0, 256, (5, 3, 6, 8), dtype=torch.uint8)  # T,C,H,W
 
@@ -66,3 +66,10 @@ def test_other_types_are_refused():
 
 def test_nothing_is_copied():
     assert split_clips(CLIP, "TCHW")[0].data_ptr() == CLIP.data_ptr()
+
+
+def test_a_clip_may_be_held_to_another_range() -> None:
+    clip = torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1).expand(2, 3, 4, 4)
+    assert check_clip(clip, "TCHW", "clip", (-1, 1)) is not None
+    with pytest.raises(ValueError, match=r"expected float from -1 to 1, got clip .* with values from -2 to 2"):
+        check_clip(2 * clip, "TCHW", "clip", (-1, 1))

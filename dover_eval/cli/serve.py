@@ -1,0 +1,88 @@
+"""`dover-eval serve`: the reward over HTTP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+MIB = 2**20
+
+
+def serve(
+    model: Annotated[
+        str | None, typer.Option(help="Checkpoint folder or repository; by default the embedded one.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; any but loopback needs a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    device: Annotated[str | None, typer.Option(help="Such as cuda:0 or cpu; by default a GPU if there is one.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Clips that go through the model together.")] = 8,
+    token: Annotated[
+        str | None,
+        typer.Option(envvar="DOVER_EVAL_TOKEN", help="Bearer token that clients must send. Better in the environment."),
+    ] = None,
+    video_root: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="Folder whose files requests may name as video_path."),
+    ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--weight", help="Such as Alignment=0.5, repeated: the rewards of /compute. Overall=1 by default."
+        ),
+    ] = None,
+    max_body_mib: Annotated[int, typer.Option(min=1, help="Most MiB of one request.")] = 256,
+    max_memory_mib: Annotated[int, typer.Option(min=1, help="Most MiB of all requests at work.")] = 2048,
+    max_clips: Annotated[int, typer.Option(min=1, help="Most clips of one request.")] = 64,
+    max_frames: Annotated[int, typer.Option(min=1, help="Most frames of one clip.")] = 1024,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Most pixels of one frame.")] = 4096 * 2304,
+    queue_size: Annotated[int, typer.Option(min=1, help="Most clips that wait or are scored.")] = 256,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds in which a request must be scored.")] = 300.0,
+    body_timeout: Annotated[float, typer.Option(min=1, help="Seconds in which a request must arrive.")] = 60.0,
+    log_level: Annotated[str, typer.Option(help="critical, error, warning, info, debug or trace.")] = "info",
+) -> None:
+    """Serve rewards over HTTP: POST /score and /compute, GET /health, /metrics and /docs."""
+    try:
+        from dover_integrations.rewards import DoverReward
+        from dover_integrations.server import ServerSettings, run
+    except ImportError as error:
+        raise typer.BadParameter(f"{error}; install it with: pip install 'dover-eval[server]'") from error
+    try:
+        settings = ServerSettings(
+            token=token,
+            video_root=video_root,
+            max_body=max_body_mib * MIB,
+            max_memory=max_memory_mib * MIB,
+            max_clips=max_clips,
+            max_frames=max_frames,
+            max_pixels=max_pixels,
+            queue_size=queue_size,
+            body_timeout=body_timeout,
+            timeout=timeout,
+        )
+        reward = DoverReward(
+            model,
+            weights=_weights(weights),
+            layout="TCHW",
+            value_range=(0, 255),
+            nan_policy="nan",
+            device=device,
+            batch_size=batch_size,
+        )
+        run(reward, settings, host=host, port=port, log_level=log_level)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _weights(pairs: list[str] | None) -> dict[str, float] | None:
+    if not pairs:
+        return None
+    weights = {}
+    for pair in pairs:
+        name, _, value = pair.partition("=")
+        try:
+            weights[name] = float(value)
+        except ValueError:
+            raise ValueError(f"expected a weight such as Alignment=0.5, got {pair!r}") from None
+    return weights

@@ -1,0 +1,268 @@
+"""`DoverReward`: clips and prompts in, one reward each out, for the inside of a training loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dover_eval.models.dover import DOVERModel
+from dover_eval.models.heads import SCORE_NAMES
+from dover_eval.scorer import VideoScorer
+from dover_eval.video.layout import CLIP_LAYOUT, check_clip
+from dover_integrations.rewards.engine import Engine, Failure, Item, RewardError, private_engine, shared_engine
+
+logger = logging.getLogger(__name__)
+
+BYTE_RANGE = (0.0, 255.0)
+CHECKPOINT_FRAMES = 4
+
+
+class DoverReward:
+    """Rewards of clips against their prompts; from any thread, any process, and with gradients if asked for.
+
+    Args:
+        model: a checkpoint's folder or repository, None for the embedded one: loaded at the first call, once a
+            process, and shared by every reward that names it alike. Or a `DOVERModel` or `VideoScorer`, taken as it is.
+        weights: what the reward is made of, such as `{"Overall": 1.0}` (the default) or
+            `{"Alignment": 0.5, "Temporal": 0.5}`: a plain weighted sum of scores in 1-5.
+        layout: of the clips, such as "BTCHW", "BCTHW" or "TCHW"; a list of clips has the same letters without B.
+        value_range: what black and white are: (0, 1) or (-1, 1) for floats, (0, 255) for uint8 and floats. Clips that
+            do not fit are refused.
+        mean, std: the reward is (weighted sum - mean) / std; for mixing it with rewards of another scale.
+        nan_policy: what becomes of one item that fails (a file that cannot be decoded, frames that hold NaN): "raise"
+            raises for the whole call, "nan" makes it NaN and logs why. A wrong shape, dtype or range always raises.
+        device, dtype: as in `VideoScorer`.
+        batch_size: clips that go through the model together, 8 by default.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | DOVERModel | VideoScorer | None = None,
+        *,
+        weights: Mapping[str, float] | None = None,
+        layout: str,
+        value_range: tuple[float, float],
+        mean: float | None = None,
+        std: float | None = None,
+        nan_policy: Literal["raise", "nan"] = "raise",
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        if sorted(layout.removeprefix("B")) != sorted(CLIP_LAYOUT):
+            raise ValueError(f'expected a layout of T, C, H and W, each once, and B at most in front, got "{layout}"')
+        low, high = (float(bound) for bound in value_range)
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ValueError(f"expected a value_range (black, white) such as (0, 1) or (0, 255), got {value_range}")
+        if nan_policy not in ("raise", "nan"):
+            raise ValueError(f'expected nan_policy "raise" or "nan", got "{nan_policy}"')
+        if std is not None and not std > 0:
+            raise ValueError(f"expected a std above 0, got {std}")
+        self.weights = check_weights(weights)
+        self.layout = layout
+        self.value_range = (low, high)
+        self.mean = 0.0 if mean is None else float(mean)
+        self.std = 1.0 if std is None else float(std)
+        self.nan_policy = nan_policy
+        self.batch_size = batch_size
+        self.__name__ = "dover_reward"
+        self._model = model
+        self._device = None if device is None else torch.device(device)
+        self._dtype = dtype
+        self._engine: Engine | None = None
+        self._warned = False
+        self._loading = threading.Lock()
+
+    def __call__(self, videos: Any, prompts: str | Sequence[str]) -> Tensor:
+        """Rewards (B,) float32 on the CPU, without gradients.
+
+        Args:
+            videos: a tensor or an array in `layout`, or a list of clips or of video files.
+            prompts: one a clip; a single text goes with every clip.
+
+        Raises:
+            ValueError: shape, dtype, range or number of prompts is not as said.
+            RewardError: an item failed and `nan_policy` is "raise", or the model is offloaded.
+        """
+        return self.combine(self.scores(videos, prompts))
+
+    def scores(self, videos: Any, prompts: str | Sequence[str]) -> Tensor:
+        """The five scores in 1-5, (B,5) float32 on the CPU: columns `dover_eval.models.heads.SCORE_NAMES`."""
+        return self._gather(
+            [future if isinstance(future, Failure) else future.result() for future in self.submit(videos, prompts)]
+        )
+
+    async def scores_async(self, videos: Any, prompts: str | Sequence[str]) -> Tensor:
+        """`scores` for a coroutine: what others on the loop ask for meanwhile shares its batch."""
+        if self._engine is None:
+            await asyncio.to_thread(self.load)
+        rows = []
+        for future in self.submit(videos, prompts):
+            rows.append(future if isinstance(future, Failure) else await asyncio.wrap_future(future))
+        return self._gather(rows)
+
+    def submit(self, videos: Any, prompts: str | Sequence[str]) -> list[Future[Tensor | Failure] | Failure]:
+        """`scores` without waiting: a future of each row (5,), or of the reason why there is none."""
+        items = self._read(videos, prompts)
+        futures = iter(self.load().submit([item for item in items if isinstance(item, Item)]))
+        return [next(futures) if isinstance(item, Item) else item for item in items]
+
+    def combine(self, scores: Tensor) -> Tensor:
+        """The five scores (B,5) as rewards (B,): weighted, less `mean`, divided by `std`. Differentiable."""
+        weights = scores.new_tensor([self.weights.get(name, 0.0) for name in SCORE_NAMES])
+        # Not a matrix product, which the caller's autocast would round to half precision.
+        return ((scores * weights).sum(dim=-1) - self.mean) / self.std
+
+    def differentiable(
+        self, frames: Any, prompts: str | Sequence[str], *, checkpoint_frames: int | None = CHECKPOINT_FRAMES
+    ) -> Tensor:
+        """Rewards (B,) on the device, with gradients to the pixels of `frames`.
+
+        Each block of the backbone is recomputed in backward, `checkpoint_frames` frames at a time, so that backward
+        holds the activations of one slice of one block; None keeps all activations, which is faster. The rewards are
+        those of a plain call. Frames that hold NaN raise RewardError whatever `nan_policy` says.
+        """
+        return self.combine(self.differentiable_scores(frames, prompts, checkpoint_frames=checkpoint_frames))
+
+    def differentiable_scores(
+        self, frames: Any, prompts: str | Sequence[str], *, checkpoint_frames: int | None = CHECKPOINT_FRAMES
+    ) -> Tensor:
+        """The five scores (B,5) of `differentiable`."""
+        if checkpoint_frames is not None and checkpoint_frames < 1:
+            raise ValueError(f"expected checkpoint_frames of at least 1 or None, got {checkpoint_frames}")
+        items = []
+        for i, item in enumerate(self._read(frames, prompts)):
+            if isinstance(item, Failure):
+                raise RewardError(f"videos[{i}]: {item.reason}")
+            items.append(item)
+        return self.load().score_with_gradient(items, checkpoint_frames)
+
+    def load(self) -> Engine:
+        """Load the model if this process has not yet."""
+        with self._loading:
+            if self._engine is None:
+                settings = (self._device, self._dtype, self.batch_size)
+                if isinstance(self._model, DOVERModel | VideoScorer):
+                    self._engine = private_engine(self._model, *settings)
+                else:
+                    self._engine = shared_engine(self._model, *settings)
+            return self._engine
+
+    def to(self, device: str | torch.device) -> DoverReward:
+        """Move the model, and with it every reward of this process that shares it; or say where to load it."""
+        self._device = torch.device(device)
+        if self._engine is not None:
+            self._engine.to(self._device)
+        return self
+
+    def offload(self) -> None:
+        """Free the device until `onload`; asking for rewards meanwhile raises RewardError."""
+        self.load().offload()
+
+    def onload(self) -> None:
+        """Bring the model back after `offload`."""
+        self.load().onload()
+
+    @property
+    def scorer(self) -> VideoScorer:
+        """The scorer behind the rewards."""
+        return self.load().scorer
+
+    def read_clips(self, videos: Any, most: int | None = None) -> list[Tensor]:
+        """The first `most` of `videos` as clips (T,3,H,W) that passed the checks; those that hold NaN are left out."""
+        items = [self._read_one(i, clip, "") for i, clip in enumerate(self._split(videos)[:most])]
+        return [item.clip for item in items if isinstance(item, Item) and isinstance(item.clip, Tensor)]
+
+    def _read(self, videos: Any, prompts: str | Sequence[str]) -> list[Item | Failure]:
+        clips = self._split(videos)
+        prompts = [prompts] * len(clips) if isinstance(prompts, str) else list(prompts)
+        if len(prompts) != len(clips):
+            raise ValueError(f"expected {len(clips)} prompts, one a clip, got {len(prompts)}")
+        for i, prompt in enumerate(prompts):
+            if not isinstance(prompt, str) or not prompt.strip():
+                raise ValueError(f"expected a text for prompt {i}, got {prompt!r}")
+        return [self._read_one(i, clip, prompt) for i, (clip, prompt) in enumerate(zip(clips, prompts, strict=True))]
+
+    def _split(self, videos: Any) -> list[Any]:
+        if isinstance(videos, Tensor | np.ndarray):
+            if videos.ndim != len(self.layout):
+                raise ValueError(
+                    f'layout "{self.layout}" has {len(self.layout)} dimensions, got shape {tuple(videos.shape)}'
+                )
+            return list(videos) if self.layout[0] == "B" else [videos]
+        if isinstance(videos, str | os.PathLike):
+            return [videos]
+        if isinstance(videos, Sequence):
+            return list(videos)
+        raise TypeError(f"expected an array, a tensor, a path or a list of these, got {type(videos).__name__}")
+
+    def _read_one(self, i: int, clip: Any, prompt: str) -> Item | Failure:
+        name = f"videos[{i}]"
+        if isinstance(clip, str | os.PathLike):
+            return Item(Path(clip), prompt, BYTE_RANGE)
+        if isinstance(clip, np.ndarray):
+            clip = torch.from_numpy(np.ascontiguousarray(clip))
+        if not isinstance(clip, Tensor):
+            raise TypeError(f"expected an array, a tensor or a path for {name}, got {type(clip).__name__}")
+        if clip.dtype == torch.uint8 and self.value_range != BYTE_RANGE:
+            raise ValueError(f"expected floats in {self.value_range}, got {name} of dtype uint8, whose range is 0-255")
+        if clip.is_floating_point() and clip.numel():
+            low, high = (bound.item() for bound in clip.detach().aminmax())
+            if not (math.isfinite(low) and math.isfinite(high)):
+                return Failure(f"frames of shape {tuple(clip.shape)} hold NaN or infinity")
+            if self.value_range == BYTE_RANGE and 0 < high <= 1 and not self._warned:
+                self._warned = True
+                logger.warning("%s has no value above %.3g of 0-255: is its range 0-1?", name, high)
+        clip = check_clip(clip, self.layout.removeprefix("B"), name, self.value_range)
+        ready = torch.cuda.current_stream(clip.device).record_event() if clip.is_cuda else None
+        return Item(clip, prompt, self.value_range, ready)
+
+    def _gather(self, rows: list[Tensor | Failure]) -> Tensor:
+        for i, row in enumerate(rows):
+            if not isinstance(row, Failure):
+                continue
+            if self.nan_policy == "raise":
+                raise RewardError(f"videos[{i}]: {row.reason}")
+            logger.warning("no reward for videos[%d]: %s", i, row.reason)
+        nan = torch.full((len(SCORE_NAMES),), torch.nan)
+        return torch.stack([nan if isinstance(row, Failure) else row for row in rows]) if rows else nan.new_empty(0, 5)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A checkpoint by its name travels as its name; a model that was handed in travels with its weights."""
+        return self.__dict__ | {"_engine": None, "_loading": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _loading=threading.Lock())
+
+    def __repr__(self) -> str:
+        model = self._model if isinstance(self._model, str | Path | None) else type(self._model).__name__
+        settings = f'{self.weights}, layout="{self.layout}", value_range={self.value_range}'
+        return f"DoverReward({model or 'embedded'}, {settings})"
+
+
+def check_weights(weights: Mapping[str, float] | None) -> dict[str, float]:
+    """Weights by score name, as floats; a warning where the prompt weighs nothing."""
+    weights = {"Overall": 1.0} if weights is None else {name: float(weight) for name, weight in weights.items()}
+    unknown = sorted(set(weights) - set(SCORE_NAMES))
+    if unknown or not all(math.isfinite(weight) for weight in weights.values()):
+        raise ValueError(f"expected finite weights of some of {SCORE_NAMES}, got {weights}")
+    if not any(weights.values()):
+        raise ValueError(f"expected a weight other than 0, got {weights}")
+    if weights.get("Alignment", 0.0) <= 0 and weights.get("Overall", 0.0) <= 0:
+        logger.warning(
+            "Alignment weighs nothing in %s: rewards that do not look at the prompt let a policy collapse to one clip "
+            "for every prompt; give Alignment or Overall a weight above 0",
+            weights,
+        )
+    return weights

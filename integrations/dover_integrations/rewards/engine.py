@@ -1,0 +1,165 @@
+"""A scorer that serves one process: loaded once, fed through a queue, moved on and off its device."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+from dover_eval.models.dover import DOVERModel
+from dover_eval.scorer import DEFAULT_BATCH_SIZE, VideoScorer
+from dover_eval.video.decode import VideoError, decode_clip
+from dover_integrations.rewards.queue import MicroBatcher
+
+
+class RewardError(RuntimeError):
+    """A reward that could not be given; the message names the item and the reason."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why one item has no scores."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Item:
+    """One clip (T,3,H,W), uint8 or float in `value_range`, or a video file, and its prompt.
+
+    `ready` is the event after which the clip's values are there, on a GPU.
+    """
+
+    clip: Tensor | Path
+    prompt: str
+    value_range: tuple[float, float]
+    ready: torch.cuda.Event | None = None
+
+
+class Engine:
+    """A `VideoScorer` behind a micro-batching queue; what every reward of one checkpoint in a process shares."""
+
+    def __init__(self, scorer: VideoScorer, batch_size: int) -> None:
+        self.scorer = scorer
+        self.batch_size = batch_size
+        self.home = scorer.device
+        self.offloaded = False
+        self._lock = threading.RLock()
+        self._queue: MicroBatcher[Item, Tensor | Failure] = MicroBatcher(self.score, batch_size)
+
+    def submit(self, items: Sequence[Item]) -> list[Future[Tensor | Failure]]:
+        """Futures of the rows (5,), on the CPU; requests of other threads share the batches."""
+        return self._queue.submit(items)
+
+    def score(self, items: list[Item]) -> list[Tensor | Failure]:
+        """Rows (5,) float32 on the CPU, without gradients, whatever modes the calling thread is in.
+
+        `no_grad` and autocast belong to a thread; so both are set here, where the work is done.
+        """
+        rows: list[Tensor | Failure | None] = [None] * len(items)
+        with self._lock, torch.no_grad():
+            self._check_loaded()
+            frames, places = [], []
+            for i, item in enumerate(items):
+                try:
+                    frames.append(self._prepare(item))
+                    places.append(i)
+                except VideoError as error:
+                    rows[i] = Failure(str(error))
+            if frames:
+                with self._autocast():
+                    mos = self.scorer.model(torch.stack(frames), [items[i].prompt for i in places])
+                for i, row in zip(places, mos.float().cpu(), strict=True):
+                    rows[i] = row if row.isfinite().all() else Failure("the model gave a score that is not finite")
+        return [row for row in rows if row is not None]
+
+    def score_with_gradient(self, items: list[Item], checkpoint_frames: int | None) -> Tensor:
+        """(B,5) on the device, differentiable with respect to the clips. See `DoverReward.differentiable`."""
+        rows = []
+        with self._lock:
+            self._check_loaded()
+            backbone = self.scorer.model.dover_model.backbone
+            backbone.checkpoint_frames = checkpoint_frames
+            try:
+                for start in range(0, len(items), self.batch_size):
+                    batch = items[start : start + self.batch_size]
+                    frames = torch.stack([self._prepare(item) for item in batch])
+                    with self._autocast():
+                        rows.append(self.scorer.model(frames, [item.prompt for item in batch]).float())
+            finally:
+                backbone.checkpoint_frames = None
+        return torch.cat(rows)
+
+    def to(self, device: torch.device) -> None:
+        """Make `device` the home of the model and bring it there."""
+        with self._lock:
+            self.scorer.to(device)
+            self.home, self.offloaded = device, False
+
+    def offload(self) -> None:
+        """Free the device: weights go to the CPU, and scoring is refused until `onload`."""
+        with self._lock:
+            self.scorer.to("cpu")
+            self.offloaded = True
+            if self.home.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def onload(self) -> None:
+        """Back to the device."""
+        self.to(self.home)
+
+    def _check_loaded(self) -> None:
+        if self.offloaded:
+            raise RewardError("the reward model is offloaded: call onload() before asking for rewards")
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.scorer.device.type, self.scorer.dtype, enabled=self.scorer.dtype != torch.float32)
+
+    def _prepare(self, item: Item) -> Tensor:
+        clip = item.clip
+        if isinstance(clip, Path):
+            return self.scorer.prepare(decode_clip(clip, self.scorer.config.num_frames).frames)
+        if item.ready is not None:
+            torch.cuda.current_stream(clip.device).wait_event(item.ready)
+        low, high = item.value_range
+        if clip.dtype != torch.uint8 and (low, high) != (0.0, 1.0):
+            clip = (clip.float() - low) / (high - low)
+        return self.scorer.prepare(clip)
+
+
+_ENGINES: WeakValueDictionary[tuple[Any, ...], Engine] = WeakValueDictionary()
+_LOADING = threading.Lock()
+
+
+def shared_engine(
+    model: str | Path | None, device: torch.device | str | None, dtype: torch.dtype | None, batch_size: int | None
+) -> Engine:
+    """The engine of the checkpoint `model` in this process, loaded by whoever asks first."""
+    key = (model if model is None else str(model), str(device), dtype, batch_size)
+    with _LOADING:
+        engine = _ENGINES.get(key)
+        if engine is None:
+            scorer = VideoScorer.from_pretrained(model, device=device, dtype=dtype)
+            engine = _ENGINES[key] = Engine(scorer, batch_size or DEFAULT_BATCH_SIZE)
+        return engine
+
+
+def private_engine(
+    model: DOVERModel | VideoScorer,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+    batch_size: int | None,
+) -> Engine:
+    """An engine of a model that the caller has built."""
+    if isinstance(model, VideoScorer):
+        scorer = VideoScorer(model.model, device=device or model.device, dtype=dtype or model.dtype)
+    else:
+        scorer = VideoScorer(model, device=device, dtype=dtype)
+    return Engine(scorer, batch_size or DEFAULT_BATCH_SIZE)

@@ -1,0 +1,61 @@
+"""GenRL: `reward_module: dover_integrations.rewards.genrl` in its yaml, and names from below under `reward_fn`.
+
+GenRL calls `{name}_score(device)` of that module; so `dover: 1.0` is the overall reward, and `dover_alignment: 0.5`
+and the like weigh single aspects. All rewards of a run then come from one module: to mix in GenRL's own, import both
+into a module of yours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dover_eval.models.heads import SCORE_NAMES
+from dover_integrations.rewards.core import DoverReward
+
+Score = Callable[..., tuple[dict[str, Tensor], dict[str, Any]]]
+
+
+def aspect_score(name: str, device: str | torch.device, model: str | None = None) -> Score:
+    """`fn(images, prompts, metadata)` -> ({"avg": rewards (B,) on `device`}, {}) for one of the five scores.
+
+    `images` (B,F,C,H,W), float in 0-1. The aspects of one run share one model.
+    """
+    # Any one aspect alone is no mistake here: the yaml weighs them, so the check for prompt-blind weights has no say.
+    reward = DoverReward(model, layout="BTCHW", value_range=(0, 1), device=device)
+    column = SCORE_NAMES.index(name)
+
+    def score(
+        images: Tensor, prompts: Sequence[str], metadata: Any = None, only_strict: bool = True
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return {"avg": reward.scores(images, prompts)[:, column].to(device)}, {}
+
+    return score
+
+
+def dover_score(device: str | torch.device) -> Score:
+    """Overall."""
+    return aspect_score("Overall", device)
+
+
+def dover_traditional_score(device: str | torch.device) -> Score:
+    """Traditional."""
+    return aspect_score("Traditional", device)
+
+
+def dover_alignment_score(device: str | torch.device) -> Score:
+    """Alignment."""
+    return aspect_score("Alignment", device)
+
+
+def dover_aesthetic_score(device: str | torch.device) -> Score:
+    """Aesthetic."""
+    return aspect_score("Aesthetic", device)
+
+
+def dover_temporal_score(device: str | torch.device) -> Score:
+    """Temporal."""
+    return aspect_score("Temporal", device)

@@ -1,0 +1,102 @@
+"""One worker that turns single requests from many threads or coroutines into batches."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Generic, TypeVar
+
+POLL = 0.1
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class MicroBatcher(Generic[Item, Result]):
+    """Gathers items into batches and runs them one batch at a time, in the order in which they came.
+
+    Args:
+        run: a batch of items to as many results. What it raises goes to every item of the batch.
+        max_batch: a batch that has as many items starts at once.
+        linger: seconds that an item waits for company at most. Time spent waiting for an earlier batch counts, so a
+            busy queue adds no delay.
+        idle: seconds without work after which the worker thread ends; the next item starts a new one.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[list[Item]], Sequence[Result]],
+        max_batch: int,
+        *,
+        linger: float = 0.005,
+        idle: float = 2.0,
+    ) -> None:
+        if max_batch < 1:
+            raise ValueError(f"expected a max_batch of at least 1, got {max_batch}")
+        self._run = run
+        self._max_batch = max_batch
+        self._linger = linger
+        self._idle = idle
+        self._condition = threading.Condition()
+        self._pending: deque[tuple[Item, Future[Result], float]] = deque()
+        self._worker: threading.Thread | None = None
+
+    def submit(self, items: Sequence[Item]) -> list[Future[Result]]:
+        """A future for each item; one that is cancelled in time is not run."""
+        futures: list[Future[Result]] = [Future() for _ in items]
+        now = time.monotonic()
+        with self._condition:
+            self._pending.extend((item, future, now) for item, future in zip(items, futures, strict=True))
+            # Not alive also in a forked child, which inherits the object but not the thread.
+            if self._worker is None or not self._worker.is_alive():
+                self._worker = threading.Thread(target=self._work, name="dover-reward")
+                self._worker.start()
+            self._condition.notify_all()
+        return futures
+
+    def _work(self) -> None:
+        while batch := self._next_batch():
+            items = [item for item, _ in batch]
+            try:
+                results = self._run(items)
+                if len(results) != len(items):
+                    raise RuntimeError(f"expected {len(items)} results, got {len(results)}")
+            except BaseException as error:
+                for _, future in batch:
+                    future.set_exception(error)
+                continue
+            for (_, future), result in zip(batch, results, strict=True):
+                future.set_result(result)
+
+    def _next_batch(self) -> list[tuple[Item, Future[Result]]]:
+        """The next items to run; none when there was nothing to do for a while, and this worker is to end."""
+        batch: list[tuple[Item, Future[Result]]] = []
+        while not batch:
+            with self._condition:
+                if not self._wait_for_work():
+                    self._worker = None
+                    return []
+                deadline = self._pending[0][2] + self._linger
+                self._condition.wait_for(
+                    lambda: len(self._pending) >= self._max_batch, max(deadline - time.monotonic(), 0)
+                )
+                while self._pending and len(batch) < self._max_batch:
+                    item, future, _ = self._pending.popleft()
+                    if future.set_running_or_notify_cancel():
+                        batch.append((item, future))
+        return batch
+
+    def _wait_for_work(self) -> bool:
+        """Whether there is any, before `idle` has passed or the program wants to end.
+
+        The worker is no daemon thread: one of those dies inside the model when the interpreter ends, and takes the
+        process with it.
+        """
+        deadline = time.monotonic() + self._idle
+        while not self._condition.wait_for(lambda: bool(self._pending), POLL):
+            if time.monotonic() > deadline or not threading.main_thread().is_alive():
+                return False
+        return True

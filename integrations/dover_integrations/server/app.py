@@ -1,0 +1,264 @@
+"""The routes: bodies in, scores out; the queue behind them makes the batches."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import ValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+from starlette.requests import ClientDisconnect
+from torch import Tensor
+
+import dover_eval
+from dover_eval.models.heads import SCORE_NAMES
+from dover_integrations.rewards.core import DoverReward
+from dover_integrations.rewards.engine import Failure
+from dover_integrations.server import media
+from dover_integrations.server.guard import Guard
+from dover_integrations.server.schemas import (
+    IDENTITY,
+    ComputeRequest,
+    ComputeResponse,
+    Health,
+    Problem,
+    ScoreRequest,
+    ScoreResponse,
+)
+from dover_integrations.server.service import Counted, Row, ScoringService
+from dover_integrations.server.settings import ServerSettings
+from dover_integrations.server.wire import REWARD_NAME, SAFETENSORS, BadRequest, decode_clips
+
+HEADLINE_FIRST = sorted(SCORE_NAMES, key=lambda name: name != "Overall")
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "description": description}
+    for status, description in {
+        400: "a body that cannot be read, or a clip beyond the limits",
+        401: "no valid bearer token",
+        408: "the body did not arrive in time",
+        413: "the body is too large",
+        415: "a content type that is not served",
+        422: "JSON of another form",
+        429: "the queue is full: try again",
+        503: "too many connections, or the client went away",
+        504: "not scored in time",
+    }.items()
+}
+
+
+def create_app(reward: DoverReward, settings: ServerSettings | None = None) -> FastAPI:
+    """The server as an ASGI application.
+
+    `reward` must read uint8 clips in "TCHW" (or "BTCHW") with `value_range` (0, 255): its weights, mean and std make
+    the rewards of `/compute`. The model is loaded when the application starts.
+    """
+    if reward.layout.removeprefix("B") != "TCHW" or reward.value_range != (0.0, 255.0):
+        raise ValueError(f'expected layout "TCHW" and value_range (0, 255), got {reward}')
+    settings = settings or ServerSettings()
+    service = ScoringService(reward, settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await run_in_threadpool(lambda: reward.scorer.fingerprint)
+        yield
+
+    app = FastAPI(
+        title="dover-eval",
+        description="Scores videos against their prompts: five mean-opinion scores from 1 to 5.",
+        version=dover_eval.__version__,
+        lifespan=lifespan,
+    )
+    app.add_middleware(Guard, settings=settings)
+    app.add_middleware(Counted, service=service)
+    _add_problem_handlers(app)
+    _describe_json_bodies(app)
+
+    @app.post("/score", response_model=ScoreResponse, responses=PROBLEMS, openapi_extra=SCORE_BODY)
+    async def score(request: Request) -> ScoreResponse:
+        """Score clips: a safetensors body, video files in a form, or JSON as UniRL sends it."""
+        kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+        if kind == SAFETENSORS:
+            clips, prompts = await run_in_threadpool(decode_clips, await request.body())
+            return await _answer(service, clips, prompts)
+        if kind == "multipart/form-data":
+            return await _answer(service, *await _read_form(request, service))
+        if kind == "application/json":
+            return await _score_json(service, _parse(ScoreRequest, await request.body()))
+        raise HTTPException(415, f"expected {SAFETENSORS}, multipart/form-data or application/json, got {kind!r}")
+
+    @app.post("/compute", response_model=ComputeResponse, responses=PROBLEMS, openapi_extra=COMPUTE_BODY)
+    async def compute(request: Request) -> ComputeResponse:
+        """Rewards as Flow-Factory's remote reward model asks for them; one clip that fails fails the request."""
+        asked = _parse(ComputeRequest, await request.body())
+        _check_count(len(asked.video), settings)
+        names = [f"video {i}" for i in range(len(asked.video))]
+        read = lambda: [media.clip_from_frames(v, settings, name) for v, name in zip(asked.video, names, strict=True)]
+        rows = await service.score(await run_in_threadpool(read), asked.prompt)
+        for name, row in zip(names, rows, strict=True):
+            if isinstance(row, Failure):
+                return ComputeResponse(error=f"{name}: {row.reason}")
+        rewards = [reward.combine(row[None]).item() for row in rows if isinstance(row, Tensor)]
+        return ComputeResponse(rewards=rewards)
+
+    @app.get("/health", response_model=Health)
+    async def health() -> Health:
+        """Whether the server is up, and what it serves."""
+        return Health(
+            status="ok",
+            rewards={REWARD_NAME: HEADLINE_FIRST},
+            fingerprint=reward.scorer.fingerprint.digest,
+            waiting=service.waiting,
+        )
+
+    @app.get("/metrics", response_class=Response, responses={401: PROBLEMS[401], 200: {"content": {"text/plain": {}}}})
+    async def metrics() -> Response:
+        """Figures for Prometheus."""
+        return Response(generate_latest(service.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+async def _score_json(service: ScoringService, asked: ScoreRequest) -> ScoreResponse:
+    settings = service.settings
+    _check_count(len(asked.requests), settings)
+
+    def read(i: int) -> Tensor | Failure:
+        item, turn = asked.requests[i], asked.requests[i].history[-1]
+        unknown = [name for name in item.required_rewards if name != REWARD_NAME]
+        if unknown:
+            return Failure(f"{unknown} are not served, {REWARD_NAME} is")
+        if (turn.video_b64 is None) == (turn.video_path is None):
+            return Failure("expected exactly one of video_b64 and video_path")
+        try:
+            if turn.video_b64 is not None:
+                return media.clip_from_base64(turn.video_b64, service.num_frames, settings, "video_b64")
+            data = media.bytes_from_path(turn.video_path or "", settings)
+            return media.clip_from_bytes(data, service.num_frames, settings, "video_path")
+        except BadRequest as error:
+            return Failure(str(error))
+
+    clips = await run_in_threadpool(lambda: [read(i) for i in range(len(asked.requests))])
+    texts = [item.history[-1].text for item in asked.requests]
+    good = [i for i, clip in enumerate(clips) if isinstance(clip, Tensor)]
+    rows = await service.score([clip for clip in clips if isinstance(clip, Tensor)], [texts[i] for i in good])
+    found: dict[int, Row] = dict(zip(good, rows, strict=True))
+    answer = _response(service, [found.get(i, clip) for i, clip in enumerate(clips)])
+    names = [item.required_rewards or [REWARD_NAME] for item in asked.requests]
+    answer.errors = [
+        dict.fromkeys(wanted, error[REWARD_NAME]) if error else {}
+        for wanted, error in zip(names, answer.errors, strict=True)
+    ]
+    extras = [item.model_extra or {} for item in asked.requests]
+    if any("request_id" in extra for extra in extras):
+        answer.identities = [{key: extra.get(key) for key in IDENTITY} for extra in extras]
+    return answer
+
+
+async def _answer(service: ScoringService, clips: Sequence[Tensor], prompts: Sequence[str]) -> ScoreResponse:
+    return _response(service, await service.score(clips, prompts))
+
+
+def _response(service: ScoringService, rows: Sequence[Row]) -> ScoreResponse:
+    results: list[dict[str, dict[str, float]]] = []
+    errors: list[dict[str, str]] = []
+    for row in rows:
+        failed = isinstance(row, Failure)
+        named = {} if failed else dict(zip(SCORE_NAMES, row.tolist(), strict=True))  # type: ignore[union-attr]
+        results.append({} if failed else {REWARD_NAME: {name: named[name] for name in HEADLINE_FIRST}})
+        errors.append({REWARD_NAME: row.reason} if isinstance(row, Failure) else {})
+    fingerprint = service.reward.scorer.fingerprint.digest
+    return ScoreResponse(results=results, errors=errors, fingerprint=fingerprint)
+
+
+async def _read_form(request: Request, service: ScoringService) -> tuple[list[Tensor], list[str]]:
+    settings = service.settings
+    async with request.form(max_files=settings.max_clips, max_fields=settings.max_clips) as form:
+        files, prompts = form.getlist("videos"), form.getlist("prompts")
+        if not files or not all(isinstance(file, UploadFile) for file in files):
+            raise BadRequest("expected one or more files in the field 'videos'")
+        if not all(isinstance(prompt, str) for prompt in prompts):
+            raise BadRequest("expected texts in the field 'prompts', got a file")
+        data = [await file.read() for file in files if isinstance(file, UploadFile)]
+    read = lambda: [
+        media.clip_from_bytes(content, service.num_frames, settings, f"video {i}") for i, content in enumerate(data)
+    ]
+    return await run_in_threadpool(read), [str(prompt) for prompt in prompts]
+
+
+def _parse(model: type[Any], body: bytes) -> Any:
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "body"
+        raise HTTPException(422, f"{place}: {first['msg']}") from None
+
+
+def _check_count(count: int, settings: ServerSettings) -> None:
+    """Before anything is decoded."""
+    if count > settings.max_clips:
+        raise BadRequest(f"expected at most {settings.max_clips} clips, got {count}")
+
+
+def _add_problem_handlers(app: FastAPI) -> None:
+    @app.exception_handler(BadRequest)
+    async def bad_request(request: Request, error: BadRequest) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, 400)
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, error: ClientDisconnect) -> JSONResponse:
+        return JSONResponse({"detail": "the client went away"}, 503)
+
+
+def _describe_json_bodies(app: FastAPI) -> None:
+    """The routes read their bodies themselves, to keep to the limits; so the description is told what they take."""
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schemas = describe()["components"]["schemas"]
+            for model in (ScoreRequest, ComputeRequest):
+                schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+                schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
+        return describe()
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+SCORE_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            SAFETENSORS: {
+                "schema": {
+                    "type": "string",
+                    "format": "binary",
+                    "description": "tensors video.0, video.1, ... uint8 (T,C,H,W), or one tensor videos (B,T,C,H,W); "
+                    "metadata: prompts, a JSON list of texts",
+                }
+            },
+            "application/json": {"schema": {"$ref": "#/components/schemas/ScoreRequest"}},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["videos", "prompts"],
+                    "properties": {
+                        "videos": {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}},
+                        "prompts": {"type": "array", "minItems": 1, "items": {"type": "string"}},
+                    },
+                }
+            },
+        },
+    }
+}
+COMPUTE_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ComputeRequest"}}},
+    }
+}

@@ -1,0 +1,92 @@
+"""The gate in front of the routes: who may come in, and how much may come in at once."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import Awaitable, Callable
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from dover_integrations.server.settings import ServerSettings
+
+OPEN_PATHS = ("/health",)
+
+
+class Guard:
+    """ASGI middleware: bearer token, size of a body, seconds in which it must arrive, and bytes of all at once."""
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+        self.app = app
+        self.settings = settings
+        self.bytes_at_work = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        if scope["path"] not in OPEN_PATHS and not self._is_known(headers.get("authorization", "")):
+            await _refuse(401, "expected a valid bearer token", {"WWW-Authenticate": "Bearer"})(scope, receive, send)
+            return
+        size = self._announced(headers)
+        if size is None:
+            await _refuse(400, "expected a whole number as Content-Length")(scope, receive, send)
+        elif size > self.settings.max_body:
+            await _refuse(413, self._too_large(size))(scope, receive, send)
+        elif self.bytes_at_work + size > self.settings.max_memory:
+            await _refuse(429, "too many bytes at work: try again", {"Retry-After": "1"})(scope, receive, send)
+        else:
+            self.bytes_at_work += size
+            try:
+                await self.app(scope, self._limited(receive), send)
+            finally:
+                self.bytes_at_work -= size
+
+    def _is_known(self, authorization: str) -> bool:
+        if self.settings.token is None:
+            return True
+        scheme, _, token = authorization.partition(" ")
+        # In constant time, and over bytes: the function takes no text beyond ASCII.
+        same = hmac.compare_digest(token.strip().encode(), self.settings.token.encode())
+        return scheme.lower() == "bearer" and same
+
+    def _announced(self, headers: Headers) -> int | None:
+        """Bytes to reserve: what the client says, or the most there may be where it streams; None for nonsense."""
+        if "content-length" in headers:
+            text = headers["content-length"]
+            return int(text) if text.isascii() and text.isdigit() else None
+        return self.settings.max_body if "transfer-encoding" in headers else 0
+
+    def _too_large(self, size: int) -> str:
+        return f"expected a body of at most {self.settings.max_body} bytes, got {size} or more"
+
+    def _limited(self, receive: Receive) -> Callable[[], Awaitable[Message]]:
+        received = 0
+        whole = False
+        deadline = asyncio.get_running_loop().time() + self.settings.body_timeout
+
+        async def limited() -> Message:
+            nonlocal received, whole
+            if whole:  # from here on it can only be asked whether the client has gone
+                return await receive()
+            try:
+                left = deadline - asyncio.get_running_loop().time()
+                message = await asyncio.wait_for(receive(), max(left, 0))
+            except asyncio.TimeoutError:
+                seconds = self.settings.body_timeout
+                raise HTTPException(408, f"expected the whole body within {seconds:g} seconds") from None
+            received += len(message.get("body", b""))
+            if received > self.settings.max_body:
+                raise HTTPException(413, self._too_large(received))
+            whole = not message.get("more_body", False)
+            return message
+
+        return limited
+
+
+def _refuse(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"detail": detail}, status, {"Connection": "close", **(headers or {})})

@@ -1,0 +1,109 @@
+"""What stands between the routes and the reward: a bound on what waits, a limit on time, and counts."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+from fastapi import HTTPException
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from torch import Tensor
+
+from dover_integrations.rewards.core import DoverReward
+from dover_integrations.rewards.engine import Failure
+from dover_integrations.server import media
+from dover_integrations.server.settings import ServerSettings
+from dover_integrations.server.wire import BadRequest
+
+Row = Tensor | Failure
+
+
+class ScoringService:
+    """One reward model, a bound on what waits for it, and counts of what it did."""
+
+    def __init__(self, reward: DoverReward, settings: ServerSettings) -> None:
+        self.reward = reward
+        self.settings = settings
+        self.waiting = 0
+        self.registry = CollectorRegistry()
+        self.clips = Counter("dover_clips", "clips by outcome", ["outcome"], registry=self.registry)
+        self.seconds = Histogram("dover_request_seconds", "time to answer", ["path"], registry=self.registry)
+        self.answers = Counter("dover_requests", "requests by status", ["path", "status"], registry=self.registry)
+        Gauge("dover_waiting_clips", "clips that wait or are being scored", registry=self.registry).set_function(
+            lambda: self.waiting
+        )
+
+    @property
+    def num_frames(self) -> int:
+        return self.reward.scorer.config.num_frames
+
+    async def score(self, clips: Sequence[Tensor], prompts: Sequence[str]) -> list[Row]:
+        """The rows of the clips, in order; HTTPException 429 where there is no room, 504 where it takes too long."""
+        if len(clips) != len(prompts):
+            raise BadRequest(f"expected {len(clips)} prompts, one a clip, got {len(prompts)}")
+        if len(clips) > self.settings.max_clips:
+            raise BadRequest(f"expected at most {self.settings.max_clips} clips, got {len(clips)}")
+        for i, clip in enumerate(clips):
+            media.check_clip_size(clip, self.settings, f"video {i}")
+        if self.waiting + len(clips) > self.settings.queue_size:
+            raise HTTPException(
+                429, f"{self.waiting} of {self.settings.queue_size} clips are waiting", {"Retry-After": "1"}
+            )
+        try:
+            futures = self.reward.submit(list(clips), list(prompts))
+        except ValueError as error:  # an empty prompt
+            raise BadRequest(str(error)) from error
+        self.waiting += len(futures)
+        loop = asyncio.get_running_loop()
+        for future in futures:
+            if isinstance(future, Failure):
+                self.waiting -= 1
+            else:
+                future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._one_less))
+        try:
+            rows = await asyncio.wait_for(self._gather(futures), self.settings.timeout)
+        except asyncio.TimeoutError:
+            raise HTTPException(504, f"not scored within {self.settings.timeout:g} seconds") from None
+        failed = sum(isinstance(row, Failure) for row in rows)
+        self.clips.labels("scored").inc(len(rows) - failed)
+        self.clips.labels("failed").inc(failed)
+        return rows
+
+    def _one_less(self) -> None:
+        self.waiting -= 1
+
+    async def _gather(self, futures: Sequence[Future[Row] | Failure]) -> list[Row]:
+        waiting = [asyncio.wrap_future(future) for future in futures if not isinstance(future, Failure)]
+        rows = iter(await asyncio.gather(*waiting))
+        return [future if isinstance(future, Failure) else next(rows) for future in futures]
+
+
+class Counted:
+    """ASGI middleware: how many requests, with what answer, in what time."""
+
+    def __init__(self, app: ASGIApp, service: ScoringService) -> None:
+        self.app = app
+        self.service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        status = 0  # stays so where the client goes away before its answer
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        start = time.perf_counter()
+        try:
+            await self.app(scope, receive, noted)
+        finally:
+            # The route, not what a stranger typed: labels must stay few.
+            path = getattr(scope.get("route"), "path", "other")
+            self.service.seconds.labels(path).observe(time.perf_counter() - start)
+            self.service.answers.labels(path, str(status)).inc()

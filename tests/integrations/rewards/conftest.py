@@ -1,0 +1,37 @@
+"""What the tests of rewards share."""
+
+import pytest
+import torch
+from dover_integrations.rewards import DoverReward
+
+PROMPTS = ["a red bicycle in the rain", "two dogs on a beach", "snow falls on a roof", "a boat at night"]
+
+
+@pytest.fixture(scope="session")
+def model(small_model):
+    return small_model
+
+
+@pytest.fixture(scope="session")
+def checkpoint(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def reward(model):
+    return DoverReward(model, layout="BTCHW", value_range=(0, 1), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def videos():
+    """(4,5,3,40,48) float in 0-1, four clips that differ in brightness and noise."""
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.rand(4, 5, 3, 40, 48, generator=generator)
+    return (noise * torch.linspace(0.1, 1, 4).view(4, 1, 1, 1, 1)).clamp(0, 1)
+
+
+@pytest.fixture(scope="session")
+def prompts():
+    return list(PROMPTS)

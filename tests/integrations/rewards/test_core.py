@@ -1,0 +1,265 @@
+"""What a training loop does with `DoverReward`."""
+
+import asyncio
+import multiprocessing
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from dover_integrations.rewards import DoverReward, RewardError
+
+from dover_eval import VideoScorer
+
+
+def make(model, **settings):
+    return DoverReward(model, **({"layout": "BTCHW", "value_range": (0, 1), "device": "cpu"} | settings))
+
+
+def test_the_reward_is_the_scorers_overall(reward, model, videos, prompts):
+    expected = VideoScorer(model, device="cpu").score(videos, prompts, layout="BTCHW")
+    torch.testing.assert_close(reward(videos, prompts), expected.overall)
+    torch.testing.assert_close(reward.scores(videos, prompts), expected.values)
+
+
+def test_rewards_tell_clips_and_prompts_apart(reward, videos, prompts):
+    assert reward(videos, prompts[0]).std() > 1e-3
+    assert (reward(videos, prompts) - reward(videos, prompts[::-1])).abs().max() > 1e-3
+
+
+def test_weights_mean_and_std_make_the_reward(model, reward, videos, prompts):
+    mixed = make(model, weights={"Alignment": 2, "Temporal": -0.5}, mean=1.5, std=0.25)
+    scores = reward.scores(videos, prompts)
+    torch.testing.assert_close(mixed(videos, prompts), (2 * scores[:, 1] - 0.5 * scores[:, 3] - 1.5) / 0.25)
+
+
+def test_it_warns_when_the_prompt_weighs_nothing(model, caplog):
+    make(model, weights={"Aesthetic": 1})
+    assert "Alignment weighs nothing" in caplog.text
+    caplog.clear()
+    make(model, weights={"Aesthetic": 1, "Alignment": 0.2})
+    make(model)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("layout", "move"), [("BCTHW", (0, 2, 1, 3, 4)), ("BTHWC", (0, 1, 3, 4, 2)), ("BTCHW", (0, 1, 2, 3, 4))]
+)
+def test_the_layout_does_not_change_the_reward(model, reward, videos, prompts, layout, move):
+    torch.testing.assert_close(make(model, layout=layout)(videos.permute(*move), prompts), reward(videos, prompts))
+
+
+def test_a_clip_of_three_frames_is_read_by_its_layout(model, videos, prompts):
+    clip = videos[:1, :3, :, :32, :32]
+    one, other = make(model)(clip, prompts[:1]), make(model, layout="BCTHW")(clip, prompts[:1])
+    assert (one - other).abs() > 1e-5
+
+
+@pytest.mark.parametrize(
+    ("value_range", "convert", "tolerance"),
+    [
+        ((-1, 1), lambda x: x * 2 - 1, 1e-4),
+        ((0, 255), lambda x: x * 255, 1e-4),
+        ((0, 255), lambda x: (x * 255).round().byte(), 1e-4),
+        ((0, 255), lambda x: (x * 255).round().byte().numpy(), 1e-4),
+        ((0, 1), lambda x: list(x.numpy()), 1e-4),
+        ((0, 1), lambda x: x.bfloat16(), 2e-2),
+    ],
+    ids=["-1-1", "0-255", "uint8", "uint8 array", "list of arrays", "bfloat16"],
+)
+def test_ranges_and_kinds_of_clips_agree(model, reward, videos, prompts, value_range, convert, tolerance):
+    videos = (videos * 255).round() / 255
+    found = make(model, value_range=value_range)(convert(videos), prompts)
+    torch.testing.assert_close(found, reward(videos, prompts), atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 8, 9])
+def test_clips_shorter_and_longer_than_the_models_are_scored(reward, videos, frames):
+    clip = videos[:1].repeat(1, 2, 1, 1, 1)[:, :frames]
+    assert reward(clip, ["a boat"]).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "change", "message"),
+    [
+        ({}, lambda x: x * 255, r"expected float in 0-1, got videos\[0\].* with values from .* to 2"),
+        ({}, lambda x: x * 2 - 1, r"expected float in 0-1, got videos\[0\]"),
+        ({}, lambda x: (x * 255).byte(), "dtype uint8, whose range is 0-255"),
+        ({"value_range": (-1, 1)}, lambda x: x * 3, "expected float from -1 to 1"),
+        ({"value_range": (0, 255)}, lambda x: x * 300, "expected float in 0-255"),
+        ({}, lambda x: x.int(), "expected uint8 in 0-255 or float in 0-1"),
+        ({}, lambda x: x[0], 'layout "BTCHW" has 5 dimensions'),
+        ({"layout": "BCTHW"}, lambda x: x, "expected three channels"),
+        ({}, lambda x: x[:, :0], "at least one frame"),
+        ({}, lambda x: x[:3], "expected 3 prompts, one a clip, got 4"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_named(model, videos, prompts, settings, change, message):
+    with pytest.raises(ValueError, match=message):
+        make(model, **settings)(change(videos), prompts)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"layout": "BTCH"}, "expected a layout"),
+        ({"value_range": (1, 0)}, "expected a value_range"),
+        ({"nan_policy": "zero"}, "nan_policy"),
+        ({"std": 0}, "std above 0"),
+        ({"weights": {"Beauty": 1}}, "expected finite weights of some of"),
+        ({"weights": {"Overall": 0}}, "weight other than 0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(model, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make(model, **settings)
+
+
+def test_floats_in_0_1_that_were_announced_as_0_255_raise_a_suspicion_once(model, videos, prompts, caplog):
+    reward = make(model, value_range=(0, 255))
+    reward(videos, prompts)
+    reward(videos, prompts)
+    assert caplog.text.count("is its range 0-1?") == 1
+
+
+def test_an_empty_prompt_is_refused(reward, videos):
+    with pytest.raises(ValueError, match="expected a text for prompt 1"):
+        reward(videos[:2], ["a boat", " "])
+
+
+def test_frames_with_nan_raise_or_become_nan_and_the_others_are_scored(model, reward, videos, prompts, caplog):
+    broken = videos.clone()
+    broken[1, 2, 0, 3, 3] = torch.nan
+    with pytest.raises(RewardError, match=r"videos\[1\]: frames .* hold NaN"):
+        reward(broken, prompts)
+    found = make(model, nan_policy="nan")(broken, prompts)
+    assert found.isnan().tolist() == [False, True, False, False]
+    torch.testing.assert_close(found[[0, 2, 3]], reward(videos, prompts)[[0, 2, 3]])
+    assert "no reward for videos[1]" in caplog.text
+
+
+def test_a_file_that_cannot_be_decoded_follows_the_policy(model, tmp_path):
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"not a video")
+    assert make(model, nan_policy="nan")([broken], ["a boat"]).isnan().all()
+    with pytest.raises(RewardError, match=r"broken\.mp4"):
+        make(model)([broken], ["a boat"])
+
+
+def test_no_clips_give_no_rewards(reward):
+    assert reward([], []).shape == (0,)
+    assert reward.scores([], []).shape == (0, 5)
+
+
+def test_eight_threads_that_ask_one_item_each_make_one_batch(model, videos, monkeypatch):
+    reward = make(model, batch_size=8)
+    clips = torch.cat([videos, videos.flip(1)])
+    expected = reward(clips, "a boat")
+    sizes = []
+    engine = reward.load()
+    forward = engine.scorer.model.forward
+    monkeypatch.setattr(engine.scorer.model, "forward", lambda f, p: sizes.append(len(f)) or forward(f, p))
+    engine._queue._linger = 5.0  # a slow machine may take its time to start eight threads: size ends the wait
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda i: reward(clips[i : i + 1], ["a boat"]), range(8)))
+    assert sizes == [8]
+    torch.testing.assert_close(torch.cat(found), expected)
+
+
+def test_coroutines_share_a_batch_and_do_not_block_the_loop(model, reward, videos, prompts):
+    async def main():
+        asked = [reward.scores_async(videos[i : i + 1], [prompts[i]]) for i in range(4)]
+        return torch.cat(await asyncio.gather(*asked))
+
+    torch.testing.assert_close(asyncio.run(main()), reward.scores(videos, prompts))
+
+
+@pytest.mark.parametrize(
+    "mode", [torch.enable_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)]
+)
+def test_the_callers_modes_do_not_reach_the_scorer(reward, videos, prompts, mode):
+    expected = reward(videos, prompts)
+    with mode():
+        found = reward(videos, prompts)
+    assert not found.requires_grad
+    assert torch.equal(found, expected)
+
+
+def test_a_reward_is_pickled_by_name_and_loads_where_it_arrives(checkpoint, videos, prompts):
+    reward = DoverReward(checkpoint, layout="BTCHW", value_range=(0, 1), device="cpu")
+    expected = reward(videos, prompts)
+    data = pickle.dumps(reward)
+    assert len(data) < 2000
+    assert torch.equal(pickle.loads(data)(videos, prompts), expected)
+
+
+def test_a_reward_of_a_given_model_is_pickled_with_its_weights(reward, videos, prompts):
+    copy = pickle.loads(pickle.dumps(reward))
+    assert torch.equal(copy(videos, prompts), reward(videos, prompts))
+    assert copy.__name__ == reward.__name__ == "dover_reward"
+
+
+def score_in_child(reward, videos, prompts):
+    return reward(videos, prompts).tolist()
+
+
+def test_a_forked_worker_can_ask_after_its_parent_has(reward, videos, prompts):
+    """The queue's thread is not there in a child; it must be started anew, not waited for."""
+    expected = reward(videos[:1], prompts[:1])
+    torch.set_num_threads(1)  # OpenMP's own threads do not survive a fork either
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        found = pool.apply_async(score_in_child, (reward, videos[:1], prompts[:1])).get(timeout=60)
+    assert found == pytest.approx(expected.tolist())
+
+
+def test_rewards_of_one_checkpoint_share_one_model(checkpoint):
+    settings = {"layout": "BTCHW", "value_range": (0, 1), "device": "cpu"}
+    one, other = DoverReward(checkpoint, **settings), DoverReward(checkpoint, **settings)
+    assert one._engine is None  # nothing is loaded before it is asked for
+    assert one.scorer is other.scorer
+
+
+def test_offloaded_it_refuses_and_onloaded_it_scores_again(model, videos, prompts):
+    reward = make(model)
+    expected = reward(videos, prompts)
+    reward.offload()
+    with pytest.raises(RewardError, match="call onload"):
+        reward(videos, prompts)
+    reward.onload()
+    assert torch.equal(reward(videos, prompts), expected)
+    assert torch.equal(reward.to("cpu")(videos, prompts), expected)
+
+
+def test_uint8_stays_uint8_until_it_is_prepared(model, videos, prompts, monkeypatch):
+    reward = make(model, value_range=(0, 255))
+    seen = []
+    prepare = reward.scorer.prepare
+    monkeypatch.setattr(reward.scorer, "prepare", lambda clip: seen.append(clip.dtype) or prepare(clip))
+    reward((videos * 255).byte(), prompts)
+    assert seen == [torch.uint8] * 4
+
+
+def test_an_error_in_the_model_reaches_every_caller(model, videos, monkeypatch):
+    reward = make(model)
+    reward.load()
+
+    def fail(*args):
+        raise MemoryError("out of memory")
+
+    monkeypatch.setattr(reward.scorer.model, "forward", fail)
+    with ThreadPoolExecutor(3) as pool:
+        for future in [pool.submit(reward, videos[:1], ["a boat"]) for _ in range(3)]:
+            with pytest.raises(MemoryError, match="out of memory"):
+                future.result(timeout=20)
+
+
+def test_a_score_that_is_not_finite_is_a_failure_not_a_number(model, videos, monkeypatch):
+    reward = make(model, nan_policy="nan")
+    reward.load()
+    monkeypatch.setattr(reward.scorer.model, "forward", lambda frames, prompts: torch.full((len(frames), 5), torch.inf))
+    assert reward(videos, "a boat").isnan().all()
+
+
+def test_the_repr_names_model_and_settings(reward, checkpoint):
+    assert "DOVERModel" in repr(reward)
+    assert "BTCHW" in repr(reward)

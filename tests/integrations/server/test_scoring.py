@@ -1,0 +1,164 @@
+"""Every answer to a good request is right, whichever way it is asked."""
+
+import asyncio
+import base64
+import io
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from dover_integrations.rewards import RewardError
+from dover_integrations.server.wire import SAFETENSORS, encode_clips
+from PIL import Image
+from safetensors.torch import save
+
+from dover_eval.models.heads import SCORE_NAMES
+
+
+def test_the_client_gives_what_the_reward_gives(serve, client, reward, videos, prompts):
+    remote = client(serve())
+    torch.testing.assert_close(remote.scores(videos, prompts), reward.scores(videos, prompts))
+    torch.testing.assert_close(remote(videos, prompts), reward(videos, prompts))
+    assert remote([], []).shape == (0,)
+
+
+def test_a_trainer_swaps_one_for_the_other(serve, client, model, videos, prompts):
+    from dover_integrations.rewards import DoverReward
+
+    settings = {"layout": "BCTHW", "value_range": (-1, 1), "weights": {"Alignment": 0.7, "Temporal": 0.3}, "std": 2}
+    local = DoverReward(model, device="cpu", **settings)
+    remote = client(serve(), **settings)
+    frames = videos.permute(0, 2, 1, 3, 4) / 127.5 - 1
+    for reward in (local, remote):
+        reward.to("cpu").offload()
+        reward.onload()
+    torch.testing.assert_close(remote(frames, prompts), local(frames, prompts), atol=1e-4, rtol=0)
+    found = asyncio.run(remote.scores_async(frames, prompts))
+    torch.testing.assert_close(found, local.scores(frames, prompts), atol=1e-4, rtol=0)
+
+
+def test_many_clients_at_once_each_get_their_own_answer(serve, client, reward, videos, prompts):
+    remote = client(serve())
+    pairs = [(i % 6, (i * 5 + 1) % 6) for i in range(48)]
+    expected = torch.cat([reward(videos[i : i + 1], prompts[j]) for i, j in pairs])
+    with ThreadPoolExecutor(12) as pool:
+        found = list(pool.map(lambda pair: remote(videos[pair[0] : pair[0] + 1], prompts[pair[1]]), pairs))
+    torch.testing.assert_close(torch.cat(found), expected)
+
+
+def test_a_long_list_goes_in_several_requests_and_keeps_its_order(serve, client, reward, videos, prompts):
+    clips = [videos[i % 6, : 1 + i % 5] for i in range(37)]
+    texts = [prompts[i % 6] for i in range(37)]
+    torch.testing.assert_close(client(serve())(clips, texts), reward(clips, texts))
+
+
+def test_files_are_scored_as_in_process(serve, client, reward, mp4):
+    torch.testing.assert_close(client(serve()).scores([mp4, mp4], "a cat"), reward.scores([mp4, mp4], "a cat"))
+
+
+def test_frames_with_nan_never_leave_the_client(serve, client, videos, prompts):
+    frames = videos.float() / 255
+    frames[2] = torch.nan
+    with pytest.raises(RewardError, match=r"videos\[2\]: frames .* hold NaN"):
+        client(serve(), value_range=(0, 1))(frames, prompts)
+    found = client(serve(), value_range=(0, 1), nan_policy="nan")(frames, prompts)
+    assert found.isnan().tolist() == [False, False, True, False, False, False]
+
+
+def test_a_client_is_picklable_and_has_no_gradients(serve, client, reward, videos, prompts):
+    remote = client(serve())
+    remote(videos[:1], prompts[:1])
+    copy = pickle.loads(pickle.dumps(remote))
+    torch.testing.assert_close(copy(videos, prompts), reward(videos, prompts))
+    copy.close()
+    with pytest.raises(RewardError, match="no gradients come back"):
+        remote.differentiable(videos, prompts)
+
+
+def test_one_tensor_of_videos_is_a_body_too(serve, reward, videos, prompts):
+    body = save({"videos": videos}, metadata={"prompts": '["' + '", "'.join(prompts) + '"]'})
+    with serve().http() as http:
+        answer = http.post("/score", content=body, headers={"Content-Type": SAFETENSORS})
+    assert answer.status_code == 200, answer.text
+    results = answer.json()["results"]
+    assert [next(iter(result["dover"])) for result in results] == ["Overall"] * 6
+    found = torch.tensor([[result["dover"][name] for name in SCORE_NAMES] for result in results])
+    torch.testing.assert_close(found, reward.scores(videos, prompts))
+
+
+def test_unirl_gets_its_protocol(serve, reward, mp4):
+    """As its remote backend does: health first, then items with identities, and one that asks for another reward."""
+    video = base64.b64encode(mp4.read_bytes()).decode()
+    identity = {"request_id": "r1", "sample_id": "s1", "group_id": None, "source_rank": 0, "idempotency_key": "k"}
+    good = {"history": [{"text": "a cat", "video_b64": video}], "required_rewards": ["dover"], "metadata": None}
+    other = good | {"required_rewards": ["dover", "hpsv3"], "request_id": "r2"}
+    broken = {"history": [{"text": "a cat", "video_b64": base64.b64encode(b"no video").decode()}]}
+    with serve().http() as http:
+        health = http.get("/health").json()
+        answer = http.post("/score", json={"protocol_version": "1", "requests": [good | identity, other, broken]})
+    assert health["status"] == "ok"
+    assert list(health["rewards"]) == ["dover"]
+    body = answer.json()
+    assert body["protocol_version"] == "1"
+    assert next(iter(body["results"][0]["dover"].values())) == pytest.approx(reward([mp4], "a cat").item(), rel=1e-5)
+    assert body["errors"][0] == {}
+    assert body["results"][1] == {}
+    assert set(body["errors"][1]) == {"dover", "hpsv3"}
+    assert body["results"][2] == {}
+    assert "expected a video file" in body["errors"][2]["dover"]
+    assert body["identities"][0] == identity | {"policy_version": None, "scorer_version": None}
+    assert body["fingerprint"] == health["fingerprint"]
+
+
+def png(frame):
+    data = io.BytesIO()
+    Image.fromarray(frame.permute(1, 2, 0).numpy()).save(data, "PNG")
+    return base64.b64encode(data.getvalue()).decode()
+
+
+def test_flow_factory_gets_its_protocol(serve, reward, videos, prompts):
+    payload = {
+        "prompt": prompts[:2],
+        "image": None,
+        "video": [[png(frame) for frame in clip] for clip in videos[:2]],
+        "condition_images": None,
+        "condition_videos": None,
+        "kwargs": None,
+    }
+    with serve().http() as http:
+        answer = http.post("/compute", json=payload).json()
+        failed = http.post("/compute", json=payload | {"video": [["AAAA"], ["AAAA"]]})
+    assert not answer.get("error")
+    assert answer["rewards"] == pytest.approx(reward(videos[:2], prompts[:2]).tolist(), rel=1e-5)
+    assert failed.status_code == 400
+    assert "no PNG or JPEG" in failed.json()["detail"]
+
+
+def test_metrics_count_what_was_done(serve, client, videos, prompts):
+    server = serve()
+    client(server)(videos, prompts)
+    with server.http() as http:
+        http.get("/nothing/here")
+        text = http.get("/metrics").text
+    assert 'dover_clips_total{outcome="scored"} 6.0' in text
+    assert 'dover_requests_total{path="/score",status="200"} 1.0' in text
+    assert 'dover_requests_total{path="other",status="404"} 1.0' in text
+    assert "dover_waiting_clips 0.0" in text
+
+
+def test_the_description_is_there_to_read(serve):
+    with serve().http() as http:
+        schema = http.get("/openapi.json").json()
+        assert "swagger" in http.get("/docs").text
+    assert set(schema["paths"]) == {"/score", "/compute", "/health", "/metrics"}
+    assert SAFETENSORS in schema["paths"]["/score"]["post"]["requestBody"]["content"]
+
+
+def test_a_body_survives_the_wire_bit_for_bit(videos, prompts):
+    from dover_integrations.server.wire import decode_clips
+
+    clips = [videos[0], videos[1, :2, :, :30, :20], videos[2].permute(0, 1, 3, 2)]
+    found, texts = decode_clips(encode_clips(clips * 5, ['ä"\\'] * 15))
+    assert texts == ['ä"\\'] * 15
+    assert all(torch.equal(a, b) for a, b in zip(found, clips * 5, strict=True))
