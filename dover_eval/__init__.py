@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dover_eval.calibration import Calibration as Calibration
+    from dover_eval.calibration import CalibrationError as CalibrationError
     from dover_eval.config import DOVERConfig as DOVERConfig
     from dover_eval.models.convnext3d import ConvNeXt3D as ConvNeXt3D
     from dover_eval.models.dover import DOVERModel as DOVERModel
@@ -33,6 +35,8 @@ except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0+unknown"
 
 _HOME = {
+    "Calibration": "dover_eval.calibration",
+    "CalibrationError": "dover_eval.calibration",
     "ConvNeXt3D": "dover_eval.models.convnext3d",
     "DOVERConfig": "dover_eval.config",
     "DOVERModel": "dover_eval.models.dover",

@@ -13,6 +13,7 @@ import dover_kernels
 import torch
 from torch import Tensor
 
+from dover_eval.calibration import Calibration
 from dover_eval.models.dover import DOVERModel
 from dover_eval.models.heads import ASPECTS, SCORE_NAMES
 from dover_eval.scores import Fingerprint, VideoScores, weights_digest
@@ -34,10 +35,16 @@ class VideoScorer:
         device: by default a GPU if there is one, else the CPU.
         dtype: of the computation: float32, bfloat16 or float16; by default bfloat16 on a GPU and float32 on a CPU
             (bfloat16 without matrix units is many times slower there). Weights stay in float32.
+        calibration: maps `score`'s values to one group of raters' opinions; it must have been fitted on this model.
     """
 
     def __init__(
-        self, model: DOVERModel, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+        self,
+        model: DOVERModel,
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         if model.untrained:
             raise WeightsError(f"no weights for {', '.join(model.untrained)}: this model cannot score yet")
@@ -45,6 +52,9 @@ class VideoScorer:
         self.dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.config = model.config
+        self.calibration = calibration
+        if calibration is not None:
+            calibration.check(self.fingerprint)
 
     @classmethod
     def from_pretrained(
@@ -52,14 +62,22 @@ class VideoScorer:
         name_or_path: str | Path | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
+        calibration: str | Path | Calibration | None = None,
     ) -> VideoScorer:
         """A checkpoint in `save_pretrained`'s form, a folder or a hub repository; None is the embedded default.
+
+        `calibration` is one, its file, or a folder with `calibration.json`; by default scores are as scored, even
+        where there is one beside the checkpoint.
 
         Raises:
             FileNotFoundError, OSError: no such checkpoint.
             dover_eval.WeightsError, TextEncoderError: it is incomplete, or its text encoder is not to be had.
+            dover_eval.CalibrationError: no such calibration, or it was fitted on another model.
         """
-        return cls(DOVERModel.from_pretrained(_checkpoint(name_or_path)), device=device, dtype=dtype)
+        if isinstance(calibration, str | Path):
+            calibration = Calibration.load(calibration)
+        model = DOVERModel.from_pretrained(_checkpoint(name_or_path))
+        return cls(model, device=device, dtype=dtype, calibration=calibration)
 
     def to(self, device: str | torch.device) -> VideoScorer:
         """Move the model. Not while another thread scores. Scores that follow carry the new fingerprint."""
@@ -118,6 +136,8 @@ class VideoScorer:
                 batch = []
         parts = parts or [self._score_batch([], [])]
         output = {name: torch.cat([part[name] for part in parts]) for name in OUTPUTS}
+        if self.calibration is not None:
+            output["mos"] = self.calibration.apply(output["mos"], output["quality_weights"])
         return VideoScores(
             values=output["mos"],
             aesthetic_score=output["aesthetic_score"].squeeze(1),
@@ -141,6 +161,7 @@ class VideoScorer:
             device=self.device.type,
             kernel=self.kernel.path,
             torch=torch.__version__,
+            calibration=self.calibration.digest if self.calibration else None,
         )
 
     @property

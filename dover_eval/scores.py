@@ -20,6 +20,7 @@ class Fingerprint:
 
     weights, text_encoder: sha256 of the weights. num_frames, frame_size: the sampling. dtype: of the computation.
     device: its kind. kernel: the path of the depthwise convolution. torch: its version.
+    calibration: sha256 of the calibration in use, if any.
     """
 
     weights: str
@@ -30,11 +31,13 @@ class Fingerprint:
     device: str
     kernel: str
     torch: str
+    calibration: str | None = None
 
     @property
     def digest(self) -> str:
         """Twelve hexadecimal digits: equal where two runs are to give equal scores."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+        told = {name: value for name, value in asdict(self).items() if value is not None}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
     def __str__(self) -> str:
         return self.digest

@@ -12,7 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from dover_eval.training.distortions import distort
+from dover_eval.distortions import distort
 from dover_eval.training.synthetic import Scene, draw, is_held_out
 
 RATE = 16

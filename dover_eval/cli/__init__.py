@@ -2,7 +2,10 @@
 
 import typer
 
+from dover_eval.cli.calibrate import calibrate
+from dover_eval.cli.evaluate import evaluate
 from dover_eval.cli.info import info
+from dover_eval.cli.sanity import sanity
 from dover_eval.cli.score import score
 from dover_eval.cli.serve import serve
 
@@ -15,6 +18,9 @@ app = typer.Typer(
 )
 app.command()(score)
 app.command()(info)
+app.command()(evaluate)
+app.command()(calibrate)
+app.command()(sanity)
 app.command()(serve)
 
 

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
     from dover_eval.scorer import VideoScorer
+    from dover_eval.scores import VideoScores
 
 EXIT_FAILED = 1
 
 
-def load_scorer(model: str | None, device: str | None) -> VideoScorer:
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Around the imports of a command that needs an extra: the exit says how to install what is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        typer.echo(f"dover-eval: {error.name} is not installed: pip install 'dover-eval[{name}]'", err=True)
+        raise typer.Exit(EXIT_FAILED) from error
+
+
+def load_scorer(model: str | None, device: str | None, calibration: Path | None = None) -> VideoScorer:
     """The scorer of a checkpoint, or an exit with its reason. Warnings (fallbacks) still go to standard error."""
     logging.basicConfig(format="%(name)s: %(message)s", level=logging.WARNING)
     from transformers.utils import logging as transformers_logging
@@ -24,7 +40,21 @@ def load_scorer(model: str | None, device: str | None) -> VideoScorer:
 
     transformers_logging.disable_progress_bar()
     try:
-        return VideoScorer.from_pretrained(model, device=device)
+        return VideoScorer.from_pretrained(model, device=device, calibration=calibration)
     except (OSError, WeightsError, TextEncoderError, ValueError, RuntimeError) as error:
         typer.echo(f"dover-eval: {model or 'the embedded model'} cannot be loaded: {error}", err=True)
         raise typer.Exit(EXIT_FAILED) from error
+
+
+def score_with_progress(
+    scorer: VideoScorer, files: Sequence[Path], texts: Sequence[str], batch_size: int, *, show: bool = True
+) -> VideoScores:
+    """Scores of files, with a bar on standard error where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not (show and console.is_terminal), transient=True) as bar:
+        task = bar.add_task("scoring", total=len(files))
+        return scorer.score(list(files), texts, batch_size=batch_size, progress=lambda done: bar.advance(task, done))

@@ -42,6 +42,7 @@ def score(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write .jsonl, .csv or .json as well.")] = None,
     model: Annotated[str | None, typer.Option(help="A checkpoint folder or hub repository.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="What `dover-eval calibrate` wrote.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Clips that go through the model together.")] = 8,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Neither table nor progress.")] = False,
 ) -> None:
@@ -59,9 +60,11 @@ def score(
     if output is not None and not output.parent.is_dir():
         _usage(f"--output {output}: there is no folder {output.parent}")
     files = find_videos(paths)
-    texts = [prompt] * len(files) if prompt is not None else _match_prompts(files, _read_prompts(prompts))
+    texts = [prompt] * len(files) if prompt is not None else match_prompts(files, read_prompts(prompts))
 
-    scores = _run(files, texts, model, device, batch_size, show_progress=not quiet)
+    from dover_eval.cli.loading import load_scorer, score_with_progress
+
+    scores = score_with_progress(load_scorer(model, device, calibration), files, texts, batch_size, show=not quiet)
     if output is not None:
         write_scores(scores, output)
     if not quiet:
@@ -90,7 +93,7 @@ def find_videos(paths: list[str]) -> list[Path]:
     return list(found)
 
 
-def _read_prompts(path: Path | None) -> dict[str, str]:
+def read_prompts(path: Path | None) -> dict[str, str]:
     """Prompts by file name, from a CSV with `video_name` and `Prompt`; further columns are allowed."""
     assert path is not None
     try:
@@ -112,7 +115,7 @@ def _read_prompts(path: Path | None) -> dict[str, str]:
     return texts
 
 
-def _match_prompts(files: list[Path], texts: dict[str, str]) -> list[str]:
+def match_prompts(files: list[Path], texts: dict[str, str]) -> list[str]:
     """Each file's prompt, by its path, its name, or its name without the suffix."""
     matched, lacking = [], []
     for file in files:
@@ -126,24 +129,6 @@ def _match_prompts(files: list[Path], texts: dict[str, str]) -> list[str]:
         more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
         _usage(f"no prompt for {', '.join(lacking[:5])}{more}")
     return matched
-
-
-def _run(
-    files: list[Path], texts: list[str], model: str | None, device: str | None, batch_size: int, *, show_progress: bool
-) -> VideoScores:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from dover_eval.cli.loading import load_scorer
-
-    console = Console(stderr=True)
-    scorer = load_scorer(model, device)
-    columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(
-        *columns, console=console, disable=not (show_progress and console.is_terminal), transient=True
-    ) as bar:
-        task = bar.add_task("scoring", total=len(files))
-        return scorer.score(files, texts, batch_size=batch_size, progress=lambda done: bar.advance(task, done))
 
 
 def write_scores(scores: VideoScores, output: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from dover_eval.config import DOVERConfig
-from dover_eval.training.distortions import ASPECT_OF, DISTORTIONS, distort, h264
+from dover_eval.distortions import ASPECT_OF, DISTORTIONS, distort, h264
 from dover_eval.training.synthetic import STRESSES, Scene, caption, draw, near_miss, random_scene
 from dover_eval.video.sample import prepare_clip
 

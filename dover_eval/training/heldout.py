@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from dover_eval.distortions import ASPECT_OF, distort
 from dover_eval.models.heads import ASPECTS
 from dover_eval.scorer import VideoScorer
-from dover_eval.training.distortions import ASPECT_OF, distort
 from dover_eval.training.synthetic import caption, draw, near_miss, random_scene
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)

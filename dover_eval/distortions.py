@@ -53,6 +53,12 @@ def downscale(frames: Frames, strength: float, rng: np.random.Generator) -> Fram
     return _to_frames(F.interpolate(small, (height, width), mode="bicubic"))
 
 
+def banding(frames: Frames, strength: float, rng: np.random.Generator) -> Frames:
+    """Smooth shades broken into steps, up to 64 of 255 high."""
+    step = 64.0**strength
+    return np.clip(np.floor(frames / step) * step + (step - 1) / 2, 0, 255).astype(np.uint8)
+
+
 def flicker(frames: Frames, strength: float, rng: np.random.Generator) -> Frames:
     """Every frame brighter or darker by its own factor, up to one half."""
     gains = 1 + 0.5 * strength * rng.uniform(-1, 1, len(frames)).astype(np.float32)
@@ -64,6 +70,15 @@ def drop(frames: Frames, strength: float, rng: np.random.Generator) -> Frames:
     lost = rng.random(len(frames)) < 0.75 * strength
     lost[0] = False
     return frames[np.maximum.accumulate(np.where(lost, 0, np.arange(len(frames))))]
+
+
+def freeze(frames: Frames, strength: float, rng: np.random.Generator) -> Frames:
+    """One picture stands still, for three quarters of the clip at most; then the clip jumps to where it would be."""
+    length = round(0.75 * strength * len(frames))
+    start = int(rng.integers(0, len(frames) - length))
+    order = np.arange(len(frames))
+    order[start : start + length + 1] = start
+    return frames[order]
 
 
 def shuffle(frames: Frames, strength: float, rng: np.random.Generator) -> Frames:
@@ -108,12 +123,19 @@ DISTORTIONS: dict[str, dict[str, Distortion]] = {
 }
 ASPECT_OF = {name: aspect for aspect, group in DISTORTIONS.items() for name in group}
 
+# Defects that training never draws (adding one above would make another training run of the same seed), so that they
+# tell whether a model knows quality or only the defects that it was taught.
+UNTAUGHT: dict[str, dict[str, Distortion]] = {"Traditional": {"banding": banding}, "Temporal": {"freeze": freeze}}
+_BY_NAME = {
+    name: function for table in (DISTORTIONS, UNTAUGHT) for group in table.values() for name, function in group.items()
+}
+
 
 def distort(frames: Frames, name: str, strength: float, rng: np.random.Generator) -> Frames:
-    """The distortion `name` at `strength` in [0,1]."""
+    """The distortion `name`, of `DISTORTIONS` or `UNTAUGHT`, at `strength` in [0,1]."""
     if not 0 <= strength <= 1:
         raise ValueError(f"expected a strength in [0,1], got {strength}")
-    return DISTORTIONS[ASPECT_OF[name]][name](frames, strength, rng)
+    return _BY_NAME[name](frames, strength, rng)
 
 
 def h264(frames: Frames, crf: int, *, preset: str = "veryfast", rate: int = 16) -> Frames:

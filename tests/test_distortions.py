@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from dover_eval.training.distortions import ASPECT_OF, distort, h264
+from dover_eval.distortions import ASPECT_OF, UNTAUGHT, distort, h264
 from dover_eval.training.synthetic import Scene, draw
 
-RANDOM = ("noise", "flicker", "drop", "shuffle", "jitter")
+NAMES = [*ASPECT_OF, *(name for group in UNTAUGHT.values() for name in group)]
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def difference(a, b):
     return np.abs(a.astype(float) - b).mean()
 
 
-@pytest.mark.parametrize("name", ASPECT_OF)
+@pytest.mark.parametrize("name", NAMES)
 def test_strength_rises_from_nothing(frames, name):
     weak, strong = (
         np.mean([difference(distort(frames, name, s, np.random.default_rng(i)), frames) for i in range(4)])
@@ -29,7 +29,7 @@ def test_strength_rises_from_nothing(frames, name):
     assert untouched == 0 or name == "compress"  # a codec is never lossless
 
 
-@pytest.mark.parametrize("name", ASPECT_OF)
+@pytest.mark.parametrize("name", NAMES)
 def test_shape_and_input_are_kept(frames, name):
     before = frames.copy()
     spoiled = distort(frames, name, 0.7, np.random.default_rng(0))
@@ -56,6 +56,21 @@ def test_temporal_defects_use_only_frames_that_were_there(frames):
 def test_flicker_changes_brightness_and_nothing_else(frames):
     levels = distort(frames, "flicker", 1.0, np.random.default_rng(0)).mean(axis=(1, 2, 3))
     assert levels.std() > 8 * frames.mean(axis=(1, 2, 3)).std()
+
+
+def test_banding_leaves_few_shades(frames):
+    assert len(np.unique(distort(frames, "banding", 1.0, np.random.default_rng(0)))) <= 4
+
+
+def test_a_freeze_holds_one_picture_and_then_goes_on_where_the_clip_would_be(frames):
+    frozen = distort(frames, "freeze", 1.0, np.random.default_rng(1))
+    held = [t for t in range(len(frames)) if not np.array_equal(frozen[t], frames[t])]
+    assert len(held) == 9  # three quarters of twelve
+    assert all(np.array_equal(frozen[t], frames[held[0] - 1]) for t in held)
+
+
+def test_what_training_draws_is_not_changed_by_defects_for_testing():
+    assert not {"banding", "freeze"} & set(ASPECT_OF)
 
 
 def test_h264_is_real_and_takes_odd_sizes(frames):

@@ -1,0 +1,116 @@
+"""`dover-eval calibrate`: one's own ratings or preferences in, `calibration.json` out."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from dover_eval.calibration import Calibration
+
+EXIT_INCOMPLETE, EXIT_USAGE = 1, 2
+
+
+class Method(str, Enum):
+    logistic = "logistic"
+    isotonic = "isotonic"
+
+
+def calibrate(
+    videos: Annotated[Path, typer.Option(help="The folder with the rated or judged clips.")],
+    ratings: Annotated[Path | None, typer.Option(help="video_name, Prompt and <score>_MOS columns.")] = None,
+    pairs: Annotated[Path | None, typer.Option(help="prompt, video_a, video_b, aspect, label (A, B, tie).")] = None,
+    rating_range: Annotated[tuple[float, float], typer.Option(help="The ends of the raters' scale.")] = (1.0, 5.0),
+    reference: Annotated[Path | None, typer.Option(help="A folder of clips that percentiles are among.")] = None,
+    reference_prompts: Annotated[Path | None, typer.Option(help="A CSV with their video_name and Prompt.")] = None,
+    method: Annotated[Method, typer.Option(help="Of the map from ratings.")] = Method.logistic,
+    level: Annotated[float, typer.Option(min=0.5, max=0.99, help="Of the conformal intervals.")] = 0.9,
+    seed: Annotated[int, typer.Option(help="Draws the half of the ratings that fits the map.")] = 0,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="By default beside the checkpoint.")] = None,
+    model: Annotated[str | None, typer.Option(help="A checkpoint folder or hub repository.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Clips that go through the model together.")] = 8,
+) -> None:
+    """Fit monotone maps from scores to your raters' scale, tie thresholds, intervals and percentiles.
+
+    Use the result with `dover-eval score --calibration` or `VideoScorer.from_pretrained(..., calibration=...)`. Exit
+    status: 0 when every rated aspect has its map, 1 when one has not or clips are missing, 2 when the command or a
+    table was not understood.
+    """
+    from dover_eval.cli.evaluate import score_items
+    from dover_eval.cli.loading import extra, load_scorer, score_with_progress
+    from dover_eval.cli.score import find_videos, match_prompts, read_prompts
+
+    with extra("evaluation"):
+        from dover_eval.evaluation import BENCHMARKS
+        from dover_eval.evaluation.calibrate import calibrate as fit
+
+    if ratings is None and pairs is None:
+        _usage("give --ratings TABLE, --pairs TABLE or both")
+    if (reference is None) != (reference_prompts is None):
+        _usage("--reference and --reference-prompts go together")
+    if output is None:
+        if model is None or not Path(model).is_dir():
+            _usage("give --output FILE: only a checkpoint folder (--model) has a place of its own for a calibration")
+        output = Path(model)
+    if not (output.is_dir() or output.parent.is_dir()):
+        _usage(f"--output {output}: there is no folder {output.parent}")
+    try:
+        tables = (("ratings", ratings), ("pairs", pairs))
+        items = [item for name, path in tables if path is not None for item in BENCHMARKS[name].read(path)]
+        scorer = load_scorer(model, device)
+        keys, scores, missing = score_items(items, videos, scorer, batch_size)
+        among = None
+        if reference is not None:
+            files = find_videos([str(reference)])
+            texts = match_prompts(files, read_prompts(reference_prompts))
+            among = score_with_progress(scorer, files, texts, batch_size)
+        calibration, left_out = fit(
+            items,
+            keys,
+            scores,
+            reference=among,
+            rating_range=rating_range,
+            method=method.value,
+            level=level,
+            seed=seed,
+        )
+    except ValueError as error:
+        _usage(str(error))
+    place = calibration.save(output)
+    _print(calibration)
+    typer.echo(f"written to {place}")
+    failed = [source for source, error in zip(scores.sources, scores.errors, strict=True) if error]
+    for words, names in (("not found", missing), ("failed", failed)):
+        if names:
+            typer.echo(
+                f"{len(names)} clips {words}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}", err=True
+            )
+    for name, reason in left_out.items():
+        typer.echo(f"{name} stays as scored: {reason}", err=True)
+    if missing or failed or left_out:
+        raise typer.Exit(EXIT_INCOMPLETE)
+
+
+def _print(calibration: Calibration) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for title in ("score", "map from", "n", "1 becomes", "3 becomes", "5 becomes", "interval", "tie up to"):
+        table.add_column(title, justify="left" if title in ("score", "map from") else "right")
+    for name, aspect in calibration.aspects.items():
+        ends = (f"{value:.2f}" for value in aspect([1, 3, 5]))
+        margin = "-" if aspect.margin is None else f"±{aspect.margin:.2f} at {aspect.level:.0%}"
+        tie = "-" if aspect.tie_threshold is None else f"{aspect.tie_threshold:.3f}"
+        table.add_row(name, aspect.source, str(aspect.count), *ends, margin, tie)
+    Console().print(table)
+
+
+def _usage(message: str) -> NoReturn:
+    typer.echo(f"dover-eval calibrate: {message}", err=True)
+    raise typer.Exit(EXIT_USAGE)

@@ -1,0 +1,155 @@
+"""`dover-eval evaluate`: a benchmark's table and its clips, or their scores, in; figures with intervals out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from dover_eval.evaluation import EvaluationReport, Interval
+    from dover_eval.evaluation.report import Items
+    from dover_eval.scorer import VideoScorer
+    from dover_eval.scores import VideoScores
+
+EXIT_INCOMPLETE, EXIT_USAGE = 1, 2
+
+
+def evaluate(
+    table: Annotated[Path | None, typer.Argument(help="The benchmark's own file with ratings or preferences.")] = None,
+    benchmark: Annotated[str, typer.Option(help="How the file is laid out; --list tells.")] = "ratings",
+    videos: Annotated[Path | None, typer.Option(help="The folder with the benchmark's clips, to score now.")] = None,
+    scores: Annotated[Path | None, typer.Option(help="What `dover-eval score --output` wrote, instead.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the report as JSON as well.")] = None,
+    save_scores: Annotated[Path | None, typer.Option(help="Keep the scores: .jsonl, .csv or .json.")] = None,
+    resamples: Annotated[int, typer.Option(min=0, help="Of the bootstrap; 0 leaves the intervals out.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    model: Annotated[str | None, typer.Option(help="A checkpoint folder or hub repository.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="What `dover-eval calibrate` wrote; for --videos.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Clips that go through the model together.")] = 8,
+    list_benchmarks: Annotated[bool, typer.Option("--list", help="Tell the benchmarks and where to get them.")] = False,
+) -> None:
+    """Compare scores with what people said.
+
+    Ratings give SROCC, PLCC (as scored and after the four-parameter logistic), KRCC, RMSE and the challenge's
+    (SROCC + PLCC) / 2; preferences give the accuracy without and with ties. Exit status: 0 when the figures are of the
+    whole benchmark, 1 when clips are missing or failed, 2 when the command or the table was not understood.
+    """
+    from dover_eval.cli.loading import extra, load_scorer
+    from dover_eval.cli.score import write_scores
+
+    with extra("evaluation"):
+        from dover_eval.evaluation import BENCHMARKS, TableError, read_scores
+        from dover_eval.evaluation import evaluate as compare
+
+    if list_benchmarks:
+        for name, known in BENCHMARKS.items():
+            typer.echo(f"{name:22}{known.title} ({known.holds}): {known.where}")
+        return
+    if table is None:
+        _usage("a TABLE is missing; --list tells the benchmarks")
+    if benchmark not in BENCHMARKS:
+        _usage(f"--benchmark {benchmark}: expected one of {', '.join(BENCHMARKS)}")
+    if (videos is None) == (scores is None):
+        _usage("give either --videos FOLDER or --scores FILE")
+    if scores is not None and (calibration is not None or save_scores is not None):
+        _usage("--calibration and --save-scores go with --videos: the scores of a file are what they are")
+    for path in (output, save_scores):
+        if path is not None and not path.parent.is_dir():
+            _usage(f"{path}: there is no folder {path.parent}")
+    try:
+        items, thresholds = BENCHMARKS[benchmark].read(table), None
+        if scores is not None:
+            values, fingerprint = read_scores(scores, items)
+        else:
+            scorer = load_scorer(model, device, calibration)
+            if scorer.calibration is not None:
+                limits = {name: aspect.tie_threshold for name, aspect in scorer.calibration.aspects.items()}
+                thresholds = {name: limit for name, limit in limits.items() if limit is not None}
+            keys, scored, _ = score_items(items, videos, scorer, batch_size)
+            if save_scores is not None:
+                write_scores(scored, save_scores)
+            rows = (dict(zip(scored.names, row, strict=True)) for row in scored.values.tolist())
+            values, fingerprint = dict(zip(keys, rows, strict=True)), str(scored.fingerprint)
+        report = compare(
+            items,
+            values,
+            benchmark=benchmark,
+            fingerprint=fingerprint,
+            tie_thresholds=thresholds,
+            resamples=resamples,
+            seed=seed,
+        )
+    except (TableError, ValueError) as error:
+        _usage(str(error))
+    if output is not None:
+        output.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+    _print(report)
+    if not report.complete:
+        raise typer.Exit(EXIT_INCOMPLETE)
+
+
+def score_items(
+    items: Items, folder: Path | None, scorer: VideoScorer, batch_size: int
+) -> tuple[list[tuple[str, str]], VideoScores, list[str]]:
+    """(video, prompt) as the items call them, their scores, and the names of clips that are not in the folder."""
+    from dover_eval.cli.loading import score_with_progress
+    from dover_eval.cli.score import find_videos
+    from dover_eval.evaluation import ClipIndex, match_clips, wanted_clips
+
+    wanted = wanted_clips(items)
+    found = match_clips(items, ClipIndex((str(path) for path in find_videos([str(folder)])), str(folder)))
+    if not found:
+        raise ValueError(f"{folder}: none of the {len(wanted)} clips of the table is there")
+    files, texts = [Path(place) for place in found.values()], [prompt for _, prompt in found]
+    missing = list(dict.fromkeys(key[0] for key in wanted if key not in found))
+    return list(found), score_with_progress(scorer, files, texts, batch_size), missing
+
+
+def _print(report: EvaluationReport) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from dover_eval.evaluation import PairMetrics
+
+    figures = {
+        "srocc": "SROCC",
+        "plcc": "PLCC",
+        "plcc_fit": "PLCC fitted",
+        "krcc": "KRCC",
+        "rmse_fit": "RMSE fitted",
+        "challenge": "(S+P)/2",
+    }
+    pairs = any(isinstance(found, PairMetrics) for found in report.aspects.values())
+    if pairs:
+        figures = {"without_ties": "without ties", "with_ties": "with ties", "tie_threshold": "tie up to"}
+    out = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    out.add_column(report.benchmark)
+    for name in report.aspects:
+        out.add_column(name, justify="right", no_wrap=True)
+    out.add_row("n", *(str(found.count) for found in report.aspects.values()))
+    for field, title in figures.items():
+        out.add_row(title, *(_cell(getattr(found, field)) for found in report.aspects.values()))
+    console = Console()
+    console.print(out)
+    console.print(f"{report.used} of {report.items} {'pairs' if pairs else 'clips'}; fingerprint {report.fingerprint}")
+    for words, names in (("not found", report.missing), ("failed", report.failed)):
+        if names:
+            console.print(f"{len(names)} clips {words}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}")
+    for name, reason in report.left_out.items():
+        console.print(f"{name} is left out: {reason}")
+
+
+def _cell(figure: Interval | float) -> str:
+    if isinstance(figure, float):
+        return f"{figure:.3f}"
+    return f"{figure.value:.3f}\n{figure.low:.3f}-{figure.high:.3f}"
+
+
+def _usage(message: str) -> NoReturn:
+    typer.echo(f"dover-eval evaluate: {message}", err=True)
+    raise typer.Exit(EXIT_USAGE)

@@ -1,0 +1,207 @@
+"""Benchmarks' own files, read as ratings or as preferences.
+
+What a file looks like was taken from public code that reads it; where nothing public shows it, the reader says so and
+refuses what it does not recognise. Nothing is downloaded here: `Benchmark.where` says where to get it, and under which
+licence is on its own page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dover_eval.evaluation.tables import TableError, choice, number, read_rows, read_text, text
+from dover_eval.models.heads import SCORE_NAMES
+
+
+@dataclass(frozen=True)
+class RatedClip:
+    """A clip with its ratings by score name; an aspect that was not rated is absent."""
+
+    video: str
+    prompt: str
+    ratings: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class JudgedPair:
+    """Two clips of one prompt with verdicts by score name: 1 for A, -1 for B, 0 for a tie; absent where not judged."""
+
+    video_a: str
+    video_b: str
+    prompt: str
+    verdicts: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark: what it holds, where it is to be had, and how its file is read."""
+
+    title: str
+    holds: Literal["ratings", "pairs"]
+    where: str
+    read: Callable[[Path], Sequence[RatedClip | JudgedPair]]
+
+
+def read_ratings(path: Path) -> list[RatedClip]:
+    """The challenge's table: `video_name, Prompt, Traditional_MOS, ..., Overall_MOS`; any of the five may be missing.
+
+    An empty cell is a rating that is missing, not a zero.
+    """
+    rows = read_rows(path, ("video_name", "Prompt"))
+    columns = {f"{name}_MOS": name for name in SCORE_NAMES}
+    present = [column for column in columns if rows and column in rows[0][1]]
+    if not present:
+        raise TableError(f"{path}: expected at least one of the columns {', '.join(columns)}")
+    return [
+        RatedClip(
+            text(path, line, row, "video_name"),
+            text(path, line, row, "Prompt"),
+            {columns[c]: number(path, line, c, row[c]) for c in present if row[c]},
+        )
+        for line, row in rows
+    ]
+
+
+def read_pairs(path: Path) -> list[JudgedPair]:
+    """One verdict a row: `prompt, video_a, video_b, aspect, label`, with a score name as aspect and A, B or tie."""
+    labels = {"A": 1, "B": -1, "tie": 0}
+    pairs: dict[tuple[str, str, str], dict[str, int]] = {}
+    for line, row in read_rows(path, ("prompt", "video_a", "video_b", "aspect", "label")):
+        aspect = choice(path, line, "aspect", row["aspect"], {name: name for name in SCORE_NAMES})
+        key = tuple(text(path, line, row, column) for column in ("video_a", "video_b", "prompt"))
+        verdicts = pairs.setdefault(key, {})  # type: ignore[arg-type]
+        if aspect in verdicts:
+            raise TableError(f"{path}, line {line}: a second verdict on {aspect} for {key[0]} and {key[1]}")
+        verdicts[aspect] = choice(path, line, "label", row["label"], labels)
+    return [JudgedPair(*key, verdicts) for key, verdicts in pairs.items()]
+
+
+def read_videogen_rewardbench(path: Path) -> list[JudgedPair]:
+    """`videogen-rewardbench.csv`: `path_A, path_B, prompt`, and `A`, `B` or `same` in `VQ, MQ, TA, Overall`.
+
+    As read by KwaiVGI/VideoAlign's eval_videogen_rewardbench.py. Visual quality goes with Traditional, motion quality
+    with Temporal, text alignment with Alignment. VQ there is about beauty as well, for which we have Aesthetic.
+    """
+    aspects = {"VQ": "Traditional", "MQ": "Temporal", "TA": "Alignment", "Overall": "Overall"}
+    labels = {"A": 1, "B": -1, "same": 0}
+    return [
+        JudgedPair(
+            text(path, line, row, "path_A"),
+            text(path, line, row, "path_B"),
+            text(path, line, row, "prompt"),
+            {ours: choice(path, line, column, row[column], labels) for column, ours in aspects.items() if row[column]},
+        )
+        for line, row in read_rows(path, ("path_A", "path_B", "prompt", *aspects))
+    ]
+
+
+def read_genai_bench(path: Path) -> list[JudgedPair]:
+    """GenAI-Bench's `video_generation`: `prompt, left_video, right_video, vote_type`, as Parquet, CSV or JSON lines.
+
+    `vote_type` is leftvote, rightvote, tievote or bothbad_vote (TIGER-AI-Lab/GenAI-Bench, inference.py); the last two
+    are ties for a score that only compares. Of a URL the file's name counts. The name of the prompt's column could not
+    be verified against the data set; another one is refused.
+    """
+    votes = {"leftvote": 1, "rightvote": -1, "tievote": 0, "bothbad_vote": 0}
+    return [
+        JudgedPair(
+            text(path, line, row, "left_video"),
+            text(path, line, row, "right_video"),
+            text(path, line, row, "prompt"),
+            {"Overall": choice(path, line, "vote_type", row["vote_type"], votes)},
+        )
+        for line, row in read_rows(path, ("prompt", "left_video", "right_video", "vote_type"))
+    ]
+
+
+def read_t2vqa_db(path: Path) -> list[RatedClip]:
+    """T2VQA-DB's annotation file: `file|prompt|MOS` a line, without a header (QMME/T2VQA, dataset/dataset.py)."""
+    clips = []
+    for line, entry in enumerate(read_text(path).split("\n"), start=1):
+        if not entry.strip():
+            continue
+        name, _, rest = entry.partition("|")
+        prompt, bar, mos = rest.rpartition("|")  # a prompt may hold a bar of its own
+        if not (name.strip() and prompt.strip() and bar):
+            raise TableError(f"{path}, line {line}: expected file|prompt|MOS, found {entry[:60]!r}")
+        clips.append(RatedClip(name.strip(), prompt.strip(), {"Overall": number(path, line, "the MOS", mos)}))
+    return clips
+
+
+def read_lgvq(path: Path) -> list[RatedClip]:
+    """LGVQ's table by position: name, generator, prompt, spatial, temporal and alignment MOS, under a header.
+
+    The order is that of public loaders of UGVQ (names come without `.mp4`); the file itself was not seen, so its
+    columns' names are not relied on and a table of another width is refused. Spatial quality goes with Traditional.
+    """
+    clips = []
+    for line, row in read_rows(path, ()):
+        cells = list(row.values())
+        if len(cells) != 6:
+            raise TableError(
+                f"{path}: expected six columns (name, generator, prompt, spatial, temporal, alignment), "
+                f"found {len(cells)}: {', '.join(row)}"
+            )
+        ratings = zip(("Traditional", "Temporal", "Alignment"), cells[3:], strict=True)
+        if not cells[0] or not cells[2]:
+            raise TableError(f"{path}, line {line}: an empty {'name' if not cells[0] else 'prompt'}")
+        clips.append(
+            RatedClip(cells[0], cells[2], {ours: number(path, line, ours, cell) for ours, cell in ratings if cell})
+        )
+    return clips
+
+
+def read_konvid_1k(path: Path) -> list[RatedClip]:
+    """KoNViD-1k's `KoNViD_1k_mos.csv` (`flickr_id, mos`) or `KoNViD_1k_attributes.csv` (`flickr_id, ..., MOS`).
+
+    Both as public loaders read them. Camera clips without prompts: each is scored under "a video", and its rating
+    goes with Traditional. Files are named by the id alone or by `<id>_original_centercrop_960x540_8s.mp4`.
+    """
+    rows = read_rows(path, ("flickr_id",))
+    column = next((name for name in ("mos", "MOS") if rows and name in rows[0][1]), None)
+    if column is None:
+        raise TableError(f"{path}: expected a column mos or MOS")
+    return [
+        RatedClip(
+            text(path, line, row, "flickr_id").removesuffix(".0"),
+            "a video",
+            {"Traditional": number(path, line, column, row[column])},
+        )
+        for line, row in rows
+    ]
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "ratings": Benchmark("Your own ratings, in the challenge's format", "ratings", "your own", read_ratings),
+    "pairs": Benchmark("Your own preferences", "pairs", "your own", read_pairs),
+    "videogen-rewardbench": Benchmark(
+        "VideoGen-RewardBench",
+        "pairs",
+        "https://huggingface.co/datasets/KlingTeam/VideoGen-RewardBench (videogen-rewardbench.csv and videos.zip)",
+        read_videogen_rewardbench,
+    ),
+    "genai-bench": Benchmark(
+        "GenAI-Bench, video generation",
+        "pairs",
+        "https://huggingface.co/datasets/TIGER-Lab/GenAI-Bench (the folder video_generation)",
+        read_genai_bench,
+    ),
+    "t2vqa-db": Benchmark(
+        "T2VQA-DB", "ratings", "https://github.com/QMME/T2VQA (a link to the archive in its README)", read_t2vqa_db
+    ),
+    "taobaovd-gc": Benchmark(
+        "TaobaoVD-GC",
+        "ratings",
+        "the VQualA 2025 challenge on the quality of generated video (ICCV 2025), on registration with its organisers",
+        read_ratings,
+    ),
+    "lgvq": Benchmark(
+        "LGVQ", "ratings", "https://github.com/zczhang-sjtu/UGVQ, or on request to its authors", read_lgvq
+    ),
+    "konvid-1k": Benchmark(
+        "KoNViD-1k", "ratings", "https://database.mmsp-kn.de/konvid-1k-database.html", read_konvid_1k
+    ),
+}

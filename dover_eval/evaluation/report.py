@@ -1,0 +1,195 @@
+"""Scores against a benchmark's items: who is who, what is missing, and the figures by aspect."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from dover_eval.evaluation.benchmarks import JudgedPair, RatedClip
+from dover_eval.evaluation.metrics import (
+    FEWEST_RATINGS,
+    LEVEL,
+    RESAMPLES,
+    PairMetrics,
+    RatingMetrics,
+    pair_metrics,
+    rating_metrics,
+)
+from dover_eval.evaluation.tables import TableError, number, read_rows
+from dover_eval.models.heads import SCORE_NAMES
+
+Items = Sequence[RatedClip | JudgedPair]
+Scores = Mapping[tuple[str, str], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """Figures by score name, for those that the benchmark judges.
+
+    items: clips or pairs of the benchmark; used: those whose clips were all found and scored.
+    missing: names of clips that were not found. failed: clips whose scores are NaN. left_out: reasons by score name
+    for which no figure could be had. fingerprint: of the scorer, where one is known.
+    """
+
+    benchmark: str
+    items: int
+    used: int
+    aspects: dict[str, RatingMetrics] | dict[str, PairMetrics]
+    missing: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    fingerprint: str | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the figures are of the whole benchmark."""
+        return not (self.missing or self.failed or self.left_out)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Fit for JSON: a figure without a value is None."""
+        return _without_nan(asdict(self))
+
+
+class ClipIndex:
+    """Finds clips by what tables call them: a path, the end of one, a name, a stem, or what a stem begins with.
+
+    Folders never contradict: `a/1.mp4` is found as `1.mp4`, or as `set/a/1.mp4`, and not as `b/1.mp4`.
+
+    Args:
+        names: the clips' paths.
+        root: the folder that they lie in, which counts for nothing; by default the one that they share.
+    """
+
+    def __init__(self, names: Iterable[str], root: str | None = None) -> None:
+        names = list(names)
+        folders = [os.path.dirname(os.path.abspath(name)) for name in names]
+        root = os.path.abspath(root) if root is not None else os.path.commonpath(folders) if folders else ""
+        self._names = set(names)
+        self._whole: dict[str, str] = {}
+        self._ends: dict[str, set[str]] = defaultdict(set)
+        self._stems: list[dict[str, set[str]]] = [defaultdict(set), defaultdict(set)]
+        for name in names:
+            path = PurePosixPath(os.path.relpath(os.path.abspath(name), root).replace("\\", "/"))
+            self._whole[str(path)] = name
+            for i in range(len(path.parts)):
+                self._ends["/".join(path.parts[i:])].add(name)
+            self._stems[0][path.stem].add(name)
+            self._stems[1][path.stem.split("_")[0]].add(name)
+
+    def find(self, called: str) -> str | None:
+        """The clip that `called` (a path, a name or a URL) is, or None. Raises ValueError where it fits several."""
+        if called in self._names:
+            return called
+        wanted = unquote(urlsplit(called).path) if "://" in called else called.replace("\\", "/")
+        parts = [part for part in PurePosixPath(wanted).parts if part not in ("/", ".")]
+        candidates = [self._ends.get("/".join(parts), set())]
+        ends = ("/".join(parts[i:]) for i in range(len(parts)))
+        candidates.append({self._whole[end] for end in itertools.islice((e for e in ends if e in self._whole), 1)})
+        if len(parts) == 1:
+            candidates += [stems.get(parts[0], set()) for stems in self._stems]
+        found = next((names for names in candidates if names), set())
+        if len(found) > 1:
+            raise ValueError(f"{called} is any of {', '.join(sorted(found)[:3])}: keep its folder in the name")
+        return next(iter(found), None)
+
+
+def match_clips(items: Items, index: ClipIndex) -> dict[tuple[str, str], str]:
+    """The clip of each (video, prompt) that is there. Raises ValueError where two videos of the items are one clip."""
+    called: dict[str, str] = {}
+    matched = {}
+    for video, prompt in wanted_clips(items):
+        name = index.find(video)
+        if name is None:
+            continue
+        if called.setdefault(name, video) != video:
+            raise ValueError(f"{called[name]} and {video} are both {name}: keep the table's folders")
+        matched[video, prompt] = name
+    return matched
+
+
+def wanted_clips(items: Items) -> list[tuple[str, str]]:
+    """Every (video, prompt) of the items, once, in order: what has to be scored."""
+    wanted: dict[tuple[str, str], None] = {}
+    for item in items:
+        names = (item.video,) if isinstance(item, RatedClip) else (item.video_a, item.video_b)
+        wanted |= dict.fromkeys((name, item.prompt) for name in names)
+    return list(wanted)
+
+
+def read_scores(path: Path, items: Items) -> tuple[Scores, str]:
+    """What `dover-eval score --output` wrote, by (video, prompt) as `items` call them, and its fingerprint.
+
+    Raises TableError for another table, and for one that holds scores of two fingerprints.
+    """
+    rows = read_rows(path, ("video_name", "Prompt", *SCORE_NAMES, "error", "fingerprint"))
+    if len(prints := {row["fingerprint"] for _, row in rows}) > 1:
+        raise TableError(f"{path}: scores of {len(prints)} fingerprints ({', '.join(sorted(prints))}), expected one")
+    found = {}
+    for line, row in rows:
+        value = lambda name, line=line, row=row: math.nan if row["error"] else number(path, line, name, row[name])
+        found[row["video_name"], row["Prompt"]] = {name: value(name) for name in SCORE_NAMES}
+    places = match_clips(items, ClipIndex({name for name, _ in found}))
+    known = {key: (name, key[1]) for key, name in places.items()}
+    return {key: found[place] for key, place in known.items() if place in found}, prints.pop()
+
+
+def evaluate(
+    items: Items,
+    scores: Scores,
+    *,
+    benchmark: str = "ratings",
+    fingerprint: str | None = None,
+    tie_thresholds: Mapping[str, float] | None = None,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> EvaluationReport:
+    """Figures for every score name that the items judge.
+
+    Args:
+        items: rated clips or judged pairs.
+        scores: for (video, prompt) as the items call them, values by score name; NaN for a clip that failed. Clips
+            without an entry are reported as missing.
+        tie_thresholds: for pairs, by score name; one that is absent is chosen on the pairs, as the protocol has it.
+    """
+    wanted = wanted_clips(items)
+    missing = tuple(dict.fromkeys(key[0] for key in wanted if key not in scores))
+    nan = lambda key: key in scores and any(math.isnan(value) for value in scores[key].values())
+    failed = tuple(dict.fromkeys(key[0] for key in wanted if nan(key)))
+    usable = {key for key in wanted if key in scores and not nan(key)}
+    used = [item for item in items if all(key in usable for key in wanted_clips([item]))]
+
+    options: dict[str, Any] = {"resamples": resamples, "level": level, "seed": seed}
+    figures: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
+    for name in SCORE_NAMES:
+        rated = [(item, item.ratings[name]) for item in used if isinstance(item, RatedClip) and name in item.ratings]
+        judged = [
+            (item, item.verdicts[name]) for item in used if isinstance(item, JudgedPair) and name in item.verdicts
+        ]
+        if len(rated) >= FEWEST_RATINGS:
+            predicted = [scores[item.video, item.prompt][name] for item, _ in rated]
+            figures[name] = rating_metrics(predicted, [rating for _, rating in rated], **options)
+        elif rated:
+            left_out[name] = f"{len(rated)} ratings, at least {FEWEST_RATINGS} are needed"
+        elif judged:
+            score = lambda video, prompt, name=name: scores[video, prompt][name]
+            differences = [score(p.video_a, p.prompt) - score(p.video_b, p.prompt) for p, _ in judged]
+            threshold = (tie_thresholds or {}).get(name)
+            figures[name] = pair_metrics(differences, [v for _, v in judged], tie_threshold=threshold, **options)
+    return EvaluationReport(benchmark, len(items), len(used), figures, missing, failed, left_out, fingerprint)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,150 @@
+"""Figures against plain loops and known answers; intervals against what a bootstrap should cover."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from dover_eval.evaluation import fit_logistic, pair_metrics, rating_metrics
+
+
+@pytest.fixture
+def rated():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(3, 0.5, 80)
+    return scores, 1 + 4 / (1 + np.exp(-(scores - 3) / 0.15)) + rng.normal(0, 0.2, 80)
+
+
+def test_correlations_are_scipys(rated):
+    found = rating_metrics(*rated, resamples=0)
+    assert found.srocc.value == pytest.approx(stats.spearmanr(*rated).statistic)
+    assert found.plcc.value == pytest.approx(stats.pearsonr(*rated).statistic)
+    assert found.krcc.value == pytest.approx(stats.kendalltau(*rated).statistic)
+    assert found.challenge.value == pytest.approx((found.srocc.value + found.plcc.value) / 2)
+
+
+def test_ties_count_as_scipy_counts_them():
+    scores, ratings = [1, 1, 2, 3, 3, 4], [1, 2, 2, 2, 5, 4]
+    found = rating_metrics(scores, ratings, resamples=0)
+    assert found.srocc.value == pytest.approx(stats.spearmanr(scores, ratings).statistic)
+    assert found.krcc.value == pytest.approx(stats.kendalltau(scores, ratings).statistic)
+
+
+def test_the_logistic_takes_out_a_bend_and_not_a_rank(rated):
+    found = rating_metrics(*rated, resamples=0)
+    assert found.plcc_fit.value > found.plcc.value + 0.02
+    assert found.rmse_fit.value == pytest.approx(0.2, abs=0.05)
+    bent = rating_metrics(np.exp(rated[0]), rated[1], resamples=0)
+    assert bent.srocc.value == pytest.approx(found.srocc.value)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_logistic_finds_the_curve_that_made_the_ratings(sign):
+    x = np.linspace(1, 5, 50)
+    found = fit_logistic(x, sign * (2 + 3 / (1 + np.exp(-(x - 3.2) / 0.4))))
+    assert found(x) == pytest.approx(sign * (2 + 3 / (1 + np.exp(-(x - 3.2) / 0.4))), abs=1e-4)
+    assert found.middle == pytest.approx(3.2, abs=1e-3)
+
+
+def test_the_slopes_of_the_logistic_are_its_derivatives():
+    x = np.linspace(-1, 1, 7)
+    curve = fit_logistic(x, np.tanh(x) + 0.1 * x)
+    for i in range(4):
+        step = np.zeros(4)
+        step[i] = 1e-6
+        up, down = (type(curve)(*(np.array(curve.parameters) + s))(x) for s in (step, -step))
+        assert curve.slopes(x)[:, i] == pytest.approx((up - down) / 2e-6, abs=1e-6)
+
+
+def test_constant_scores_have_no_correlation_rather_than_a_number():
+    found = rating_metrics([2.0] * 6, [1, 2, 3, 4, 5, 1], resamples=10)
+    assert math.isnan(found.srocc.value)
+    assert math.isnan(found.plcc_fit.value)
+    assert math.isnan(found.challenge.low)
+    assert found.rmse_fit.value == pytest.approx(np.std([1, 2, 3, 4, 5, 1]))
+
+
+def test_intervals_hold_the_figure_narrow_with_data_and_repeat(rated):
+    first, again, other = (rating_metrics(*rated, resamples=60, seed=seed) for seed in (0, 0, 1))
+    assert first == again != other
+    few = rating_metrics(rated[0][:12], rated[1][:12], resamples=60)
+    for name in ("srocc", "plcc", "plcc_fit", "krcc", "rmse_fit", "challenge"):
+        figure = getattr(first, name)
+        assert figure.low < figure.value < figure.high
+    assert few.plcc.high - few.plcc.low > first.plcc.high - first.plcc.low
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say():
+    rng = np.random.default_rng(3)
+    covered = 0
+    for _ in range(60):
+        differences = np.where(rng.random(80) < 0.7, 1.0, -1.0)
+        figure = pair_metrics(differences, np.ones(80), tie_threshold=0, resamples=100, level=0.9).without_ties
+        covered += figure.low <= 0.7 <= figure.high
+    assert 0.8 <= covered / 60 <= 0.98
+
+
+@pytest.mark.parametrize(
+    ("scores", "ratings", "words"),
+    [
+        ([1, 2, 3], [1, 2], "got shapes"),
+        ([1, 2, 3], [1, 2, 3], "at least 5 ratings, got 3"),
+        ([1, 2, 3, 4, math.nan], [1, 2, 3, 4, 5], "NaN"),
+    ],
+)
+def test_what_is_no_table_is_refused(scores, ratings, words):
+    with pytest.raises(ValueError, match=words):
+        rating_metrics(scores, ratings)
+
+
+def accuracy_with_ties_by_loop(differences, verdicts):
+    """Every difference as the threshold, every pair counted."""
+    best, at = -1.0, math.nan
+    for threshold in sorted(abs(d) for d in differences):
+        told = [0 if abs(d) <= threshold else math.copysign(1, d) for d in differences]
+        share = float(np.mean([a == b for a, b in zip(told, verdicts, strict=True)]))
+        if share > best:
+            best, at = share, threshold
+    return best, at
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_tie_calibration_against_a_plain_loop(seed):
+    rng = np.random.default_rng(seed)
+    differences = rng.normal(0, 1, 60).round(1)  # with equal ones among them
+    verdicts = np.where(
+        np.abs(differences + rng.normal(0, 0.4, 60)) < 0.5, 0, np.sign(differences) + (differences == 0)
+    )
+    found = pair_metrics(differences, verdicts, resamples=0)
+    assert (found.with_ties.value, found.tie_threshold) == accuracy_with_ties_by_loop(differences, verdicts)
+    assert found.calibrated
+
+
+def test_without_ties_only_preferences_count_and_equal_scores_are_wrong():
+    found = pair_metrics([0.5, -0.2, 0.0, 0.9, -0.1], [1, -1, 1, -1, 0], resamples=0)
+    assert found.without_ties.value == 0.5
+    assert (found.count, found.ties) == (5, 1)
+
+
+def test_a_threshold_from_elsewhere_is_used_as_it_is():
+    found = pair_metrics([0.5, -0.2, 0.05, 0.9], [1, -1, 0, 0], tie_threshold=0.1, resamples=20)
+    assert found.with_ties.value == 0.75
+    assert (found.tie_threshold, found.calibrated) == (0.1, False)
+    with pytest.raises(ValueError, match="at least 0, got -1"):
+        pair_metrics([0.5], [1], tie_threshold=-1)
+
+
+def test_identical_scores_are_no_better_than_calling_all_pairs_ties():
+    found = pair_metrics([0.0] * 10, [1] * 4 + [-1] * 3 + [0] * 3, resamples=0)
+    assert found.without_ties.value == 0
+    assert found.with_ties.value == 0.3
+
+
+def test_pairs_without_a_preference_have_no_accuracy_without_ties():
+    assert math.isnan(pair_metrics([0.1, 0.2], [0, 0], resamples=0).without_ties.value)
+
+
+def test_verdicts_are_of_three_kinds():
+    with pytest.raises(ValueError, match="-1, 0 and 1"):
+        pair_metrics([0.1], [2])

@@ -1,0 +1,158 @@
+"""Scores meet a benchmark's items: by the right clip and prompt, and with what is missing told."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from dover_eval.cli import app
+from dover_eval.evaluation import ClipIndex, JudgedPair, RatedClip, evaluate, match_clips
+from dover_eval.models.heads import SCORE_NAMES
+
+
+def all_at(value):
+    return dict.fromkeys(SCORE_NAMES, value)
+
+
+@pytest.mark.parametrize(
+    ("called", "found"),
+    [
+        ("data/x/1.mp4", "data/x/1.mp4"),
+        ("x/1.mp4", "data/x/1.mp4"),
+        ("./y/1.mp4", "data/y/1.mp4"),
+        ("elsewhere/y/1.mp4", "data/y/1.mp4"),
+        ("x/3.mp4", None),  # y/3.mp4 is another clip
+        ("3.mp4", "data/y/3.mp4"),
+        ("https://host.org/set/two%20words.mp4?download=true", "data/two words.mp4"),
+        ("two words", "data/two words.mp4"),
+        ("3015", "data/3015_original_centercrop_960x540_8s.mp4"),
+        ("4.mp4", None),
+    ],
+)
+@pytest.mark.parametrize("root", [None, "data"])
+def test_clips_are_found_by_what_benchmarks_call_them_and_never_in_another_folder(called, found, root):
+    names = ["x/1.mp4", "y/1.mp4", "y/3.mp4", "two words.mp4", "3015_original_centercrop_960x540_8s.mp4"]
+    assert ClipIndex([f"data/{name}" for name in names], root).find(called) == found
+
+
+@pytest.mark.parametrize("name", ["1.mp4", "./1.mp4", "/abs/clips/1.mp4", "clips/1.mp4"])
+def test_a_single_clip_is_found_by_its_name(name):
+    assert ClipIndex([name]).find("1.mp4") == name
+
+
+def test_two_videos_of_a_table_are_not_one_clip():
+    items = [RatedClip("a/1.mp4", "p", {}), RatedClip("b/1.mp4", "p", {})]
+    with pytest.raises(ValueError, match=r"a/1\.mp4 and b/1\.mp4 are both flat/1\.mp4"):
+        match_clips(items, ClipIndex(["flat/1.mp4", "flat/2.mp4"]))
+
+
+def test_a_name_that_fits_two_clips_is_an_error():
+    with pytest.raises(ValueError, match=r"any of data/x/1\.mp4, data/y/1\.mp4"):
+        ClipIndex(["data/x/1.mp4", "data/y/1.mp4"]).find("1.mp4")
+
+
+def test_only_judged_aspects_have_figures():
+    items = [RatedClip(f"{i}", "a", {"Temporal": float(i)}) for i in range(6)]
+    report = evaluate(items, {(f"{i}", "a"): all_at(i**2) for i in range(6)}, resamples=0)
+    assert list(report.aspects) == ["Temporal"]
+    assert report.aspects["Temporal"].srocc.value == pytest.approx(1)
+    assert report.complete
+
+
+def test_missing_and_failed_clips_are_left_out_and_told():
+    items = [JudgedPair(f"{i}", f"{i + 1}", "p", {"Overall": -1}) for i in range(6)]
+    scores = {(f"{i}", "p"): all_at(float(i)) for i in range(6)} | {("0", "p"): all_at(np.nan)}
+    report = evaluate(items, scores, resamples=0)
+    assert (report.items, report.used, report.missing, report.failed) == (6, 4, ("6",), ("0",))
+    assert report.aspects["Overall"].without_ties.value == 1
+    assert not report.complete
+
+
+def test_too_few_ratings_are_said_and_not_computed():
+    report = evaluate([RatedClip("a", "p", {"Overall": 3.0})], {("a", "p"): all_at(2.0)}, resamples=0)
+    assert report.aspects == {}
+    assert "at least 5" in report.left_out["Overall"]
+
+
+def test_a_tie_threshold_of_a_calibration_is_used():
+    items = [JudgedPair("a", "b", "p", {"Overall": 0}), JudgedPair("a", "c", "p", {"Overall": 1})]
+    scores = {("a", "p"): all_at(3.0), ("b", "p"): all_at(2.9), ("c", "p"): all_at(1.0)}
+    report = evaluate(items, scores, tie_thresholds={"Overall": 0.2}, resamples=0)
+    assert report.aspects["Overall"].with_ties.value == 1
+    assert not report.aspects["Overall"].calibrated
+
+
+@pytest.fixture
+def rated_folder(write_video, moving_frames, tmp_path, small_scorer):
+    """Six clips under ratings that their scores agree with, a checkpoint, and the command."""
+    small_scorer.model.save_pretrained(tmp_path / "checkpoint")
+    rng = np.random.default_rng(0)
+    (tmp_path / "clips").mkdir()
+    paths = []
+    for i in range(6):
+        noisy = np.clip(moving_frames + rng.normal(0, 14 * i, moving_frames.shape), 0, 255).astype(np.uint8)
+        paths.append(write_video(noisy, f"clips/{i}.mp4"))
+    scores = small_scorer.score(paths, "a square").overall.tolist()
+    table = tmp_path / "ratings.csv"
+    with table.open("w", newline="") as file:
+        csv.writer(file).writerows([("video_name", "Prompt", "Overall_MOS")])
+        csv.writer(file).writerows((f"{i}.mp4", "a square", 10 * score) for i, score in enumerate(scores))
+
+    def run(*arguments):
+        options = ["--model", tmp_path / "checkpoint", "--device", "cpu", "--resamples", 20]
+        return CliRunner().invoke(app, ["evaluate", *map(str, arguments), *map(str, options)])
+
+    return tmp_path, table, run
+
+
+def test_the_command_scores_a_folder_and_reports(rated_folder):
+    folder, table, run = rated_folder
+    report, kept = folder / "report.json", folder / "scores.jsonl"
+    result = run(table, "--videos", folder / "clips", "-o", report, "--save-scores", kept)
+    assert result.exit_code == 0, result.output
+    for words in ("SROCC", "Overall", "6 of 6 clips", "fingerprint"):
+        assert words in result.stdout
+    found = json.loads(report.read_text())
+    assert found["aspects"]["Overall"]["srocc"]["value"] == pytest.approx(1)
+    assert found["aspects"]["Overall"]["plcc"]["value"] == pytest.approx(1, abs=1e-5)
+
+    again = folder / "again.json"
+    assert run(table, "--scores", kept, "-o", again).exit_code == 0
+    again = json.loads(again.read_text())
+    assert again["fingerprint"] == found["fingerprint"]
+    assert again["aspects"]["Overall"]["srocc"] == found["aspects"]["Overall"]["srocc"]
+
+
+def test_missing_clips_end_with_status_one(rated_folder):
+    folder, table, run = rated_folder
+    table.write_text(table.read_text() + "gone.mp4,a square,3\n")
+    result = run(table, "--videos", folder / "clips")
+    assert result.exit_code == 1
+    assert "1 clips not found: gone.mp4" in " ".join(result.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["ratings.csv"], "give either --videos FOLDER or --scores FILE"),
+        (["ratings.csv", "--videos", "clips", "--benchmark", "vbench"], "expected one of ratings, pairs"),
+        (["ratings.csv", "--scores", "ratings.csv"], "expected the columns video_name, Prompt, Traditional"),
+        (["ratings.csv", "--scores", "s.jsonl", "--calibration", "c.json"], "go with --videos"),
+        (["none.csv", "--videos", "clips"], "none.csv: cannot be read"),
+        ([], "a TABLE is missing"),
+    ],
+)
+def test_what_was_not_understood_ends_with_two(rated_folder, monkeypatch, arguments, words):
+    folder, _, run = rated_folder
+    monkeypatch.chdir(folder)
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert words in " ".join(result.stderr.split())
+
+
+def test_the_list_of_benchmarks(rated_folder):
+    result = rated_folder[2]("--list")
+    assert result.exit_code == 0
+    assert "huggingface.co/datasets/KlingTeam/VideoGen-RewardBench" in result.stdout

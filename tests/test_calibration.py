@@ -1,0 +1,280 @@
+"""Calibrations: order kept, coverage held, bound to their weights, and told by the fingerprint."""
+
+import csv
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from dover_eval import VideoScorer
+from dover_eval.calibration import AspectCalibration, Calibration, CalibrationError
+from dover_eval.cli import app
+from dover_eval.evaluation import JudgedPair, RatedClip
+from dover_eval.evaluation.calibrate import calibrate, fit_pairs, fit_ratings
+from dover_eval.models.heads import SCORE_NAMES
+
+
+def opinions(count, seed=0, spread=0.3):
+    """Scores in a narrow band, and what raters make of them."""
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(3.1, 0.25, count).clip(1, 5)
+    truth = 1 + 4 / (1 + np.exp(-(scores - 3) / 0.2))
+    return scores, (truth + rng.normal(0, spread, count)).clip(1, 5)
+
+
+@pytest.mark.parametrize("method", ["logistic", "isotonic"])
+def test_a_map_comes_closer_to_the_raters_and_keeps_the_order(method):
+    scores, ratings = opinions(200)
+    fitted = fit_ratings(scores, ratings, method=method)
+    new, truth = opinions(300, seed=1)
+    assert np.abs(fitted(new) - truth).mean() < 0.5 * np.abs(new - truth).mean()
+    mapped = fitted(np.sort(new))
+    assert (np.diff(mapped) >= 0).all()
+    assert method == "isotonic" or (np.diff(mapped) > 0).all()
+    assert mapped.min() >= 1
+    assert mapped.max() <= 5
+
+
+@pytest.mark.parametrize("method", ["logistic", "isotonic"])
+@pytest.mark.parametrize("level", [0.8, 0.9])
+def test_intervals_cover_new_opinions_as_often_as_they_say(method, level):
+    covered = []
+    for seed in range(30):
+        fitted = fit_ratings(*opinions(80, seed=seed), method=method, level=level, seed=seed)
+        new, truth = opinions(200, seed=1000 + seed)
+        covered.append(np.mean(np.abs(fitted(new) - truth) <= fitted.margin))
+    assert level - 0.02 <= np.mean(covered) <= level + 0.05
+
+
+def test_intervals_hold_even_where_the_map_is_wrong():
+    """A map that knows nothing of a jump in the ratings: wide intervals, not broken ones."""
+    rng = np.random.default_rng(0)
+    draw = lambda n: (x := rng.uniform(1, 5, n), (np.where(x > 3, 4.5, 1.5) + rng.normal(0, 0.2, n)).clip(1, 5))
+    fitted = fit_ratings(*draw(400))
+    new, truth = draw(2000)
+    assert np.mean(np.abs(fitted(new) - truth) <= fitted.margin) > 0.87
+
+
+def test_rows_of_one_clip_stay_on_one_side():
+    scores, ratings = opinions(40)
+    with pytest.raises(CalibrationError, match="40 ratings of 1 clips"):
+        fit_ratings(scores, ratings, ["same.mp4"] * 40)
+
+
+@pytest.mark.parametrize(
+    ("scores", "ratings", "words"),
+    [
+        (np.linspace(1, 5, 12), np.linspace(1, 5, 12), "at least 20 are needed"),
+        (np.linspace(1, 5, 40), np.linspace(5, 1, 40), "do not rise with the ratings"),
+        (np.full(40, 3.0), np.linspace(1, 5, 40), "do not rise"),
+        (np.linspace(1, 5, 40), np.linspace(0, 100, 40), "ratings in 1-5, got 0 to 100"),
+        (np.linspace(1, 5, 40), np.full(40, np.nan), "finite"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_refused(scores, ratings, words):
+    with pytest.raises(CalibrationError, match=words):
+        fit_ratings(scores, ratings)
+
+
+def judged(count, seed=0):
+    rng = np.random.default_rng(seed)
+    a, b = rng.normal(3, 0.02, (2, count))
+    felt = (a - b) / 0.02 + rng.logistic(0, 0.5, count)
+    return a, b, np.where(np.abs(felt) < 0.5, 0, np.sign(felt))
+
+
+def test_preferences_spread_scores_over_the_scale_and_keep_their_order():
+    a, b, verdicts = judged(400)
+    fitted = fit_pairs(a, b, verdicts)
+    assert fitted([2.9, 3.0, 3.1]) == pytest.approx([1.0, 3.0, 5.0], abs=0.25)
+    assert (np.diff(fitted(np.linspace(1, 5, 50))) >= 0).all()
+
+
+def test_a_map_is_as_fine_as_the_band_that_the_scores_lie_in():
+    scores, ratings = opinions(100)
+    narrow = fit_ratings(3 + (scores - 3) / 500, ratings)
+    assert len(np.unique(narrow(np.linspace(2.9995, 3.001, 50)))) == 50
+
+
+def test_preferences_against_the_scores_are_refused():
+    a, b, verdicts = judged(200)
+    with pytest.raises(CalibrationError, match="not the one that scores higher"):
+        fit_pairs(a, b, -verdicts)
+    with pytest.raises(CalibrationError, match="9 pairs: at least 10"):
+        fit_pairs(a[:9], b[:9], verdicts[:9])
+
+
+@pytest.fixture(scope="module")
+def scored(small_scorer):
+    """Sixty tiny clips with their scores, as ratings that agree with them and as pairs."""
+    rng = np.random.default_rng(0)
+    clips = [rng.integers(0, 30 + 3 * i, (2, 3, 16, 16), dtype=np.uint8) for i in range(60)]
+    scores = small_scorer.score(clips, "a square", layout="TCHW")
+    keys = [(source, "a square") for source in scores.sources]
+    column = {name: scores.values[:, i].double().numpy() for i, name in enumerate(SCORE_NAMES)}
+    rated = {name: 1 + 4 * column[name].argsort().argsort() / 59 for name in ("Traditional", "Temporal")}
+    ratings = [RatedClip(*key, {name: float(rated[name][i]) for name in rated}) for i, key in enumerate(keys)]
+    size = 2 * np.median(np.abs(np.diff(column["Overall"])))
+    pairs = [
+        JudgedPair(keys[i][0], keys[i + 1][0], "a square", {"Overall": int(np.sign(d)) if abs(d) > size / 2 else 0})
+        for i in range(59)
+        if (d := column["Overall"][i] - column["Overall"][i + 1]) is not None
+    ]
+    return clips, keys, scores, ratings, pairs
+
+
+def test_a_scorer_with_a_calibration_says_so_and_is_another_by_its_fingerprint(small_scorer, scored, tmp_path):
+    clips, keys, scores, ratings, pairs = scored
+    calibration, left_out = calibrate(ratings + pairs, keys, scores)
+    assert left_out == {}
+    calibration.save(tmp_path)
+    assert Calibration.load(tmp_path) == calibration
+    assert Calibration.load(tmp_path / "calibration.json").digest == calibration.digest
+
+    with_it = VideoScorer(small_scorer.model, device="cpu", calibration=calibration)
+    again = with_it.score(clips, "a square", layout="TCHW")
+    assert again.fingerprint.calibration == calibration.digest
+    assert again.fingerprint.digest != scores.fingerprint.digest
+    traditional = SCORE_NAMES.index("Traditional")
+    order = scores.values[:, traditional].argsort()
+    assert (again.values[order, traditional].diff() >= 0).all()
+    opinion = torch.tensor([rating.ratings["Traditional"] for rating in ratings])
+    error = lambda found: (found.values[:, traditional] - opinion).abs().mean()
+    assert error(again) < 0.5 * error(scores)
+    assert torch.equal(again.values[:, 1], scores.values[:, 1])  # Alignment was not rated
+    assert (again.values >= 1).all()
+    assert (again.values <= 5).all()
+
+
+def test_without_a_calibration_the_fingerprint_is_as_before(scored):
+    fingerprint = scored[2].fingerprint
+    assert fingerprint.calibration is None
+    assert replace(fingerprint, calibration="x").digest != fingerprint.digest
+
+
+def test_an_overall_that_was_not_rated_stays_a_mean_of_the_four(scored):
+    _, keys, scores, ratings, _ = scored
+    calibration, _ = calibrate(ratings, keys, scores)
+    values = calibration.apply(scores.values, scores.quality_weights)
+    expected = (values[:, :4] * scores.quality_weights).sum(1)
+    assert values[:, 4].tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+    assert not torch.allclose(values[:, 4], scores.values[:, 4], atol=0.05)
+
+
+def test_intervals_percentiles_and_ties_of_calibrated_scores(scored):
+    _, keys, scores, ratings, pairs = scored
+    calibration, _ = calibrate(ratings + pairs, keys, scores)
+    values = calibration.apply(scores.values, scores.quality_weights)
+    intervals, percentiles = calibration.intervals(values), calibration.percentiles(values)
+    assert intervals.shape == (60, 5, 2)
+    assert (intervals[:, 0, 0] <= values[:, 0]).all()
+    assert (values[:, 0] <= intervals[:, 0, 1]).all()
+    assert intervals[:, 1].isnan().all()  # Alignment has no ratings
+    assert percentiles.shape == (60, 5)
+    assert percentiles[values[:, 0].argmax(), 0] == 100
+    assert percentiles[values[:, 0].argmin(), 0] == pytest.approx(100 / 60, abs=1e-3)
+    assert calibration.ties(values, values)[:, 4].all()
+    assert not calibration.ties(values, values)[:, 0].any()  # no pairs on Traditional, so no tie is known
+
+
+def test_percentiles_can_be_among_other_clips(small_scorer, scored):
+    clips, keys, scores, ratings, _ = scored
+    worst = small_scorer.score(clips[:3], "a square", layout="TCHW")
+    calibration, _ = calibrate(ratings, keys, scores, reference=worst)
+    assert len(calibration.aspects["Temporal"].reference) == 3
+
+
+def test_a_clip_that_failed_stays_nan_and_takes_no_part(small_scorer, scored, tmp_path):
+    _, keys, scores, ratings, _ = scored
+    broken = tmp_path / "broken.mp4"
+    broken.write_text("no video")
+    calibration, _ = calibrate(ratings, keys, scores)
+    found = VideoScorer(small_scorer.model, device="cpu", calibration=calibration).score(broken, "a square")
+    assert found.values.isnan().all()
+    assert calibration.percentiles(found.values).isnan().all()
+
+
+def test_it_belongs_to_its_weights_and_its_sampling(small_scorer, scored):
+    calibration, _ = calibrate(scored[3], scored[1], scored[2])
+    for change in ({"weights": "other"}, {"num_frames": 9}, {"text_encoder": "other"}):
+        with pytest.raises(CalibrationError, match=f"was fitted with {next(iter(change))}"):
+            VideoScorer(small_scorer.model, device="cpu", calibration=replace(calibration, **change))
+
+
+def test_calibrated_scores_are_not_calibrated_again(small_scorer, scored):
+    clips, keys, scores, ratings, _ = scored
+    calibration, _ = calibrate(ratings, keys, scores)
+    again = VideoScorer(small_scorer.model, device="cpu", calibration=calibration).score(
+        clips, "a square", layout="TCHW"
+    )
+    with pytest.raises(CalibrationError, match="calibrated already"):
+        calibrate(ratings, keys, again)
+
+
+def test_another_rating_scale_is_said_and_one_bad_aspect_leaves_the_others(scored):
+    _, keys, scores, ratings, _ = scored
+    hundred = [
+        RatedClip(r.video, r.prompt, {"Traditional": 25 * (r.ratings["Traditional"] - 1), "Temporal": 50.0})
+        for r in ratings
+    ]
+    calibration, left_out = calibrate(hundred, keys, scores, rating_range=(0, 100))
+    assert list(left_out) == ["Temporal"]
+    assert calibration.aspects["Traditional"].source == "logistic"
+    assert calibration.aspects["Temporal"].source == "none"
+    assert "got" in calibrate(hundred, keys, scores)[1]["Traditional"]  # 0-100 is not 1-5
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"aspects": {}}', '{"aspects": {"Traditional": 3}}'])
+def test_a_file_that_is_no_calibration(tmp_path, content):
+    (tmp_path / "c.json").write_text(content)
+    with pytest.raises(CalibrationError, match=r"c\.json: expected a calibration"):
+        Calibration.load(tmp_path / "c.json")
+
+
+@pytest.mark.parametrize("knots", [((1.0, 2.0), (1.0, 3.0)), ((1.0, 3.0), (2.0, 2.0)), ((1.0, 0.0), (2.0, 2.0))])
+def test_a_map_that_falls_or_leaves_the_scale_is_refused(knots):
+    with pytest.raises(CalibrationError, match="expected"):
+        AspectCalibration(knots)
+
+
+def test_the_command_writes_beside_the_checkpoint_and_score_uses_it(small_scorer, write_video, moving_frames, tmp_path):
+    small_scorer.model.save_pretrained(tmp_path / "checkpoint")
+    (tmp_path / "clips").mkdir()
+    rng = np.random.default_rng(0)
+    paths = []
+    for i in range(24):
+        noisy = np.clip(moving_frames[:4] + rng.normal(0, 4 * i, moving_frames[:4].shape), 0, 255).astype(np.uint8)
+        paths.append(write_video(noisy, f"clips/{i}.mp4"))
+    values = small_scorer.score(paths, "a square").overall.numpy()
+    table = tmp_path / "ratings.csv"
+    with table.open("w", newline="") as file:
+        csv.writer(file).writerow(("video_name", "Prompt", "Overall_MOS"))
+        ratings = 1 + 4 * values.argsort().argsort() / 23
+        csv.writer(file).writerows((path.name, "a square", rating) for path, rating in zip(paths, ratings, strict=True))
+    options = ["--model", str(tmp_path / "checkpoint"), "--device", "cpu"]
+    run = lambda *arguments: CliRunner().invoke(app, [*map(str, arguments), *options])
+
+    result = run("calibrate", "--ratings", table, "--videos", tmp_path / "clips")
+    assert result.exit_code == 0, result.output
+    place = tmp_path / "checkpoint" / "calibration.json"
+    assert place.is_file()
+    assert "logistic" in result.stdout
+
+    scored = tmp_path / "scores.csv"
+    result = run("score", tmp_path / "clips", "--prompt", "a square", "--calibration", place, "-q", "-o", scored)
+    assert result.exit_code == 0, result.output
+    with scored.open(newline="") as file:
+        mapped = {row["video_name"]: float(row["Overall"]) for row in csv.DictReader(file)}
+    found = [mapped[str(path)] for path in paths]
+    assert np.abs(found - ratings).mean() < 0.5 * np.abs(values - ratings).mean()
+
+    result = run("evaluate", table, "--videos", tmp_path / "clips", "--calibration", place, "--resamples", 0)
+    assert result.exit_code == 0, result.output
+    assert "24 of 24 clips" in result.stdout
+
+    assert "give --ratings TABLE" in run("calibrate", "--videos", tmp_path / "clips").stderr
+    other = run("score", tmp_path / "clips", "--prompt", "a", "--calibration", tmp_path / "none.json")
+    assert other.exit_code == 1
+    assert "expected a calibration" in other.stderr
