@@ -47,8 +47,9 @@ and its own caption, {worst} for the worst. They are not the opinions of people.
 It ranks versions of one clip: sharper, steadier, better exposed, better fitting. Read differences, not levels.
 It knows ten colours, eight shapes, eight motions and ten backgrounds; Alignment on real footage and free prompts is
 outside of what it saw. It learned from clips of a second: in real ones of many seconds the steps between its {frames}
-frames are larger, and Temporal comes out low for that alone. Aesthetic means exposure and colour, not beauty. Do not
-use it to compare models in a paper, to filter people's videos, or as the only reward of a training run.
+frames are larger, and Temporal comes out low for that alone. Run
+`dover-eval sanity` on clips of your own. Aesthetic means exposure and colour, not beauty. Do not use it to compare
+models in a paper, to filter people's videos, or as the only reward of a training run.
 
 ## Measured on scenes that training never saw
 {contents} drawn scenes, of combinations of colour, shape and background that training left out, seed {seed}.
