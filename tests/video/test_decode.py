@@ -149,7 +149,7 @@ def test_bad_files_are_refused_by_name(content, tmp_path, write_video, moving_fr
 
 @pytest.mark.slow
 def test_a_long_file_streams(tmp_path):
-    """Ten minutes of 640x360 are 4 GB of pixels; decoding them needs a small part of that."""
+    """Ten minutes of 640x360 are 4 GB of pixels; 16 frames of them, 11 MB, took 36 MB above the start (PyAV 18.1)."""
     path = tmp_path / "long.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=10, options={"preset": "ultrafast", "crf": "40"})
@@ -169,7 +169,7 @@ def test_a_long_file_streams(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     duration, frames, megabytes = map(float, done.stdout.split())
     assert (duration, frames) == (600, 16)
-    assert megabytes < 200
+    assert megabytes < 120
 
 
 def test_real_clips(real_clip: Path):
