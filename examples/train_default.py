@@ -3,7 +3,7 @@
     python examples/train_default.py out/default            # about an hour on two CPU cores
     python examples/train_default.py out/default --steps 20  # a look at the whole path
 
-The folder can go into `dover_eval/assets` as it is. Seeded; one thread of torch makes it repeat to the bit.
+The folder can go into `dover_eval/assets` as it is. Seeded: a run on the same machine repeats up to rounding.
 With glibc, MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 saves a fifth of the time.
 """
 
