@@ -10,9 +10,11 @@ from typing import Any
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SIGNALS = ("rgb", "highpass", "difference", "global_difference")
+VIEWS = ("squash", "fragments")
 
 BGE_LARGE = "BAAI/bge-large-en-v1.5"
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+EFFICIENTNET_LITE0 = "efficientnet-lite0"
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,16 @@ class DOVERConfig:
         text_encoder_name, text_dim: the encoder and its width.
         text_encoder_sha256: of the encoder's weights file; a checkpoint refuses any other. None: not trained yet.
         text_encoder_trained: whether the checkpoint holds text encoder weights of its own, trained with the model.
+    Semantics
+        semantic_encoder_name: a frozen picture classifier that tells what is to be seen (see
+            `dover_eval.models.semantic`); None for none, as in the plain specification.
+        semantic_encoder_sha256: of its weights; a checkpoint refuses any other. None: not trained yet.
     Sampling
         num_frames, frame_size: what `VideoScorer` resizes a clip to, frames and (height, width).
+        windows: 1 samples the frames uniformly in time; more, in that many runs of consecutive frames, uniform in
+            time, because motion between frames seconds apart says nothing about flicker or dropped frames.
+        views: what each frame becomes, in this order: "squash", the whole frame resized, and "fragments", patches at
+            native resolution from fixed places, where blur and compression show. All go through one backbone.
         mean, std: of RGB in [0, 1], subtracted and divided before the model.
     """
 
@@ -61,8 +71,13 @@ class DOVERConfig:
     text_encoder_sha256: str | None = None
     text_encoder_trained: bool = False
 
+    semantic_encoder_name: str | None = None
+    semantic_encoder_sha256: str | None = None
+
     num_frames: int = 32
     frame_size: tuple[int, int] = (224, 224)
+    windows: int = 1
+    views: tuple[str, ...] = ("squash",)
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
@@ -80,10 +95,18 @@ class DOVERConfig:
         unknown = [name for name in self.signals if name not in SIGNALS]
         if self.signals[:1] != ("rgb",) or unknown or len(set(self.signals)) != len(self.signals):
             raise ValueError(f"expected signals 'rgb' and then any of {SIGNALS[1:]}, got {self.signals}")
+        if "fragments" in self.views and any(side % 4 for side in self.frame_size):
+            raise ValueError(f"expected a frame_size divisible by the 4x4 fragments, got {self.frame_size}")
         if self.fusion_dim % 8:
             raise ValueError(f"expected a fusion_dim divisible by its 8 heads, got {self.fusion_dim}")
-        if self.num_frames < self.stem_kernel[0]:
-            raise ValueError(f"num_frames {self.num_frames} is shorter than the stem {self.stem_kernel[0]}")
+        if self.views not in (VIEWS[:1], VIEWS):
+            raise ValueError(f"expected views {VIEWS[:1]} or {VIEWS}, got {self.views}")
+        if self.windows < 1 or self.num_frames % self.windows:
+            raise ValueError(f"expected num_frames {self.num_frames} in windows of equal length, got {self.windows}")
+        if self.num_frames // self.windows < self.stem_kernel[0]:
+            raise ValueError(
+                f"num_frames {self.num_frames} in {self.windows} windows is shorter than the stem {self.stem_kernel[0]}"
+            )
 
     @classmethod
     def resolve(cls, config: str | Mapping[str, Any] | DOVERConfig) -> DOVERConfig:

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dover_eval.distortions import DISTORTIONS, UNTAUGHT, Frames, distort, h264
 from dover_eval.models.heads import ASPECTS, SCORE_NAMES
 from dover_eval.scorer import VideoScorer
-from dover_eval.video.decode import decode_clip
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 CRFS = (23, 30, 37, 44, 51)
@@ -107,12 +107,12 @@ class SanityReport:
         return found | {"ok": self.ok}
 
 
-def load_clip(path: Path, num_frames: int) -> Frames:
-    """The frames (T,H,W,3) that a scorer samples from a file, at most `SHORT_SIDE` high or wide.
+def load_clip(path: Path, decode: Callable[[Path], Tensor]) -> Frames:
+    """The frames (T,H,W,3) that a scorer samples from a file (`VideoScorer.decode`), at most `SHORT_SIDE` high or wide.
 
     Defects are put on these, not on the file: a flicker is there whatever the frame rate. Raises VideoError.
     """
-    frames = decode_clip(path, num_frames).frames
+    frames = decode(path)
     scale = SHORT_SIDE / min(frames.shape[2:])
     if scale < 1:
         size = [round(side * scale) for side in frames.shape[2:]]

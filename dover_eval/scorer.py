@@ -161,6 +161,9 @@ class VideoScorer:
             device=self.device.type,
             kernel=self.kernel.path,
             torch=torch.__version__,
+            windows=self.config.windows,
+            views=self.config.views,
+            semantic_encoder=self.config.semantic_encoder_sha256,
             calibration=self.calibration.digest if self.calibration else None,
         )
 
@@ -170,15 +173,19 @@ class VideoScorer:
         x = torch.empty((1, self.config.dims[0], 1, 1, 1), dtype=self.dtype, device=self.device)
         return dover_kernels.explain(x)
 
+    def decode(self, path: str | Path) -> Tensor:
+        """The frames of a file that the model samples: uint8 (num_frames,3,H,W). Raises VideoError."""
+        return decode_clip(path, self.config.num_frames, self.config.windows).frames
+
     def prepare(self, clip: Tensor) -> Tensor:
-        """A clip (T,3,H,W), uint8 in 0-255 or float in 0-1, as the model reads it: (3,T',h,w). Differentiable."""
+        """A clip (T,3,H,W), uint8 in 0-255 or float in 0-1, as the model reads it. Differentiable."""
         return prepare_clip(clip, self.config, self.device)
 
     def _load(self, clip: Tensor | Path) -> tuple[Tensor | None, str | None]:
         if isinstance(clip, Tensor):
             return self.prepare(clip), None
         try:
-            return self.prepare(decode_clip(clip, self.config.num_frames).frames), None
+            return self.prepare(self.decode(clip)), None
         except VideoError as error:
             return None, str(error)
 

@@ -18,7 +18,8 @@ from dover_eval.models.heads import ASPECTS, SCORE_NAMES
 class Fingerprint:
     """Everything that decides a score besides the bytes of the clip and the prompt.
 
-    weights, text_encoder: sha256 of the weights. num_frames, frame_size: the sampling. dtype: of the computation.
+    weights, text_encoder, semantic_encoder: sha256 of the weights. num_frames, frame_size, windows, views: the
+    sampling. dtype: of the computation.
     device: its kind. kernel: the path of the depthwise convolution. torch: its version.
     calibration: sha256 of the calibration in use, if any.
     """
@@ -31,6 +32,9 @@ class Fingerprint:
     device: str
     kernel: str
     torch: str
+    windows: int = 1
+    views: tuple[str, ...] = ("squash",)
+    semantic_encoder: str | None = None
     calibration: str | None = None
 
     @property

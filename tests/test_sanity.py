@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from dover_eval.cli import app
 from dover_eval.models.heads import SCORE_NAMES
 from dover_eval.sanity import check_scorer, contradict, defect_names, drawn_clips, load_clip
+from dover_eval.video.decode import decode_clip
 
 CHECKED = ("blur", "flicker", "darken")
 
@@ -167,7 +168,7 @@ def test_what_cannot_be_checked_is_refused(drawn):
 
 def test_large_clips_are_shrunk_to_the_short_side(write_video):
     frames = np.random.default_rng(0).integers(0, 255, (2, 400, 800, 3), dtype=np.uint8)
-    assert load_clip(write_video(frames), 4).shape == (4, 360, 720, 3)
+    assert load_clip(write_video(frames), lambda path: decode_clip(path, 4).frames).shape == (4, 360, 720, 3)
 
 
 @pytest.fixture

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from dover_eval.config import DOVERConfig
 
 
 def info(
@@ -35,7 +38,7 @@ def info(
         "device": _device(scorer.device),
         "dtype": f"{scorer.fingerprint.dtype} (float32 on a CPU, bfloat16 on a GPU unless asked otherwise)",
         "model": f"{model or 'the embedded default'}, {parameters / 1e6:.1f} M parameters",
-        "sampling": f"{config.num_frames} frames, uniform in time, each {config.frame_size[1]}x{config.frame_size[0]}",
+        "sampling": _sampling(config),
         "text encoder": f"{encoder.name} from {encoder.source}, {encoder.pooling} pooling, the model's own",
         "decoder": f"PyAV {av.__version__} with FFmpeg {av.ffmpeg_version_info} (its wheel carries FFmpeg)",
         "kernel": str(scorer.kernel),
@@ -46,6 +49,13 @@ def info(
     for name, value in rows.items():
         table.add_row(Text(name, style="bold"), Text(value))
     Console().print(table)
+
+
+def _sampling(config: DOVERConfig) -> str:
+    run = config.num_frames // config.windows
+    how = "uniform in time" if config.windows == 1 else f"in {config.windows} runs of {run} consecutive ones"
+    height, width = config.frame_size
+    return f"{config.num_frames} frames, {how}, {width}x{height}, {' and '.join(config.views)}"
 
 
 def _device(device: object) -> str:

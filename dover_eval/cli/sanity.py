@@ -54,7 +54,7 @@ def sanity(
     scorer = load_scorer(model, device)
     try:
         if files:
-            clips = [load_clip(path, scorer.config.num_frames) for path in files]
+            clips = [load_clip(path, scorer.decode) for path in files]
         else:
             clips, texts = drawn_clips(min(count, 4), scorer.config.num_frames, seed)
         report = _with_status(lambda say: check_scorer(scorer, clips, texts, defects=defect, seed=seed, progress=say))

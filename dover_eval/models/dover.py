@@ -20,6 +20,7 @@ from dover_eval.config import DOVERConfig
 from dover_eval.models.convnext3d import ConvNeXt3D
 from dover_eval.models.fusion import QualityAwareFusion
 from dover_eval.models.heads import MOSPredictor, QualityHead, StatisticsPool
+from dover_eval.models.semantic import SemanticEncoder, SemanticEncoderError
 from dover_eval.models.text import TextEncoder, TextEncoderError, TextFeatures
 from dover_eval.weights import (
     LoadReport,
@@ -89,29 +90,37 @@ class DOVERModelSimple(nn.Module, _HubModel, **HUB):
         self.technical_head = QualityHead(dim, config.head_hidden)
         self.projection = nn.Linear(dim, config.feature_dim)
         if config.statistics:
-            channels = 2 + len(config.signals) + sum(config.dims)
-            self.statistics = StatisticsPool(channels)
-            self.statistics_projection = nn.Linear(4 * channels, config.feature_dim)
+            moments = 4 * (2 + len(config.signals) + sum(config.dims)) * len(config.views)
+            self.statistics = StatisticsPool(moments)
+            self.statistics_projection = nn.Linear(moments, config.feature_dim)
         if device is not None:
             self.to(device)
 
     def forward(self, frames: Tensor, *, maps: bool = False) -> dict[str, Tensor]:
         """Features and scores of `frames` (B,3,T,H,W), normalised.
 
+        A model of several views (`config.views`) takes (B,V,3,T,H,W); (B,3,T,H,W) stands for all of its views. One of
+        several windows sees T frames as that many runs, if T is divisible by them, and else as one.
+
         Returns `features` (B,1024), `aesthetic_score` (B,1), `technical_score` (B,1), `backbone_features`
         (B,C,T',H',W') and `tokens` (B,N,1024), the same features at most at `token_grid` places; with `maps` also
         `aesthetic_map` and `technical_map` (B,1,T',H',W'), whose means are the scores. Scores here are DOVER's own,
         unbounded; the five on the 1-5 scale come from `DOVERModel`.
         """
-        *stages, features = self.backbone.forward_stages(frames)
-        local = {"aesthetic": self.aesthetic_head(features), "technical": self.technical_head(features)}
+        stages = self.forward_stages(frames)
+        # As in DOVER: what a picture is like shows in the whole of it, how well it was made in its pixels.
+        features = _join_runs(stages[-1][:, 0])
+        local = {
+            "aesthetic": self.aesthetic_head(features),
+            "technical": self.technical_head(_join_runs(stages[-1][:, -1])),
+        }
         frames_, height, width = (
             min(size, most) for size, most in zip(features.shape[2:], self.config.token_grid, strict=True)
         )
         places = F.adaptive_avg_pool3d(features, (frames_, height, width)).flatten(2).transpose(1, 2)
         pooled = self.projection(features.mean(dim=(2, 3, 4)))
         if self.config.statistics:
-            pooled = pooled + self.statistics_projection(self.statistics(stages).to(pooled.dtype))
+            pooled = pooled + self.statistics_projection(self.statistics(self.moments(stages)).to(pooled.dtype))
         output = {
             "features": pooled,
             "aesthetic_score": local["aesthetic"].mean(dim=(2, 3, 4)),
@@ -122,6 +131,32 @@ class DOVERModelSimple(nn.Module, _HubModel, **HUB):
         if maps:
             output |= {f"{name}_map": scores for name, scores in local.items()}
         return output
+
+    def forward_stages(self, frames: Tensor) -> list[Tensor]:
+        """What `ConvNeXt3D.forward_stages` gives, each (B,V,R,C,T',H',W'): by view and by run of frames."""
+        if frames.ndim == 5:
+            frames = frames[:, None]
+        elif frames.ndim != 6 or frames.shape[1] != len(self.config.views):
+            raise ValueError(
+                f"expected frames (B,3,T,H,W), or (B,{len(self.config.views)},3,T,H,W) with the views "
+                f"{self.config.views}, got {tuple(frames.shape)}"
+            )
+        runs = self.config.windows if frames.shape[3] % self.config.windows == 0 else 1
+        given = frames.shape[:2]
+        frames = frames.unflatten(3, (runs, -1)).movedim(3, 2).flatten(0, 2)
+        return [x.unflatten(0, (*given, runs)) for x in self.backbone.forward_stages(frames)]
+
+    def moments(self, stages: list[Tensor]) -> Tensor:
+        """The statistics (B,M) of `forward_stages`' maps, before they are standardised: by view, the mean over runs."""
+        batch, views, runs = stages[0].shape[:3]
+        raw = self.statistics.raw([x.flatten(0, 2) for x in stages[:-1]])
+        by_view = raw.unflatten(0, (batch, views, runs)).mean(dim=2)
+        return by_view.expand(-1, len(self.config.views), -1).flatten(1)
+
+
+def _join_runs(x: Tensor) -> Tensor:
+    """(B,R,C,T,H,W) -> (B,C,R*T,H,W), one run after another."""
+    return x.movedim(1, 2).flatten(2, 3)
 
 
 class DOVERModel(nn.Module, _HubModel, **HUB):
@@ -142,10 +177,11 @@ class DOVERModel(nn.Module, _HubModel, **HUB):
     Raises:
         FileNotFoundError: the weights are neither at the path nor on the hub.
         dover_eval.WeightsError: the checkpoint does not cover what it should.
-        TextEncoderError: no text encoder, or another than the checkpoint was trained with.
+        TextEncoderError, SemanticEncoderError: no such encoder, or another than the checkpoint was trained with.
     """
 
     load_report: LoadReport | None = None
+    semantic_encoder: SemanticEncoder | None
 
     def __init__(
         self,
@@ -168,7 +204,11 @@ class DOVERModel(nn.Module, _HubModel, **HUB):
             config = config.replace(text_encoder_name=encoder.name, text_dim=encoder.dim)
         self.config = config
         self.dover_model = DOVERModelSimple(config)
-        self.fusion = QualityAwareFusion(config.feature_dim, config.text_dim, config.fusion_dim)
+        semantics = load_semantic_encoder(config)
+        object.__setattr__(self, "semantic_encoder", semantics)  # frozen, as the text encoder
+        self.fusion = QualityAwareFusion(
+            config.feature_dim, config.text_dim, config.fusion_dim, semantics.dim if semantics else None
+        )
         self.mos_predictor = MOSPredictor(config.fusion_dim // 2, config.mos_dim)
         if config.text_encoder_trained:
             self.text_encoder = encoder
@@ -190,7 +230,11 @@ class DOVERModel(nn.Module, _HubModel, **HUB):
     def _hub_mixin_config(self) -> Any:
         """What `config.json` says: with the text encoder that these weights belong to."""
         config = self.__dict__.get("config")
-        return config and config.replace(text_encoder_sha256=self.text_encoder.sha256)
+        semantics = self.__dict__.get("semantic_encoder")
+        return config and config.replace(
+            text_encoder_sha256=self.text_encoder.sha256,
+            semantic_encoder_sha256=semantics.sha256 if semantics else None,
+        )
 
     @_hub_mixin_config.setter
     def _hub_mixin_config(self, value: Any) -> None:
@@ -217,8 +261,18 @@ class DOVERModel(nn.Module, _HubModel, **HUB):
                 f"no weights for {', '.join(self.untrained)}: published DOVER checkpoints hold the backbone and the "
                 "aesthetic head alone. Train these parts (fresh=... initialises them) or load a whole checkpoint."
             )
-        fused, weights = self._fuse(self.dover_model(frames), text)
+        fused, weights = self._fuse(self.dover_model(frames), self.semantics(frames), text)
         return self.mos_predictor(fused, weights)
+
+    def semantics(self, frames: Tensor) -> Tensor | None:
+        """(B,D) of what the semantic encoder sees in the middle of each run of the whole frames; None without one."""
+        if self.semantic_encoder is None:
+            return None
+        whole = frames if frames.ndim == 5 else frames[:, 0]
+        runs = self.config.windows if whole.shape[2] % self.config.windows == 0 else 1
+        length = whole.shape[2] // runs
+        pictures = whole[:, :, length // 2 :: length].movedim(2, 1)
+        return self.semantic_encoder(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2]).mean(dim=1)
 
     @torch.no_grad()
     def get_quality_weights(self, prompts: Sequence[str]) -> Tensor:
@@ -234,7 +288,7 @@ class DOVERModel(nn.Module, _HubModel, **HUB):
         """
         text = self._encode(frames, prompts)
         video = self.dover_model(frames, maps=maps)
-        fused, weights = self._fuse(video, text)
+        fused, weights = self._fuse(video, self.semantics(frames), text)
         output = {name: value for name, value in video.items() if name not in ("features", "tokens")}
         return output | {
             "dover_features": video["features"],
@@ -250,20 +304,37 @@ class DOVERModel(nn.Module, _HubModel, **HUB):
             raise ValueError(f"expected a list of {len(frames)} prompts, one a video, got {found}")
         return self.text_encoder(prompts)
 
-    def _fuse(self, video: dict[str, Tensor], text: TextFeatures) -> tuple[Tensor, Tensor]:
+    def _fuse(self, video: dict[str, Tensor], semantics: Tensor | None, text: TextFeatures) -> tuple[Tensor, Tensor]:
         return self.fusion(
             video["tokens"],
             text.tokens,
             dover_pooled=video["features"],
             text_pooled=text.pooled,
             text_mask=text.mask,
+            semantics=semantics,
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DOVERModel:
         super()._apply(fn, recurse)
         if "text_encoder" not in self._modules:
             self.text_encoder._apply(fn)
+        if self.semantic_encoder is not None:
+            self.semantic_encoder._apply(fn)
         return self
+
+
+def load_semantic_encoder(config: DOVERConfig) -> SemanticEncoder | None:
+    """The encoder that `config` asks for, if any, and exactly the one that its checkpoint was trained with."""
+    if config.semantic_encoder_name is None:
+        return None
+    encoder = SemanticEncoder.load(config.semantic_encoder_name, config)
+    trained = config.semantic_encoder_sha256
+    if trained is not None and encoder.sha256 != trained:
+        raise SemanticEncoderError(
+            f"this checkpoint was trained with {encoder.name} of sha256 {trained[:12]}..., "
+            f"but the one found has sha256 {encoder.sha256[:12]}...; its scores would mean nothing"
+        )
+    return encoder
 
 
 def load_text_encoder(config: DOVERConfig, name: str | None) -> TextEncoder:

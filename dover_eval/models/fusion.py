@@ -15,9 +15,15 @@ class QualityAwareFusion(nn.Module):
     Every word of the prompt asks the space-time places of the video (8-head cross-attention); what it asked for, what
     it found and their product go through a small MLP, and the mean over words joins the mean over places.
     Attention over a single key would be a constant: give sequences, not pooled vectors, where there are any.
+
+    With a `semantic_dim`, what a frozen picture encoder saw is brought into the space of the prompts, and where both
+    agree is added to the fused features: similarity there is a product, which carries over to things that were never
+    in the training set.
     """
 
-    def __init__(self, dover_dim: int = 1024, text_dim: int = 1024, hidden_dim: int = 512) -> None:
+    def __init__(
+        self, dover_dim: int = 1024, text_dim: int = 1024, hidden_dim: int = 512, semantic_dim: int | None = None
+    ) -> None:
         super().__init__()
         if hidden_dim % NUM_HEADS:
             raise ValueError(f"hidden_dim must be divisible by {NUM_HEADS} heads, got {hidden_dim}")
@@ -36,6 +42,9 @@ class QualityAwareFusion(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(2 * hidden_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, hidden_dim // 2)
         )
+        if semantic_dim is not None:
+            self.semantic_proj = nn.Linear(semantic_dim, text_dim)
+            self.agreement = nn.Linear(text_dim, hidden_dim // 2, bias=False)
 
     def forward(
         self,
@@ -46,11 +55,13 @@ class QualityAwareFusion(nn.Module):
         dover_pooled: Tensor | None = None,
         text_mask: Tensor | None = None,
         dover_mask: Tensor | None = None,
+        semantics: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Fused features (B, hidden_dim // 2) and quality weights (B,4), which sum to one.
 
         `dover_features` (B,dover_dim) or (B,N,dover_dim); `text_features` (B,text_dim) or (B,L,text_dim). Masks (B,N)
         and (B,L) are true where a token counts. The pooled vectors default to the masked means of the sequences.
+        `semantics` (B,semantic_dim) go with a fusion that was made for them.
         """
         video, video_mask = _as_sequence("dover_features", dover_features, dover_mask)
         text, text_mask = _as_sequence("text_features", text_features, text_mask)
@@ -67,6 +78,9 @@ class QualityAwareFusion(nn.Module):
         matched = masked_mean(self.match(torch.cat([words, found, words * found], dim=-1)), text_mask)
         whole = self.dover_proj(dover_pooled)
         fused = self.mlp(self.norm(torch.cat([whole, matched], dim=-1)))
+        if semantics is not None:
+            seen = F.normalize(self.semantic_proj(semantics), dim=-1)
+            fused = fused + self.agreement(seen * F.normalize(text_pooled, dim=-1) * text_pooled.shape[-1] ** 0.5)
         return fused, self.quality_weights(text_pooled)
 
     def quality_weights(self, text_pooled: Tensor) -> Tensor:

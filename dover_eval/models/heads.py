@@ -28,11 +28,9 @@ class QualityHead(nn.Module):
 class StatisticsPool(nn.Module):
     """Moments of every stage over space and time: where distortion shows before semantics do.
 
-    For each map (B,C,T,H,W): the mean, and the logarithms of the variance, of the mean squared first difference in
-    time, and of the second. A clip too short for a difference has the floor there.
-
-    Standardised by `center` and `scale`, running means over the batches seen in training. Unlike a batch norm's they
-    are used in training too, so that a batch of one trains, and a clip never depends on its batch.
+    `raw` takes them from maps; `forward` standardises (B,size) of them, to within +-LIMIT, fp32, by `center` and
+    `scale`, running means over the batches seen in training. Unlike a batch norm's they are used in training too, so
+    that a batch of one trains, and a clip never depends on its batch.
     """
 
     FLOOR = 1e-6
@@ -42,15 +40,13 @@ class StatisticsPool(nn.Module):
     scale: Tensor
     fitted: Tensor
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
-        self.register_buffer("center", torch.zeros(4 * channels))
-        self.register_buffer("scale", torch.ones(4 * channels))
+        self.register_buffer("center", torch.zeros(size))
+        self.register_buffer("scale", torch.ones(size))
         self.register_buffer("fitted", torch.zeros(()))
 
-    def forward(self, maps: list[Tensor]) -> Tensor:
-        """(B, 4 x the channels of all maps), standardised, within +-LIMIT, fp32."""
-        raw = self.raw(maps)
+    def forward(self, raw: Tensor) -> Tensor:
         if self.training:
             self._follow(raw.detach())
         return self.standardise(raw)
@@ -61,13 +57,17 @@ class StatisticsPool(nn.Module):
 
     @torch.no_grad()
     def fit(self, raw: Tensor) -> None:
-        """Take centre and scale from the raw moments (N, 4 x channels) of many clips at once."""
+        """Take centre and scale from the raw moments (N,size) of many clips at once."""
         self.center.copy_(raw.mean(dim=0))
         self.scale.copy_(raw.std(dim=0).clamp_min(1e-2))
         self.fitted.fill_(1)
 
     def raw(self, maps: list[Tensor]) -> Tensor:
-        """The moments before they are standardised, in fp32."""
+        """(B, 4 x the channels of all maps), fp32, of maps (B,C,T,H,W).
+
+        Of each the mean, and the logarithms of the variance, of the mean squared first difference in time, and of the
+        second. A clip too short for a difference has the floor there.
+        """
         moments = []
         for x in maps:
             x = x.float()

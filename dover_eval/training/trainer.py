@@ -106,8 +106,8 @@ def fit_readout(model: DOVERModel, settings: TrainingSettings) -> None:
     raw, strengths = [], []
     data = DrawnContents(model.config, settings.readout_contents, seed=settings.seed + 1)
     for contents, batch in _batches(data, settings):
-        *maps, _ = model.dover_model.backbone.forward_stages(batch.frames.to(device))
-        raw.append(pool.raw(maps))
+        maps = model.dover_model.forward_stages(batch.frames.to(device))
+        raw.append(model.dover_model.moments(maps))
         strengths += [content.defects for content in contents]
     moments = torch.cat(raw)
     pool.fit(moments)

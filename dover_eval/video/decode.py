@@ -15,7 +15,7 @@ import av
 import torch
 from torch import Tensor
 
-from dover_eval.video.sample import sample_times
+from dover_eval.video.sample import sample_indices, sample_times
 
 
 class VideoError(ValueError):
@@ -34,11 +34,12 @@ class Clip:
         return f"Clip({len(self.frames)} frames {self.frames.shape[3]}x{self.frames.shape[2]} of {self.duration:.2f} s)"
 
 
-def decode_clip(path: str | Path, num_frames: int) -> Clip:
-    """`num_frames` frames of the file's first video, uniform in presentation time.
+def decode_clip(path: str | Path, num_frames: int, windows: int = 1) -> Clip:
+    """`num_frames` frames of the file's first video, uniform in presentation time, or in `windows` runs.
 
     Each is the frame on screen in the middle of its part of the clip, so a variable frame rate is sampled
-    rightly and a clip with fewer frames repeats them. Rotation metadata are obeyed. Files stream: memory holds the
+    rightly and a clip with fewer frames repeats them. With several windows they are runs of consecutive frames, as
+    `sample_indices` has them. Rotation metadata are obeyed. Files stream: memory holds the
     sampled frames, whatever the length.
 
     Raises VideoError for a missing, empty, truncated or audio-only file, and for one that is no video.
@@ -49,9 +50,16 @@ def decode_clip(path: str | Path, num_frames: int) -> Clip:
     if path.stat().st_size == 0:
         raise VideoError(f"{path}: an empty file, expected a video")
     try:
-        start, end = _time_span(path)
-        targets = sample_times(start, end, num_frames)
-        chosen = list(_nearest_frames(path, targets))
+        times, end = _frame_times(path)
+        start = times[0]
+        if windows == 1:
+            chosen = list(_nearest_frames(path, sample_times(start, end, num_frames)))
+        else:
+            indices = sample_indices(len(times), num_frames, windows)
+            needed = sorted(set(indices))
+            middles = [(a + b) / 2 for a, b in itertools.pairwise([*times, end])]
+            found = dict(zip(needed, _nearest_frames(path, [middles[i] for i in needed]), strict=False))
+            chosen = [found[i] for i in indices if i in found]
     except (av.error.FFmpegError, EOFError) as error:
         raise VideoError(f"{path}: cannot be decoded as a video ({error})") from error
     if len(chosen) < num_frames:
@@ -69,14 +77,15 @@ def _open_video(container: av.container.InputContainer, path: Path) -> av.VideoS
     return stream
 
 
-def _time_span(path: Path) -> tuple[float, float]:
-    """When the first frame appears and the last one ends, from the packets alone, without decoding."""
+def _frame_times(path: Path) -> tuple[list[float], float]:
+    """When each frame appears, in order, and when the last one ends, from the packets alone, without decoding."""
     with av.open(str(path)) as container:
         stream = _open_video(container, path)
         promised = stream.frames
         unit = stream.time_base
         frame_time = 1 / stream.average_rate if stream.average_rate else None
-        count, undated, first, last, length = 0, 0, None, None, 0
+        count, undated = 0, 0
+        lengths: dict[int, int] = {}  # of frames, by when they appear
         for packet in container.demux(stream):
             if packet.size == 0:
                 continue
@@ -88,32 +97,26 @@ def _time_span(path: Path) -> tuple[float, float]:
             if packet.pts is None:
                 undated += 1
                 continue
-            first = packet.pts if first is None else min(first, packet.pts)
-            if last is None or packet.pts >= last:
-                last, length = packet.pts, packet.duration or 0
+            lengths[packet.pts] = packet.duration or 0
         if count == 0:
             raise VideoError(f"{path}: no frames, expected at least one")
         if promised and count < promised:
             raise VideoError(f"{path}: truncated, found {count} of {promised} frames")
-        if first is None or last is None or unit is None or undated > count // 2:
-            return _time_span_by_decoding(path)
+        if not lengths or unit is None or undated > count // 2:
+            return _frame_times_by_decoding(path)
+        dates = sorted(lengths)
+        last, length = dates[-1], lengths[dates[-1]]
         if not length:
             length = round(frame_time / unit) if frame_time else 1
-        return float(first * unit), float((last + length) * unit)
+        return [float(date * unit) for date in dates], float((last + length) * unit)
 
 
-def _time_span_by_decoding(path: Path) -> tuple[float, float]:
+def _frame_times_by_decoding(path: Path) -> tuple[list[float], float]:
     """For raw streams, whose packets carry no times: FFmpeg dates the frames as it decodes them."""
-    first, last, step = None, 0.0, 0.04
-    for _, time in _dated_frames(path):
-        if first is None:
-            first = time
-        elif time > last:
-            step = time - last
-        last = time
-    if first is None:
+    times = sorted({time for _, time in _dated_frames(path)})
+    if not times:
         raise VideoError(f"{path}: no frame could be decoded, expected a video")
-    return first, last + step
+    return times, times[-1] + (times[-1] - times[-2] if len(times) > 1 else 0.04)
 
 
 def _dated_frames(path: Path) -> Iterator[tuple[av.VideoFrame, float]]:

@@ -1,6 +1,8 @@
-"""Which frames of a clip a model sees, and in what size: uniform in time, the same ones every run."""
+"""Which frames of a clip a model sees, and in what views: the same ones every run."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -8,30 +10,72 @@ from torch import Tensor
 
 from dover_eval.config import DOVERConfig
 
+FRAGMENTS = 4  # a side, as in FAST-VQA and DOVER, whose 7x7 are of 32 pixels each
+
 
 def sample_times(start: float, end: float, count: int) -> list[float]:
     """The middles of `count` equal parts of the time from `start` to `end`, in seconds."""
     return [start + (end - start) * (i + 0.5) / count for i in range(count)]
 
 
-def sample_indices(length: int, count: int) -> list[int]:
-    """The frames on screen in the middles of `count` equal parts of `length` frames; short clips repeat frames."""
-    return [min(int(time), length - 1) for time in sample_times(0, length, count)]
+def sample_indices(length: int, count: int, windows: int = 1) -> list[int]:
+    """Which of `length` frames are seen.
+
+    One window: the frames on screen in the middles of `count` equal parts; short clips repeat frames. Several: runs of
+    `count // windows` consecutive frames around the middles of the clip's equal parts; they overlap in clips shorter
+    than `count`, and a clip shorter than a run goes back and forth, since a repeated frame would look like a fault.
+    """
+    if windows == 1:
+        return [min(int(time), length - 1) for time in sample_times(0, length, count)]
+    run = count // windows
+    if length < run:
+        there_and_back = [*range(length), *range(length - 2, 0, -1)]
+        return [there_and_back[i % len(there_and_back)] for i in range(run)] * windows
+    firsts = [min(max(round(middle - run / 2), 0), length - run) for middle in sample_times(0, length, windows)]
+    return [first + i for first in firsts for i in range(run)]
 
 
 def prepare_clip(clip: Tensor, config: DOVERConfig, device: torch.device | str | None = None) -> Tensor:
-    """(T,3,H,W), uint8 in 0-255 or float in 0-1, to the model's (3,num_frames,h,w), fp32, normalised, on `device`.
+    """(T,3,H,W), uint8 in 0-255 or float in 0-1, to what the model reads, fp32, normalised, on `device`.
 
-    Frames are taken uniformly in time and squashed with antialiasing. They cross to the device as they are and are
-    resized one by one, so that a 4K clip needs no more than one frame in floating point. Differentiable.
+    (3,num_frames,h,w) for a model of one view, (V,3,num_frames,h,w) for one of several. A clip of `num_frames` frames
+    is taken as sampled. Frames cross to the device as they are and are resized one by one, with antialiasing, so that
+    a 4K clip needs no more than one frame in floating point. Differentiable.
     """
-    clip = clip[sample_indices(len(clip), config.num_frames)] if len(clip) != config.num_frames else clip
+    if len(clip) != config.num_frames:
+        clip = clip[sample_indices(len(clip), config.num_frames, config.windows)]
     mean = torch.tensor(config.mean, device=device or clip.device).view(3, 1, 1)
     std = torch.tensor(config.std, device=device or clip.device).view(3, 1, 1)
-    frames = []
+    views: list[list[Tensor]] = [[] for _ in config.views]
     for frame in clip.to(device):
         pixels = frame.float() / 255 if frame.dtype == torch.uint8 else frame.float()
-        if pixels.shape[1:] != config.frame_size:
-            pixels = F.interpolate(pixels[None], config.frame_size, mode="bilinear", antialias=True)[0]
-        frames.append((pixels - mean) / std)
-    return torch.stack(frames, dim=1)
+        for name, frames in zip(config.views, views, strict=True):
+            frames.append((_VIEWS[name](pixels, config.frame_size) - mean) / std)
+    prepared = [torch.stack(frames, dim=1) for frames in views]
+    return prepared[0] if len(prepared) == 1 else torch.stack(prepared)
+
+
+def squash(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """A frame (3,H,W) as (3,h,w), whatever its aspect ratio."""
+    if pixels.shape[1:] == size:
+        return pixels
+    return F.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0]
+
+
+def fragments(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Patches of a frame (3,H,W), from the middles of 4x4 equal parts, side by side as (3,h,w).
+
+    Pixels are as they are, except in frames smaller than `size`, which are enlarged first.
+    """
+    scale = max(wanted / found for wanted, found in zip(size, pixels.shape[1:], strict=True))
+    if scale > 1:
+        enlarged = (max(size[0], round(pixels.shape[1] * scale)), max(size[1], round(pixels.shape[2] * scale)))
+        pixels = F.interpolate(pixels[None], enlarged, mode="bilinear", antialias=True)[0]
+    rows, columns = (
+        torch.cat([torch.arange(patch) + int((i + 0.5) * whole / FRAGMENTS - patch / 2) for i in range(FRAGMENTS)])
+        for whole, patch in zip(pixels.shape[1:], (side // FRAGMENTS for side in size), strict=True)
+    )
+    return pixels[:, rows.to(pixels.device)][:, :, columns.to(pixels.device)]
+
+
+_VIEWS: dict[str, Callable[[Tensor, tuple[int, int]], Tensor]] = {"squash": squash, "fragments": fragments}

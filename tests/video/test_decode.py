@@ -46,6 +46,21 @@ def test_short_clips_repeat_frames_by_time(write_video):
     assert levels_of(decode_clip(write_video(grey_frames([40, 120])), 6)) == [40, 40, 40, 120, 120, 120]
 
 
+def test_windows_are_consecutive_frames(write_video):
+    clip = decode_clip(write_video(grey_frames(LEVELS), rate=8), 4, windows=2)
+    assert levels_of(clip) == [40, 60, 120, 140]
+    assert clip.times == pytest.approx([1 / 8, 2 / 8, 5 / 8, 6 / 8])
+
+
+def test_windows_count_frames_where_the_frame_rate_varies(write_video):
+    path = write_video(grey_frames([40, 80, 120, 160]), "vfr.mkv", times=[0, 100, 900, 1000])
+    assert levels_of(decode_clip(path, 4, windows=2)) == [40, 80, 120, 160]
+
+
+def test_windows_of_a_clip_shorter_than_one_go_back_and_forth(write_video):
+    assert levels_of(decode_clip(write_video(grey_frames([40, 80, 120])), 10, windows=2)) == [40, 80, 120, 80, 40] * 2
+
+
 def test_one_frame(write_video):
     assert levels_of(decode_clip(write_video(grey_frames([80])), 4)) == [80] * 4
 

@@ -48,3 +48,46 @@ def test_gradients_reach_the_pixels():
     clip = torch.rand(6, 3, 20, 30, requires_grad=True)
     prepare_clip(clip, CONFIG).square().sum().backward()
     assert (clip.grad.abs() > 0).float().mean() > 0.9
+
+
+@given(length=st.integers(1, 200), run=st.integers(2, 16), windows=st.integers(2, 5))
+def test_windows_are_runs_of_neighbouring_frames(length, run, windows):
+    indices = torch.tensor(sample_indices(length, run * windows, windows)).view(windows, run)
+    assert indices.min() >= 0
+    assert indices.max() < length
+    if length >= run:
+        assert (indices.diff(dim=1) == 1).all()
+        assert (indices[:, 0].diff() >= 0).all()
+    else:  # back and forth: no frame stands still
+        assert length == 1 or (indices.diff(dim=1).abs() == 1).all()
+
+
+def test_windows_cover_a_clip_of_their_length_and_spread_over_a_longer_one():
+    assert sample_indices(16, 16, 2) == list(range(16))
+    assert sample_indices(100, 16, 2) == [*range(21, 29), *range(71, 79)]
+
+
+def test_fragments_are_the_pixels_themselves_from_all_over_the_frame():
+    config = CONFIG.replace(views=("squash", "fragments"))
+    where = torch.arange(90 * 120).view(1, 1, 90, 120).expand(6, 3, 90, 120) / (90 * 120)
+    squash, fragments = prepare_clip(where, config)
+    assert squash.shape == fragments.shape == (3, 6, 32, 40)
+    seen = fragments[0, 0] * config.std[0] + config.mean[0]
+    places = (seen * 90 * 120).round().long()
+    rows, columns = places // 120, places % 120
+    assert (columns[:, 1:10] - columns[:, :9] == 1).all()  # a patch of neighbouring pixels
+    assert rows.min() < 15
+    assert rows.max() > 75
+    assert columns.min() < 15
+    assert columns.max() > 105
+    assert len(places.unique()) == 32 * 40
+
+
+def test_small_frames_are_enlarged_before_they_are_cut():
+    config = CONFIG.replace(views=("squash", "fragments"))
+    assert prepare_clip(torch.rand(6, 3, 9, 11), config).shape == (2, 3, 6, 32, 40)
+
+
+def test_a_frame_of_the_model_s_size_is_the_same_in_both_views():
+    squash, fragments = prepare_clip(torch.rand(6, 3, 32, 40), CONFIG.replace(views=("squash", "fragments")))
+    assert torch.equal(squash, fragments)

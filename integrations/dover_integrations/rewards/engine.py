@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dover_eval.models.dover import DOVERModel
 from dover_eval.scorer import DEFAULT_BATCH_SIZE, VideoScorer
-from dover_eval.video.decode import VideoError, decode_clip
+from dover_eval.video.decode import VideoError
 from dover_integrations.rewards.queue import MicroBatcher
 
 
@@ -125,7 +125,7 @@ class Engine:
     def _prepare(self, item: Item) -> Tensor:
         clip = item.clip
         if isinstance(clip, Path):
-            return self.scorer.prepare(decode_clip(clip, self.scorer.config.num_frames).frames)
+            return self.scorer.prepare(self.scorer.decode(clip))
         if item.ready is not None:
             torch.cuda.current_stream(clip.device).wait_event(item.ready)
         low, high = item.value_range

@@ -136,9 +136,9 @@ async def _score_json(service: ScoringService, asked: ScoreRequest) -> ScoreResp
             return Failure("expected exactly one of video_b64 and video_path")
         try:
             if turn.video_b64 is not None:
-                return media.clip_from_base64(turn.video_b64, service.num_frames, settings, "video_b64")
+                return media.clip_from_base64(turn.video_b64, service.decode, settings, "video_b64")
             data = media.bytes_from_path(turn.video_path or "", settings)
-            return media.clip_from_bytes(data, service.num_frames, settings, "video_path")
+            return media.clip_from_bytes(data, service.decode, settings, "video_path")
         except BadRequest as error:
             return Failure(str(error))
 
@@ -185,7 +185,7 @@ async def _read_form(request: Request, service: ScoringService) -> tuple[list[Te
             raise BadRequest("expected texts in the field 'prompts', got a file")
         data = [await file.read() for file in files if isinstance(file, UploadFile)]
     read = lambda: [
-        media.clip_from_bytes(content, service.num_frames, settings, f"video {i}") for i, content in enumerate(data)
+        media.clip_from_bytes(content, service.decode, settings, f"video {i}") for i, content in enumerate(data)
     ]
     return await run_in_threadpool(read), [str(prompt) for prompt in prompts]
 

@@ -8,7 +8,7 @@ import io
 import os
 import stat
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 import av
@@ -17,16 +17,21 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from dover_eval.video.decode import VideoError, decode_clip
+from dover_eval.video.decode import VideoError
 from dover_integrations.server.settings import ServerSettings
 from dover_integrations.server.wire import BadRequest
+
+Decode = Callable[[Path], Tensor]
 
 # By their first bytes. FFmpeg also reads playlists, which name further files and addresses: none of those come in.
 CONTAINERS = {"mp4 or mov": (4, b"ftyp"), "webm or mkv": (0, b"\x1a\x45\xdf\xa3"), "avi": (8, b"AVI ")}
 
 
-def clip_from_bytes(data: bytes, num_frames: int, settings: ServerSettings, name: str) -> Tensor:
-    """A video file's bytes as uint8 (num_frames,3,H,W); raises BadRequest for what is no video or too large."""
+def clip_from_bytes(data: bytes, decode: Decode, settings: ServerSettings, name: str) -> Tensor:
+    """A video file's bytes as uint8 (T,3,H,W), the frames that `decode` samples.
+
+    Raises BadRequest for what is no video or too large.
+    """
     if not any(data[start : start + len(magic)] == magic for start, magic in CONTAINERS.values()):
         raise BadRequest(f"{name}: expected a video file ({', '.join(CONTAINERS)}), got {data[:8]!r}...")
     with tempfile.TemporaryDirectory(prefix="dover-") as folder:
@@ -34,7 +39,7 @@ def clip_from_bytes(data: bytes, num_frames: int, settings: ServerSettings, name
         path.write_bytes(data)
         try:
             _check_size(path, settings, name)
-            frames = decode_clip(path, num_frames).frames
+            frames = decode(path)
         except (VideoError, av.error.FFmpegError, RuntimeError) as error:  # RuntimeError: frames of several sizes
             reason = str(error).replace(str(path), name)
             raise BadRequest(f"{name}: {reason.removeprefix(f'{name}: ')}") from error
@@ -42,9 +47,9 @@ def clip_from_bytes(data: bytes, num_frames: int, settings: ServerSettings, name
     return frames
 
 
-def clip_from_base64(text: str, num_frames: int, settings: ServerSettings, name: str) -> Tensor:
+def clip_from_base64(text: str, decode: Decode, settings: ServerSettings, name: str) -> Tensor:
     """`clip_from_bytes` of a base64 text."""
-    return clip_from_bytes(_base64(text, name), num_frames, settings, name)
+    return clip_from_bytes(_base64(text, name), decode, settings, name)
 
 
 def clip_from_frames(frames: Sequence[str], settings: ServerSettings, name: str) -> Tensor:

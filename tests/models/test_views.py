@@ -1,0 +1,95 @@
+"""Several views of a clip and several runs of frames, through one backbone."""
+
+import pytest
+import torch
+
+from dover_eval import DOVERConfig, DOVERModel, DOVERModelSimple, VideoScorer
+
+PROMPTS = ["a red circle moving left", "two dogs running over a beach"]
+
+
+@pytest.fixture(scope="module")
+def config(small_config):
+    return small_config.replace(views=("squash", "fragments"), windows=2)
+
+
+@pytest.fixture(scope="module")
+def simple(config):
+    torch.manual_seed(0)
+    return DOVERModelSimple(config).eval()
+
+
+@pytest.fixture
+def views():
+    return torch.randn(2, 2, 3, 4, 32, 48)
+
+
+@torch.no_grad()
+def test_shapes_do_not_depend_on_views_and_windows(simple, views):
+    output = simple(views, maps=True)
+    assert output["features"].shape == (2, 1024)
+    assert output["backbone_features"].shape == (2, 32, 4, 1, 1)
+    assert output["aesthetic_map"].shape == output["technical_map"].shape == (2, 1, 4, 1, 1)
+
+
+@torch.no_grad()
+def test_the_whole_frame_is_for_aesthetics_and_fragments_for_technique(simple, views):
+    before = simple(views)
+    spoiled = views.clone()
+    spoiled[:, 1] += torch.randn_like(spoiled[:, 1])
+    after = simple(spoiled)
+    assert torch.equal(before["aesthetic_score"], after["aesthetic_score"])
+    assert not torch.allclose(before["technical_score"], after["technical_score"])
+    assert not torch.allclose(before["features"], after["features"])
+
+
+@torch.no_grad()
+def test_one_view_stands_for_all(simple, views):
+    alone = views[:, 0]
+    torch.testing.assert_close(simple(alone)["features"], simple(alone[:, None].repeat(1, 2, 1, 1, 1, 1))["features"])
+
+
+@torch.no_grad()
+def test_runs_do_not_see_each_other(simple, views):
+    """The second run may change as it likes: the maps of the first stay."""
+    changed = views.clone()
+    changed[:, :, :, 2:] = torch.randn(2, 2, 3, 2, 32, 48)
+    before, after = simple(views)["backbone_features"], simple(changed)["backbone_features"]
+    torch.testing.assert_close(before[:, :, :2], after[:, :, :2])
+    assert not torch.allclose(before[:, :, 2:], after[:, :, 2:])
+
+
+@torch.no_grad()
+def test_frames_that_do_not_divide_are_one_run(simple):
+    assert simple(torch.randn(1, 3, 5, 32, 48))["backbone_features"].shape == (1, 32, 5, 1, 1)
+
+
+def test_another_number_of_views_is_refused(simple):
+    with pytest.raises(ValueError, match=r"\(B,2,3,T,H,W\).*got \(1, 3, 3, 4, 32, 48\)"):
+        simple(torch.randn(1, 3, 3, 4, 32, 48))
+
+
+def test_a_file_and_its_frames_score_alike(config, write_video):
+    import numpy as np
+
+    torch.manual_seed(0)
+    scorer = VideoScorer(DOVERModel(None, config=config), device="cpu")
+    path = write_video(np.random.default_rng(0).integers(0, 256, (9, 64, 96, 3), dtype=np.uint8))
+    from_file = scorer.score(path, PROMPTS[0])
+    assert from_file.errors == (None,)
+    from_frames = scorer.score(scorer.decode(path), PROMPTS[0], layout="TCHW")
+    assert torch.equal(from_file.values, from_frames.values)
+    assert scorer.fingerprint.views == ("squash", "fragments")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"views": ("fragments",)}, "expected views"),
+        ({"windows": 3}, "windows of equal length, got 3"),
+        ({"views": ("squash", "fragments"), "frame_size": (30, 32)}, "divisible by the 4x4 fragments"),
+    ],
+)
+def test_settings_that_cannot_be(changes, message):
+    with pytest.raises(ValueError, match=message):
+        DOVERConfig(**changes)
