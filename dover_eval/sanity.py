@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dover_eval.distortions import DISTORTIONS, UNTAUGHT, Frames, distort, h264
+from dover_eval.distortions import ASPECT_OF, Frames, distort, h264
 from dover_eval.models.heads import ASPECTS, SCORE_NAMES
 from dover_eval.scorer import VideoScorer
 
@@ -187,13 +187,11 @@ def check_scorer(
 
 def defect_names() -> list[str]:
     """All that `check_scorer` knows: the codec as h264, in steps of its constant rate factor."""
-    tables = [(aspect, name) for aspect in DISTORTIONS for t in (DISTORTIONS, UNTAUGHT) for name in t.get(aspect, {})]
-    return ["h264" if name == "compress" else name for _, name in tables]
+    return ["h264" if name == "compress" else name for name in ASPECT_OF]
 
 
 def _aspect_of(defect: str) -> str:
-    name = "compress" if defect == "h264" else defect
-    return next(aspect for table in (DISTORTIONS, UNTAUGHT) for aspect, group in table.items() if name in group)
+    return ASPECT_OF["compress" if defect == "h264" else defect]
 
 
 def _check_defect(

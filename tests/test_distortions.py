@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from dover_eval.distortions import ASPECT_OF, UNTAUGHT, distort, h264
+from dover_eval.distortions import ASPECT_OF, distort, h264
 from dover_eval.training.synthetic import Scene, draw
 
-NAMES = [*ASPECT_OF, *(name for group in UNTAUGHT.values() for name in group)]
+NAMES = [*ASPECT_OF]
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 
 import torch
@@ -67,6 +68,11 @@ class SemanticEncoder(nn.Module):
         with torch.autocast(pictures.device.type, enabled=False):
             x = F.interpolate(pictures.float(), (self.size, self.size), mode="bilinear", antialias=True)
             return self._read(self.net, x * self.gain + self.offset)
+
+
+def imagenet_classes() -> tuple[str, ...]:
+    """The names of ImageNet's 1000 classes (synonyms with commas between), in the order of the probabilities."""
+    return tuple((resources.files("dover_eval") / "models" / "imagenet_classes.txt").read_text("utf-8").splitlines())
 
 
 def _load_efficientnet(config: DOVERConfig) -> SemanticEncoder:
