@@ -145,7 +145,10 @@ PRESETS: dict[str, DOVERConfig] = {
         mos_dim=128,
         text_encoder_name=MINILM,
         text_dim=384,
-        num_frames=12,
+        semantic_encoder_name=EFFICIENTNET_LITE0,
+        num_frames=16,
+        windows=2,
+        views=VIEWS,
         frame_size=(112, 112),
     ),
 }

@@ -1,4 +1,4 @@
-"""Clips in known states of repair with captions that are true or not, endlessly: pictures that move, and drawn scenes."""
+"""Clips in known states of repair, with captions that are true or not: pictures that move, and drawn scenes."""
 
 from __future__ import annotations
 

@@ -1,109 +1,202 @@
-"""What a checkpoint is worth on drawn clips that it never saw: does the right score move, the right way, and alone?"""
+"""What a checkpoint is worth on clips that training never saw: does the right score move, the right way, and alone?
+
+Every figure is a mean over clips (or pairs) with its 95% interval, by bootstrap over the clips.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
+from scipy.stats import bootstrap, spearmanr
 
-from dover_eval.distortions import ASPECT_OF, distort
+from dover_eval.distortions import ASPECT_OF, Frames, distort, h264
 from dover_eval.models.heads import ASPECTS
 from dover_eval.scorer import VideoScorer
-from dover_eval.training.synthetic import caption, draw, near_miss, random_scene
+from examples.train_default import scenes
+from examples.train_default.spoil import NEED_MOTION, UNSEEN, _resized, ms_ssim_of
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-NEED_MOTION = ("drop", "shuffle")
+QUALITY = ("Traditional", "Aesthetic", "Temporal")
+NEAR = ("thing", "colour", "motion", "number")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95% interval over `count` clips."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float] | NDArray[Any]) -> Estimate:
+        values = np.asarray(values, float)
+        mean = float(values.mean())
+        if len(values) < 2 or np.ptp(values) == 0:
+            return cls(mean, mean, mean, len(values))
+        found = bootstrap((values,), np.mean, rng=np.random.default_rng(0), method="percentile").confidence_interval
+        return cls(mean, float(found.low), float(found.high), len(values))
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} ({self.low:.2f}-{self.high:.2f})"
 
 
 @dataclass(frozen=True)
 class DefectResult:
-    """How one defect is seen. `contents` clips, each at every strength of `STRENGTHS`.
+    """How one defect is seen, by clips at every strength of `STRENGTHS`.
 
-    rank: mean over contents of Spearman's correlation between the defect's own score and its absence.
-    told_apart: share of contents whose untouched clip beats the one at strength 0.5.
-    moved: how far the own score falls from strength 0 to 1, on average, in points of the 1-5 scale.
-    others_moved: the same for the mean of the two other quality scores, in absolute value.
+    rank: Spearman's correlation between the defect's own score and its absence, within a clip. moved: how far the own
+    score falls from none to full strength, in points. others_moved: the same for the mean of the two other quality
+    scores, in absolute value.
     """
 
     aspect: str
-    contents: int
-    rank: float
-    told_apart: float
-    moved: float
-    others_moved: float
+    rank: Estimate
+    moved: Estimate
+    others_moved: Estimate
 
 
-@dataclass(frozen=True)
-class HeldOutReport:
-    """Results by defect, and how often the right caption beats another one in Alignment."""
-
-    defects: dict[str, DefectResult] = field(default_factory=dict)
-    right_beats_wrong: float = 0.0
-    right_beats_near_miss: float = 0.0
-    caption_pairs: int = 0
-    seed: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def evaluate_held_out(
-    scorer: VideoScorer, contents: int = 40, *, seed: int = 12345, defects: Sequence[str] = tuple(ASPECT_OF)
-) -> HeldOutReport:
-    """Score `contents` scenes of the held-out combinations, spoiled by every defect at every strength."""
-    rng = np.random.default_rng(seed)
-    num_frames = scorer.config.num_frames
-    scenes = [random_scene(rng, held_out=True) for _ in range(contents)]
-    drawn = [draw(scene, rng, num_frames=num_frames, size=160) for scene in scenes]
-    captions = [caption(scene, rng) for scene in scenes]
-
+def defects(
+    scorer: VideoScorer,
+    clips: Sequence[Frames],
+    captions: Sequence[str],
+    seed: int,
+    *,
+    names: Sequence[str] = tuple(ASPECT_OF),
+) -> dict[str, DefectResult]:
+    """`DefectResult` by name. Clips that a defect does not change (frames dropped from a still) are left out of it."""
     results = {}
-    for name in defects:
-        chosen = [i for i, scene in enumerate(scenes) if scene.motion != "still" or name not in NEED_MOTION]
-        clips = [
-            distort(drawn[i], name, strength, np.random.default_rng([seed, i]))
-            for i in chosen
-            for strength in STRENGTHS
-        ]
-        texts = [captions[i] for i in chosen for _ in STRENGTHS]
-        values = scorer.score(clips, texts, layout="THWC").values
-        results[name] = _defect(name, values.unflatten(0, (len(chosen), len(STRENGTHS))).numpy())
-
-    fits = np.array([[first.matches(second) for second in scenes] for first in scenes])
-    pairs, wrong_captions = [], []
-    for i in range(contents):
-        for j in rng.permutation([j for j in range(contents) if fits[i, j] < 0.5])[:3]:
-            pairs.append(i)
-            wrong_captions.append(captions[j])
-    near = [caption(near_miss(scene, rng), rng) for scene in scenes]
-    align = lambda clips, texts: scorer.score(clips, texts, layout="THWC").values[:, ASPECTS.index("Alignment")]
-    right = align(drawn, captions)
-    wrong = align([drawn[i] for i in pairs], wrong_captions)
-    return HeldOutReport(
-        defects=results,
-        right_beats_wrong=(right[torch.tensor(pairs)] > wrong).float().mean().item(),
-        right_beats_near_miss=(right > align(drawn, near)).float().mean().item(),
-        caption_pairs=len(pairs),
-        seed=seed,
-    )
+    for name in names:
+        versions, texts = [], []
+        for i, clip in enumerate(clips):
+            spoiled = [distort(clip, name, s, np.random.default_rng([seed, i])) if s else clip for s in STRENGTHS]
+            if name not in NEED_MOTION or np.abs(spoiled[-1].astype(np.int16) - clip).mean() >= UNSEEN:
+                versions += spoiled
+                texts += [captions[i]] * len(STRENGTHS)
+        values = _score(scorer, versions, texts).reshape(-1, len(STRENGTHS), 5)
+        own = ASPECTS.index(ASPECT_OF[name])
+        others = [ASPECTS.index(aspect) for aspect in QUALITY if aspect != ASPECT_OF[name]]
+        fall = values[:, 0] - values[:, -1]
+        results[name] = DefectResult(
+            aspect=ASPECT_OF[name],
+            rank=Estimate.of([_rank(clip[:, own]) for clip in values]),
+            moved=Estimate.of(fall[:, own]),
+            others_moved=Estimate.of(np.abs(fall[:, others]).mean(axis=1)),
+        )
+    return results
 
 
-def _defect(name: str, values: np.ndarray) -> DefectResult:
-    """From the scores (contents, strengths, 5)."""
-    from scipy.stats import spearmanr
+def agreement_with_ms_ssim(
+    scorer: VideoScorer, clips: Sequence[Frames], captions: Sequence[str], seed: int
+) -> Estimate:
+    """Spearman's correlation, across clips, of Traditional with the MS-SSIM of the spoiled clip to the whole one.
 
-    own = ASPECTS.index(ASPECT_OF[name])
-    others = [ASPECTS.index(aspect) for aspect in ("Traditional", "Aesthetic", "Temporal") if aspect != ASPECT_OF[name]]
-    ranks = [spearmanr(clip[:, own], -np.array(STRENGTHS)).statistic for clip in values]
-    fall = values[:, 0] - values[:, -1]
-    return DefectResult(
-        aspect=ASPECT_OF[name],
-        contents=len(values),
-        rank=float(np.nan_to_num(ranks).mean()),
-        told_apart=float((values[:, 0, own] > values[:, STRENGTHS.index(0.5), own]).mean()),
-        moved=float(fall[:, own].mean()),
-        others_moved=float(np.abs(fall[:, others]).mean()),
-    )
+    Each clip is spoiled once, by one defect at one strength. The interval is over resampled clips.
+    """
+    rng = np.random.default_rng([seed, 1])
+    names = [name for name, aspect in ASPECT_OF.items() if aspect == "Traditional"]
+    spoiled = [distort(clip, str(rng.choice(names)), float(rng.uniform(0.05, 1)), rng) for clip in clips]
+    similarity = np.array([ms_ssim_of(a[::5], b[::5]) for a, b in zip(clips, spoiled, strict=True)])
+    scores = _score(scorer, spoiled, captions)[:, ASPECTS.index("Traditional")]
+    correlation = lambda a, b: float(spearmanr(a, b).statistic)
+    found = bootstrap(
+        (scores, similarity),
+        correlation,
+        paired=True,
+        vectorized=False,
+        n_resamples=2000,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return Estimate(correlation(scores, similarity), float(found.low), float(found.high), len(clips))
+
+
+def captions_told(
+    scorer: VideoScorer, chosen: Sequence[scenes.Scene], clips: Sequence[Frames], captions: Sequence[str], seed: int
+) -> dict[str, Estimate]:
+    """How often the right caption beats those of three other scenes, and one with a word wrong, by kind of word."""
+    rng = np.random.default_rng([seed, 2])
+    right = _score(scorer, clips, captions)[:, ASPECTS.index("Alignment")]
+    align = lambda which, texts: _score(scorer, [clips[i] for i in which], texts)[:, ASPECTS.index("Alignment")]
+    which = [(i, j) for i in range(len(clips)) for j in rng.permutation(_others(chosen, i))[:3]]
+    wins = right[[i for i, _ in which]] > align([i for i, _ in which], [captions[j] for _, j in which])
+    told = {"another scene's": Estimate.of(wins.reshape(len(clips), -1).mean(axis=1))}
+    near: list[float] = []
+    for attribute in NEAR:
+        with_thing = [i for i, scene in enumerate(chosen) if scene.thing is not None]
+        changed = [scenes.near_miss(chosen[i], rng, attribute) for i in with_thing]
+        # The same words but for one: the same generator writes both.
+        pairs = [_two_captions(chosen[i], other, rng) for i, other in zip(with_thing, changed, strict=True)]
+        own, wrong = align(with_thing, [a for a, _ in pairs]), align(with_thing, [b for _, b in pairs])
+        told[f"one {attribute} wrong"] = Estimate.of(own > wrong)
+        near += list(own > wrong)
+    return told | {"one word wrong": Estimate.of(near)}
+
+
+def steadiness(scorer: VideoScorer, longer: Sequence[Frames], captions: Sequence[str]) -> dict[str, Estimate]:
+    """How far the five scores move, in absolute points, under what should not matter. `longer`: a frame too many."""
+    clips = [clip[:-1] for clip in longer]
+    before = _score(scorer, clips, captions)
+    harmless = {
+        "encoded at CRF 18": [h264(clip, 18) for clip in clips],
+        "a frame later": [clip[1:] for clip in longer],
+        "10% smaller": [_resized(clip, 0.9) for clip in clips],
+        "10% larger": [_resized(clip, 1.1) for clip in clips],
+    }
+    return {
+        name: Estimate.of(np.abs(_score(scorer, after, captions) - before).mean(axis=1))
+        for name, after in harmless.items()
+    }
+
+
+def held_out_scenes(scorer: VideoScorer, count: int, seed: int) -> tuple[list[scenes.Scene], list[Frames], list[str]]:
+    """Scenes whose places and things training never showed, with one frame more than the scorer samples."""
+    rng = np.random.default_rng(seed)
+    chosen: list[scenes.Scene] = []
+    while len(chosen) < count:
+        scene = scenes.random_scene(rng, held_out=True)
+        if scene.moves:
+            chosen.append(scene)
+    clips = [scenes.render(scene, rng, runs=1, length=scorer.config.num_frames + 1) for scene in chosen]
+    return chosen, clips, [scenes.caption(scene, rng) for scene in chosen]
+
+
+def measure(scorer: VideoScorer, count: int = 24, *, seed: int = 12345) -> dict[str, Any]:
+    """All of it on `count` held-out scenes, fit for JSON."""
+    _, longer, captions = held_out_scenes(scorer, count, seed)
+    clips = [clip[:-1] for clip in longer]
+    more, more_clips, more_captions = held_out_scenes(scorer, 4 * count, seed + 1)
+    more_clips = [clip[:-1] for clip in more_clips]
+    return {
+        "scenes": count,
+        "seed": seed,
+        "defects": {name: asdict(result) for name, result in defects(scorer, clips, captions, seed).items()},
+        "ms_ssim": asdict(agreement_with_ms_ssim(scorer, more_clips, more_captions, seed)),
+        "captions": {
+            name: asdict(told) for name, told in captions_told(scorer, more, more_clips, more_captions, seed).items()
+        },
+        "harmless": {name: asdict(moved) for name, moved in steadiness(scorer, longer, captions).items()},
+    }
+
+
+def _others(chosen: Sequence[scenes.Scene], i: int) -> list[int]:
+    return [j for j, other in enumerate(chosen) if chosen[i].matches(other) < 0.5]
+
+
+def _two_captions(right: scenes.Scene, wrong: scenes.Scene, rng: np.random.Generator) -> tuple[str, str]:
+    seed = int(rng.integers(2**31))
+    return scenes.caption(right, np.random.default_rng(seed)), scenes.caption(wrong, np.random.default_rng(seed))
+
+
+def _rank(scores: NDArray[Any]) -> float:
+    return 0.0 if np.ptp(scores) < 1e-4 else float(spearmanr(scores, -np.array(STRENGTHS)).statistic)
+
+
+def _score(scorer: VideoScorer, clips: Sequence[Frames], texts: Sequence[str]) -> NDArray[Any]:
+    """(N,5) float64."""
+    return scorer.score(list(clips), list(texts), layout="THWC").values.double().numpy()

@@ -154,7 +154,7 @@ def places() -> tuple[Place, ...]:
 
 @cache
 def things() -> tuple[Thing, ...]:
-    """Emoji and drawings with names that say what they are; one name in six is kept from training, whatever draws it."""
+    """Emoji and drawings with names that say what they are; one name in six is kept from training, however drawn."""
     if not EMOJI_FONT.is_file() or not CLIPART.is_dir():
         raise PicturesMissing(f"{EMOJI_FONT} or {CLIPART} is not there: install the packages at the top of {__file__}")
     named = [(name, character) for character in map(chr, _EMOJI) if (name := _emoji_name(character))]

@@ -6,9 +6,11 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
@@ -71,9 +73,7 @@ def train(
     optimizer = torch.optim.AdamW([{"params": backbone}, {"params": others}], weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, settings.steps, pct_start=settings.warmup)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
-    data = Contents(
-        model.config, settings.steps * settings.contents, seed=settings.seed, variants=settings.variants
-    )
+    data = Contents(model.config, settings.steps * settings.contents, seed=settings.seed, variants=settings.variants)
     for step, (_, batch) in enumerate(_batches(data, settings)):
         losses = _losses(model, attributes, batch, settings.variants)
         optimizer.zero_grad(set_to_none=True)
@@ -85,11 +85,19 @@ def train(
         average.update_parameters(model)
         if on_step:
             on_step(step, average.module)
-        if step % 5 == 0 or step == settings.steps - 1:
+        if step % 20 == 0 or step == settings.steps - 1:
             parts = " ".join(f"{name} {value.item():.3f}" for name, value in losses.items())
             logger.info("step %d of %d, %.0f s: %s", step, settings.steps, time.monotonic() - started, parts)
     model.load_state_dict(average.module.state_dict())
     return model.eval()
+
+
+def start_from(model: DOVERModel, path: Path) -> str:
+    """Take from a safetensors file every tensor that has a place of its shape in `model`; says which had none."""
+    given, own = load_file(path), model.state_dict()
+    fitting = {name: x.float() for name, x in given.items() if name in own and own[name].shape == x.shape}
+    model.load_state_dict(fitting, strict=False)
+    return f"{len(fitting)} of {len(own)} tensors from {path}; fresh: {', '.join(sorted(set(own) - set(fitting)))}"
 
 
 @torch.no_grad()
@@ -132,9 +140,8 @@ def _fit_statistics(model: DOVERModel, moments: Tensor, defects: Tensor, variant
 
 def _fit_semantics(model: DOVERModel, seen: Tensor, said: list[str]) -> None:
     """The projection into the space of prompts: class names weighed by their probabilities, and a ridge on features."""
-    encode = lambda texts: torch.cat(
-        [F.normalize(model.text_encoder.encode_batch(texts[i : i + 64]).pooled, dim=1) for i in range(0, len(texts), 64)]
-    )
+    pooled = lambda texts: F.normalize(model.text_encoder.encode_batch(texts).pooled, dim=1)
+    encode = lambda texts: torch.cat([pooled(texts[i : i + 64]) for i in range(0, len(texts), 64)])
     names = encode([f"a {line.split(', ')[0]}" for line in imagenet_classes()])
     classes = names - names.mean(dim=0)
     features = seen[:, : -len(names)]

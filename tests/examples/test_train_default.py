@@ -1,0 +1,237 @@
+"""The recipe of the embedded default: true examples, training that repeats and that teaches, figures and a card."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from dover_eval import DOVERModel, VideoScorer
+from dover_eval.distortions import ASPECT_OF, distort
+from dover_eval.training import synthetic
+from examples.train_default import measure as measuring
+from examples.train_default import pictures, scenes
+from examples.train_default.__main__ import store_in_half
+from examples.train_default.card import write_card
+from examples.train_default.contents import BEST, WORST, Contents, collate, matches
+from examples.train_default.pictures import Place, Thing
+from examples.train_default.spoil import SPOILED, Camera, badness, spoil
+from examples.train_default.train import TrainingSettings, start_from, train
+
+pytest.importorskip("pytorch_msssim")
+
+
+@pytest.fixture(scope="module")
+def config(small_config):
+    return small_config.replace(windows=2, views=("squash", "fragments"))
+
+
+@pytest.fixture(autouse=True)
+def some_pictures(tmp_path, monkeypatch):
+    """Two places and two things for training, and as many that are held out; those of the recipe need packages."""
+    found = {}
+    for held_out in (False, True):
+        found_places, found_things = [], []
+        for i, (word, colour) in enumerate([("sea", (30, 90, 200)), ("field", (60, 160, 40))]):
+            rng = np.random.default_rng([i, held_out])
+            path = tmp_path / f"{word}{held_out}.png"
+            noise = rng.integers(-25, 25, (60, 80, 3)).repeat(4, 0).repeat(4, 1)
+            Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)).save(path)
+            found_places.append(Place(path, (f"a {word}", f"the {word}"), held_out))
+        for name in ("ball", "box"):
+            picture = Image.new("RGBA", (64, 64))
+            shape = ImageDraw.Draw(picture)
+            (shape.ellipse if name == "ball" else shape.rectangle)((8, 8, 56, 56), fill=(200, 120, 40, 255))
+            path = tmp_path / f"{name}{held_out}.png"
+            picture.save(path)
+            found_things.append(Thing(name, str(path), held_out))
+        found[held_out] = (tuple(found_places), tuple(found_things))
+    monkeypatch.setattr(scenes, "_places", lambda held_out: found[held_out][0])
+    monkeypatch.setattr(scenes, "_things", lambda held_out: found[held_out][1])
+
+
+@pytest.fixture
+def one_thread():
+    """With more, a sum may be split in another place each run."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def a_scene(**changes):
+    place, thing = scenes._places(False)[0], scenes._things(False)[0]
+    return replace(scenes.Scene(place, thing, "red", "left", "one"), **changes)
+
+
+def where_red(frame):
+    """The centre of what is red, (y, x)."""
+    frame = frame.astype(int)
+    red = (frame[..., 0] > 120) & (frame[..., 0] > frame[..., 1] + 60) & (frame[..., 0] > frame[..., 2] + 60)
+    return np.argwhere(red).mean(0), red.sum()
+
+
+@pytest.mark.parametrize(
+    ("motion", "axis", "sign"), [("left", 1, -1), ("right", 1, 1), ("up", 0, -1), ("down", 0, 1), ("still", 0, 0)]
+)
+def test_things_move_as_their_caption_says(motion, axis, sign):
+    frames = scenes.render(a_scene(motion=motion), np.random.default_rng(3), runs=1, length=8)
+    moved = where_red(frames[-1])[0] - where_red(frames[0])[0]
+    if sign == 0:
+        assert np.abs(moved).max() < 2
+    else:
+        assert sign * moved[axis] > 5
+        assert abs(moved[1 - axis]) < 3
+
+
+def test_things_grow_and_come_in_the_number_that_is_said():
+    grown = scenes.render(a_scene(motion="growing"), np.random.default_rng(1), runs=1, length=8)
+    assert where_red(grown[-1])[1] > 1.3 * where_red(grown[0])[1]
+    captions = {scenes.caption(a_scene(number="three"), np.random.default_rng(i)) for i in range(20)}
+    assert all("three red balls" in text for text in captions)
+    assert len(captions) > 5
+
+
+def test_a_near_miss_differs_in_one_thing():
+    scene = a_scene()
+    for attribute in measuring.NEAR:
+        other = scenes.near_miss(scene, np.random.default_rng(0), attribute)
+        assert 0.5 < scene.matches(other) < 1
+        assert getattr(other, attribute) != getattr(scene, attribute)
+    assert scene.matches(scene) == 1
+    drawn = synthetic.random_scene(np.random.default_rng(0))
+    assert matches(scene, drawn) == matches(drawn, scene) == 0
+
+
+def test_spoiling_says_what_it_did():
+    clip = scenes.render(a_scene(), np.random.default_rng(0))
+    seen = set()
+    for seed in range(25):
+        frames, strengths, bad = spoil(clip, Camera(), True, np.random.default_rng(seed))
+        assert frames.dtype == np.uint8
+        seen |= {name for name, strength in strengths.items() if strength}
+        for aspect in SPOILED:
+            strongest = max(strengths[name] for name in ASPECT_OF if ASPECT_OF[name] == aspect)
+            assert 0 <= bad[aspect] <= 1
+            assert (bad[aspect] > 0.02) >= (strongest > 0.05)
+    assert len(seen) > 8
+
+
+def test_badness_is_what_ms_ssim_says():
+    clip = scenes.render(a_scene(), np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    rising = [badness(clip, distort(clip, "blur", strength, rng)) for strength in (0.0, 0.2, 0.5, 1.0)]
+    assert rising[0] == 0
+    assert rising == sorted(rising)
+    assert rising[-1] > 0.2
+
+
+def test_batches_pair_every_clip_with_every_prompt(config):
+    contents = list(Contents(config, 3, seed=0, variants=2))
+    batch = collate(contents)
+    assert batch.frames.shape == (6, 2, 3, 4, 32, 48)
+    assert batch.targets.shape == (6, 6, 4)
+    assert batch.weights.sum(1).tolist() == pytest.approx([1] * 6)
+    own = torch.arange(6) // 2
+    for clip in range(6):
+        assert batch.fits[clip, 2 * own[clip]]  # its caption
+        assert not batch.fits[clip, 2 * own[clip] + 1]  # the one with a word wrong
+        assert batch.targets[clip, 2 * own[clip], 1] == pytest.approx(BEST)
+        assert batch.targets[clip, 2 * own[clip] + 1, 1] < BEST - 0.5
+    for column, aspect in ((0, 0), (2, 1), (3, 2)):  # quality does not hang on the prompt
+        bad = torch.cat([content.bad for content in contents])[:, aspect]
+        torch.testing.assert_close(batch.targets[:, 0, column], BEST - (BEST - WORST) * bad)
+        assert (batch.targets[:, :, column] == batch.targets[:, :1, column]).all()
+
+
+def test_contents_do_not_depend_on_the_worker(config):
+    data = Contents(config, 4, seed=5)
+    assert torch.equal(list(data)[3].frames, data.content(3).frames)
+    assert not torch.equal(data.content(2).frames, data.content(3).frames)
+
+
+def run(config, steps):
+    torch.manual_seed(0)
+    model = DOVERModel(None, config=config)
+    return train(model, TrainingSettings(steps, contents=2, variants=2, workers=0, readout_contents=6))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_the_same_seed_gives_the_same_weights(config):
+    """Up to rounding, which depends on where in memory a sum's terms lie."""
+    first, second = run(config, 2), run(config, 2)
+    differences = [(a - b).abs().mean() for a, b in zip(first.parameters(), second.parameters(), strict=True)]
+    assert torch.stack(differences).max() < 2e-4
+    torch.manual_seed(1)
+    other = DOVERModel(None, config=config)
+    assert (other.fusion.query.weight - first.fusion.query.weight).abs().mean() > 0.01
+    assert not first.training
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_it_learns(config, monkeypatch):
+    """Shown the same two scenes again and again, it comes to know their scores."""
+    made = [Contents(config, 2, seed=3, variants=2).content(i) for i in range(2)]
+    monkeypatch.setattr(Contents, "content", lambda self, index: made[index % 2])
+    batch = collate(made)
+    torch.manual_seed(0)
+    model = DOVERModel(None, config=config).eval()
+
+    def error():
+        text = model.text_encoder.encode_batch(batch.prompts)
+        with torch.no_grad():
+            return (model.score_encoded(batch.frames, text)[:, :4] - batch.targets.diagonal().T).abs().mean().item()
+
+    before = error()
+    settings = TrainingSettings(
+        80, contents=2, variants=2, workers=0, learning_rate=3e-3, backbone_rate=1, ema_decay=0.8, readout_contents=4
+    )
+    train(model, settings)
+    assert error() < 0.6 * before
+
+
+def test_a_start_is_taken_where_it_fits(config, small_config, tmp_path):
+    before = DOVERModel(None, config=small_config)
+    before.save_pretrained(tmp_path)
+    model = DOVERModel(None, config=config)
+    said = start_from(model, tmp_path / "model.safetensors")
+    assert "dover_model.statistics_projection.weight" in said  # of two views, not of one
+    assert torch.equal(model.fusion.query.weight, before.fusion.query.weight)
+
+
+@pytest.mark.slow
+def test_measuring_and_the_card(config, tmp_path):
+    """Of a model that knows nothing: the card says so in figures."""
+    model = DOVERModel(None, config=config)
+    model.save_pretrained(tmp_path)
+    store_in_half(tmp_path)
+    scorer = VideoScorer.from_pretrained(tmp_path, device="cpu")
+    figures = measuring.measure(scorer, 3)
+    assert set(figures["defects"]) == set(ASPECT_OF)
+    for told in figures["captions"].values():
+        assert 0 <= told["low"] <= told["mean"] <= told["high"] <= 1
+    training = {"steps": 1, "contents": 2, "variants": 3, "seed": 0, "minutes": 0.1, "device": "a CPU"}
+    write_card(tmp_path, scorer, json.loads(json.dumps(figures)), training | {"things": 4, "places": 5})
+    card = (tmp_path / "README.md").read_text()
+    assert "No human rated anything" in card
+    assert f"| blur | Traditional | {figures['defects']['blur']['rank']['mean']:.2f} (" in card
+
+
+def test_the_pictures_of_the_packages(tmp_path):
+    """Everything that the recipe names is there, with words, and apart for training and for measuring."""
+    try:
+        everywhere, everything = pictures.places(), pictures.things()
+    except pictures.PicturesMissing as missing:
+        pytest.skip(str(missing))
+    assert {place.held_out for place in everywhere} == {True, False}
+    trained = {thing.name for thing in everything if not thing.held_out}
+    assert not trained & {thing.name for thing in everything if thing.held_out}
+    assert {"pizza", "bicycle"} <= trained | {thing.name for thing in everything}
+    for thing in everything[::50]:
+        assert pictures.load_thing(thing)[..., 3].max() > 0.5, thing
