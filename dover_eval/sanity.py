@@ -27,6 +27,7 @@ CRFS = (23, 30, 37, 44, 51)
 SHORT_SIDE = 360  # larger clips are shrunk first: spoiling 4K pixels costs minutes, and scorers shrink them anyway
 RANK, FALL, SHARE = 0.8, 0.05, 0.75
 SAME = 1e-4  # scores closer than this are one number
+BLOWN, UNBLOWN = 250, 0.02  # values that are blown out, and a share of them that is too small to be a fault
 UNSEEN = 0.25  # a defect that changes pixels by less than this, of 255, is not there (a frozen still, say)
 
 CONTRARIES = (
@@ -205,11 +206,11 @@ def _check_defect(
         # One seed a clip, so that a stronger defect is more of the same and not another draw.
         rng = lambda i=i: np.random.default_rng([seed, i])
         spoiled = [h264(clip, int(v)) if name == "h264" else distort(clip, name, v, rng()) for v in levels]
-        if np.abs(spoiled[-1].astype(np.int16) - clip).mean() >= UNSEEN:
+        if _shows(name, clip, spoiled[-1]):
             found = _score(scorer, spoiled, [texts[i]] * len(levels))
             scores.append(np.concatenate([untouched[i : i + 1], found]))
     if not scores:
-        reason = "changes none of these clips (do they move?)"
+        reason = "harms none of these clips (do they move, are they bright?)"
         return CheckResult(name, aspect, labels, 0, reason=reason), np.empty((0, len(SCORE_NAMES)))
     table = np.stack(scores)  # (clips, levels, 5)
     own = table[:, :, SCORE_NAMES.index(aspect)]
@@ -217,6 +218,13 @@ def _check_defect(
     return _judge(name, aspect, labels, table, rank, RANK, "not steadily (rank correlation {:.2f})"), table[
         :, 1:
     ].reshape(-1, len(SCORE_NAMES))
+
+
+def _shows(defect: str, clip: Frames, spoiled: Frames) -> bool:
+    """Whether the defect is there: frames dropped from a still are not, and more light in the dark does no harm."""
+    if defect == "overexpose" and (spoiled >= BLOWN).mean() - (clip >= BLOWN).mean() < UNBLOWN:
+        return False
+    return bool(np.abs(spoiled.astype(np.int16) - clip).mean() >= UNSEEN)
 
 
 def _check_prompts(

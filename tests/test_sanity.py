@@ -215,3 +215,11 @@ def test_what_was_not_understood_ends_with_two(dover, monkeypatch, tmp_path, arg
     result = dover(*arguments)
     assert result.exit_code == 2
     assert words in " ".join(result.stderr.split())
+
+
+def test_more_light_in_the_dark_is_no_overexposure(drawn):
+    clips, prompts = drawn
+    dark = [clip // 12 for clip in clips]
+    (check,) = check_scorer(Measuring(clips, prompts), dark, prompts, defects=["overexpose"]).checks[:1]
+    assert check.status == "skipped"
+    assert "are they bright?" in check.reason

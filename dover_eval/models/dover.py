@@ -90,7 +90,8 @@ class DOVERModelSimple(nn.Module, _HubModel, **HUB):
         self.technical_head = QualityHead(dim, config.head_hidden)
         self.projection = nn.Linear(dim, config.feature_dim)
         if config.statistics:
-            moments = 4 * (2 + len(config.signals) + sum(config.dims)) * len(config.views)
+            channels = 2 + len(config.signals) + sum(config.dims)
+            moments = StatisticsPool.MOMENTS * channels * len(config.views)
             self.statistics = StatisticsPool(moments)
             self.statistics_projection = nn.Linear(moments, config.feature_dim)
         if device is not None:

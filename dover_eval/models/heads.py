@@ -33,7 +33,9 @@ class StatisticsPool(nn.Module):
     that a batch of one trains, and a clip never depends on its batch.
     """
 
+    MOMENTS = 6  # a channel
     FLOOR = 1e-6
+    DETAIL_FLOOR = 1e-4
     MOMENTUM = 0.02
     LIMIT = 10.0
     center: Tensor
@@ -63,21 +65,23 @@ class StatisticsPool(nn.Module):
         self.fitted.fill_(1)
 
     def raw(self, maps: list[Tensor]) -> Tensor:
-        """(B, 4 x the channels of all maps), fp32, of maps (B,C,T,H,W).
+        """(B, MOMENTS x the channels of all maps), fp32, of maps (B,C,T,H,W).
 
-        Of each the mean, and the logarithms of the variance, of the mean squared first difference in time, and of the
-        second. A clip too short for a difference has the floor there.
+        Of each channel the mean; the logarithm of the variance; the mean logarithm of the squared deviations, which
+        falls behind where flat areas replace detail; the logarithms of the mean squared first difference in time and
+        of the second; and the mean logarithm of the first, which falls behind where frames stand still.
+        A clip too short for a difference has the floor there.
         """
         moments = []
         for x in maps:
             x = x.float()
-            frames = x.mean(dim=(3, 4))
-            moments += [frames.mean(dim=2), self._log(x.var(dim=(2, 3, 4), correction=0))]
-            for order in (1, 2):
-                if x.shape[2] > order:
-                    moments.append(self._log(x.diff(n=order, dim=2).square().mean(dim=(2, 3, 4))))
-                else:
-                    moments.append(self._log(torch.zeros_like(frames[:, :, 0])))
+            mean = x.mean(dim=(2, 3, 4), keepdim=True)
+            deviations = (x - mean).square()
+            moments += [mean.flatten(1), self._log(deviations.mean(dim=(2, 3, 4)))]
+            moments.append(torch.log(deviations + self.DETAIL_FLOOR).mean(dim=(2, 3, 4)))
+            first, second = (x.diff(n=order, dim=2).square().mean(dim=(3, 4)) for order in (1, 2))
+            moments += [self._log(_mean_or_zero(first)), self._log(_mean_or_zero(second))]
+            moments.append(_mean_or_zero(self._log(first)) if first.shape[2] else self._log(_mean_or_zero(first)))
         return torch.cat(moments, dim=1)
 
     def _log(self, x: Tensor) -> Tensor:
@@ -89,6 +93,11 @@ class StatisticsPool(nn.Module):
         if len(raw) > 1:
             self.scale.lerp_(raw.std(dim=0).clamp_min(1e-2), momentum)
             self.fitted.fill_(1)
+
+
+def _mean_or_zero(x: Tensor) -> Tensor:
+    """The mean of (B,C,T) over time, zero where there is none."""
+    return x.mean(dim=2) if x.shape[2] else x.new_zeros(x.shape[:2])
 
 
 class MOSPredictor(nn.Module):

@@ -32,15 +32,15 @@ def test_overall_follows_the_weights():
 
 
 def test_statistics_standardise_what_they_saw_and_do_not_depend_on_the_batch():
-    pool = StatisticsPool(4 * (3 + 5)).train()
+    pool = StatisticsPool(6 * (3 + 5)).train()
     maps = [torch.randn(16, 3, 4, 6, 6) * 3 + 1, torch.randn(16, 5, 4, 3, 3)]
     pool(pool.raw(maps))
     seen = pool.eval()(pool.raw(maps))
-    assert seen.shape == (16, 32)
+    assert seen.shape == (16, 48)
     assert seen.mean(0).abs().max() < 1e-4
     torch.testing.assert_close(pool(pool.raw([m[3:4] for m in maps])), seen[3:4])
 
 
 def test_statistics_of_one_frame_are_finite():
-    pool = StatisticsPool(4 * 3).train()
+    pool = StatisticsPool(6 * 3).train()
     assert pool(pool.raw([torch.randn(1, 3, 1, 4, 4)])).isfinite().all()
