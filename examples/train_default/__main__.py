@@ -1,7 +1,7 @@
-"""Makes the embedded default: moves and spoils pictures, trains `nano`, measures it on others, writes the card.
+"""Makes the embedded default: moves and spoils pictures, teaches `nano`, measures it on others, writes the card.
 
-    python -m examples.train_default out/default                       # hours on two CPU cores
-    python -m examples.train_default out/default --steps 20 --scenes 4  # a look at the whole path
+    python -m examples.train_default out/default                                      # two hours on two CPU cores
+    python -m examples.train_default out/try --contents 50 --steps 20 --scenes 3      # a look at the whole path
 
 `README.md` beside this file says what to install first. The folder can go into `dover_eval/assets` as it is. Seeded:
 a run on the same machine repeats up to rounding.
@@ -25,6 +25,7 @@ from dover_eval.cli.score import find_videos, match_prompts, read_prompts
 from dover_eval.sanity import check_scorer, load_clip
 from examples.train_default import pictures
 from examples.train_default.card import write_card
+from examples.train_default.features import make
 from examples.train_default.measure import measure
 from examples.train_default.train import TrainingSettings, start_from, train
 
@@ -38,60 +39,69 @@ def store_in_half(folder: Path) -> None:
     save_file({name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in state.items()}, path)
 
 
-def device_name() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{torch.get_num_threads()} thread(s) of a CPU ({torch.backends.cpu.get_cpu_capability()})"
+def make_default(folder: Path, start: Path | None, settings: TrainingSettings, processes: int) -> DOVERModel:
+    """A trained `nano`; what its backbone saw stays in `folder`/seen, so that a stopped run goes on."""
+    torch.manual_seed(settings.seed)
+    model = DOVERModel(None, config="nano").eval()
+    if start:
+        logger.info("%s", start_from(model, start))
+    seen = make(
+        model,
+        folder / "seen",
+        settings.contents,
+        seed=settings.seed,
+        variants=settings.variants,
+        processes=processes,
+    )
+    return train(model, seen, settings)
 
 
-def real_clips(scorer: VideoScorer, folder: Path, prompts: Path, title: str) -> dict[str, Any]:
-    """`dover-eval sanity`'s report of the clips in `folder`."""
+def real_clips(scorer: VideoScorer, folder: Path, title: str) -> dict[str, Any]:
+    """`dover-eval sanity`'s report of the clips in `folder`, with the prompts of its prompts.csv."""
     files = find_videos([str(folder)])
     clips = [load_clip(path, scorer.decode) for path in files]
-    return {"title": title} | check_scorer(scorer, clips, match_prompts(files, read_prompts(prompts))).to_dict()
+    return {"title": title} | check_scorer(
+        scorer, clips, match_prompts(files, read_prompts(folder / "prompts.csv"))
+    ).to_dict()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--start", type=Path, help="a model.safetensors to begin with, where its tensors fit")
+    parser.add_argument("--contents", type=int, default=TrainingSettings.contents)
     parser.add_argument("--steps", type=int, default=TrainingSettings.steps)
-    parser.add_argument("--workers", type=int, default=TrainingSettings.workers)
     parser.add_argument("--seed", type=int, default=TrainingSettings.seed)
+    parser.add_argument("--processes", type=int, default=2, help="that make and look at clips")
     parser.add_argument("--scenes", type=int, default=24, help="held-out scenes to measure with")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--real", type=Path, help="a folder of real clips with a prompts.csv, for the card")
     parser.add_argument("--real-title", default="Real clips", help="what the card calls them")
     parser.add_argument("--measure-only", action="store_true", help="measure the checkpoint in the folder again")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(1)
     pictures.places(), pictures.things()  # what is missing is said now and not in a worker
 
     record = arguments.folder / "training.json"
     if not arguments.measure_only:
-        settings = TrainingSettings(steps=arguments.steps, workers=arguments.workers, seed=arguments.seed)
-        torch.manual_seed(arguments.seed)
-        model = DOVERModel(None, config="nano", device="cuda" if torch.cuda.is_available() else "cpu")
-        if arguments.start:
-            logger.info("%s", start_from(model, arguments.start))
+        settings = TrainingSettings(contents=arguments.contents, steps=arguments.steps, seed=arguments.seed)
         started = time.monotonic()
-        model = train(model, settings)
+        model = make_default(arguments.folder, arguments.start, settings, arguments.processes)
         model.save_pretrained(arguments.folder)
         store_in_half(arguments.folder)
         told = asdict(settings) | {
-            "minutes": round((time.monotonic() - started) / 60, 1),
             "start": str(arguments.start) if arguments.start else None,
-            "device": device_name(),
+            "minutes": round((time.monotonic() - started) / 60, 1),
+            "device": f"{arguments.processes} processes on a CPU ({torch.backends.cpu.get_cpu_capability()})",
             "things": sum(not thing.held_out for thing in pictures.things()),
             "places": sum(not place.held_out for place in pictures.places()),
         }
         record.write_text(json.dumps(told, indent=1) + "\n")
 
-    scorer = VideoScorer.from_pretrained(arguments.folder)
+    scorer = VideoScorer.from_pretrained(arguments.folder, device="cpu")
     figures = {"weights": scorer.fingerprint.weights} | measure(scorer, arguments.scenes)
     if arguments.real:
-        figures["real"] = real_clips(scorer, arguments.real, arguments.real / "prompts.csv", arguments.real_title)
+        figures["real"] = real_clips(scorer, arguments.real, arguments.real_title)
     (arguments.folder / "heldout.json").write_text(json.dumps(figures, indent=1) + "\n")
     write_card(arguments.folder, scorer, figures, json.loads(record.read_text()))
 

@@ -98,12 +98,12 @@ def write_card(folder: Path, scorer: VideoScorer, figures: Mapping[str, Any], tr
         sha256=scorer.model.text_encoder.sha256,
         semantics=semantics.name if semantics else "none",
         semantics_sha256=semantics.sha256 if semantics else "none",
-        clips=training["steps"] * training["contents"] * training["variants"],
+        clips=training["contents"] * training["variants"],
         things=training["things"],
         places=training["places"],
         drawn=DRAWN,
-        settings=f"{training['steps']} steps, seed {training['seed']}, {training['minutes']} minutes on "
-        f"{training['device']}.{start}",
+        settings=f"{training['contents']:,} scenes, {training['steps']} steps, seed {training['seed']}, "
+        f"{training['minutes']} minutes on {training['device']}.{start}",
         best=BEST,
         worst=WORST,
         scenes=figures["scenes"],

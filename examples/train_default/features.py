@@ -17,15 +17,13 @@ from dover_eval.config import DOVERConfig
 from dover_eval.models.dover import DOVERModel
 from examples.train_default.contents import AnyScene, Content, make_content
 
-SHARD = 50  # contents a file
-
 
 @dataclass(frozen=True)
 class Seen:
     """A content without its frames: V versions through the backbone.
 
-    moments (V,M), raw; pooled (V,views,C), the mean of the last stage; places (V,N,C) of the whole frame; semantics (V,S)
-    or None; defects (V,D) and bad (V,3) as `Content` has them.
+    moments (V,M), raw; pooled (V,views,C), the mean of the last stage; places (V,N,C) of the whole frame; semantics
+    (V,S) or None; defects (V,D) and bad (V,3) as `Content` has them.
     """
 
     scene: AnyScene
@@ -57,26 +55,30 @@ def look(model: DOVERModel, content: Content) -> Seen:
     )
 
 
-def make(model: DOVERModel, folder: Path, count: int, *, seed: int, variants: int, processes: int) -> list[Seen]:
-    """`count` contents of `seed` as `model` sees them; shards that `folder` already has are not made again."""
+def make(
+    model: DOVERModel, folder: Path, count: int, *, seed: int, variants: int, processes: int, shard: int = 50
+) -> list[Seen]:
+    """`count` contents of `seed` as `model` sees them, `shard` a file; files that `folder` has are not made again."""
     folder.mkdir(parents=True, exist_ok=True)
-    shards = range(-(-count // SHARD))
+    shards = range(-(-count // shard))
     missing = [i for i in shards if not _path(folder, i).exists()]
     if missing:
         weights = folder / "backbone.pt"
         torch.save(model.state_dict(), weights)
-        jobs = [(model.config, weights, folder, missing[k::processes], seed, variants) for k in range(processes)]
+        jobs = [(model.config, weights, folder, missing[k::processes], shard, seed, variants) for k in range(processes)]
         with multiprocessing.get_context("spawn").Pool(processes) as pool:
             pool.starmap(_make_shards, jobs)
     return [seen for i in shards for seen in torch.load(_path(folder, i), weights_only=False)][:count]
 
 
-def _make_shards(config: DOVERConfig, weights: Path, folder: Path, shards: list[int], seed: int, variants: int) -> None:
+def _make_shards(
+    config: DOVERConfig, weights: Path, folder: Path, shards: list[int], size: int, seed: int, variants: int
+) -> None:
     torch.set_num_threads(1)
     model = DOVERModel(None, config=config).eval()
     model.load_state_dict(torch.load(weights, weights_only=True))
     for shard in shards:
-        indices = range(shard * SHARD, (shard + 1) * SHARD)
+        indices = range(shard * size, (shard + 1) * size)
         seen = [look(model, make_content(config, i, seed=seed, variants=variants)) for i in indices]
         unfinished = _path(folder, shard).with_suffix(".part")
         torch.save(seen, unfinished)

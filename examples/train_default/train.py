@@ -178,7 +178,7 @@ def losses_of(model: DOVERModel, seen: Sequence[Seen], rng: np.random.Generator,
     wanted = BEST - (BEST - WORST) * torch.cat([s.bad for s in seen])
     aligned = torch.where(fits, torch.tensor(BEST), WORST + 2.4 * share)
 
-    video = _video(model, seen, noise)
+    video = video_of(model, seen, noise)
     captions = which.shape[1]
     by_clip = lambda x: x.repeat_interleave(captions, dim=0)
     by_caption = lambda x: x[which.flatten()]
@@ -214,7 +214,7 @@ def losses_of(model: DOVERModel, seen: Sequence[Seen], rng: np.random.Generator,
     }
 
 
-def _video(model: DOVERModel, seen: Sequence[Seen], noise: float) -> dict[str, Tensor]:
+def video_of(model: DOVERModel, seen: Sequence[Seen], noise: float) -> dict[str, Tensor]:
     """What `DOVERModelSimple` makes of its backbone's output, from what was kept of that."""
     video = model.dover_model
     pooled = torch.cat([s.pooled for s in seen])

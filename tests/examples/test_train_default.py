@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 
@@ -17,10 +18,11 @@ from examples.train_default import measure as measuring
 from examples.train_default import pictures, scenes
 from examples.train_default.__main__ import store_in_half
 from examples.train_default.card import write_card
-from examples.train_default.contents import BEST, WORST, Contents, collate, matches
+from examples.train_default.contents import make_content, matches
+from examples.train_default.features import look, make
 from examples.train_default.pictures import Place, Thing
 from examples.train_default.spoil import SPOILED, Camera, badness, spoil
-from examples.train_default.train import TrainingSettings, start_from, train
+from examples.train_default.train import TrainingSettings, losses_of, start_from, train, video_of
 
 pytest.importorskip("pytorch_msssim")
 
@@ -130,70 +132,73 @@ def test_badness_is_what_ms_ssim_says():
     assert rising[-1] > 0.2
 
 
-def test_batches_pair_every_clip_with_every_prompt(config):
-    contents = list(Contents(config, 3, seed=0, variants=2))
-    batch = collate(contents)
-    assert batch.frames.shape == (6, 2, 3, 4, 32, 48)
-    assert batch.targets.shape == (6, 6, 4)
-    assert batch.weights.sum(1).tolist() == pytest.approx([1] * 6)
-    own = torch.arange(6) // 2
-    for clip in range(6):
-        assert batch.fits[clip, 2 * own[clip]]  # its caption
-        assert not batch.fits[clip, 2 * own[clip] + 1]  # the one with a word wrong
-        assert batch.targets[clip, 2 * own[clip], 1] == pytest.approx(BEST)
-        assert batch.targets[clip, 2 * own[clip] + 1, 1] < BEST - 0.5
-    for column, aspect in ((0, 0), (2, 1), (3, 2)):  # quality does not hang on the prompt
-        bad = torch.cat([content.bad for content in contents])[:, aspect]
-        torch.testing.assert_close(batch.targets[:, 0, column], BEST - (BEST - WORST) * bad)
-        assert (batch.targets[:, :, column] == batch.targets[:, :1, column]).all()
+def test_contents_are_the_same_every_time(config):
+    first, again, other = (make_content(config, i, seed=5) for i in (3, 3, 2))
+    assert first.frames.shape == (3, 2, 3, 4, 32, 48)
+    assert torch.equal(first.frames, again.frames)
+    assert not torch.equal(first.frames, other.frames)
 
 
-def test_contents_do_not_depend_on_the_worker(config):
-    data = Contents(config, 4, seed=5)
-    assert torch.equal(list(data)[3].frames, data.content(3).frames)
-    assert not torch.equal(data.content(2).frames, data.content(3).frames)
-
-
-def run(config, steps):
-    torch.manual_seed(0)
-    model = DOVERModel(None, config=config)
-    return train(model, TrainingSettings(steps, contents=2, variants=2, workers=0, readout_contents=6))
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("one_thread")
-def test_the_same_seed_gives_the_same_weights(config):
-    """Up to rounding, which depends on where in memory a sum's terms lie."""
-    first, second = run(config, 2), run(config, 2)
-    differences = [(a - b).abs().mean() for a, b in zip(first.parameters(), second.parameters(), strict=True)]
-    assert torch.stack(differences).max() < 2e-4
-    torch.manual_seed(1)
-    other = DOVERModel(None, config=config)
-    assert (other.fusion.query.weight - first.fusion.query.weight).abs().mean() > 0.01
-    assert not first.training
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("one_thread")
-def test_it_learns(config, monkeypatch):
-    """Shown the same two scenes again and again, it comes to know their scores."""
-    made = [Contents(config, 2, seed=3, variants=2).content(i) for i in range(2)]
-    monkeypatch.setattr(Contents, "content", lambda self, index: made[index % 2])
-    batch = collate(made)
+@pytest.fixture(scope="module")
+def made(config):
+    """Eight drawn contents, as a model that knows nothing sees them."""
     torch.manual_seed(0)
     model = DOVERModel(None, config=config).eval()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("examples.train_default.contents.DRAWN", 1.0)
+        return model, [look(model, make_content(config, i, seed=1)) for i in range(8)]
 
-    def error():
-        text = model.text_encoder.encode_batch(batch.prompts)
-        with torch.no_grad():
-            return (model.score_encoded(batch.frames, text)[:, :4] - batch.targets.diagonal().T).abs().mean().item()
 
-    before = error()
-    settings = TrainingSettings(
-        80, contents=2, variants=2, workers=0, learning_rate=3e-3, backbone_rate=1, ema_decay=0.8, readout_contents=4
-    )
-    train(model, settings)
-    assert error() < 0.6 * before
+def test_what_was_kept_stands_for_the_frames(made, config, monkeypatch):
+    """Features and tokens from the files are those of the model on the clips."""
+    monkeypatch.setattr("examples.train_default.contents.DRAWN", 1.0)
+    model, seen = made
+    with torch.no_grad():
+        whole = model.dover_model(make_content(config, 2, seed=1).frames)
+        kept = video_of(model, seen[2:3], 0.0)
+    torch.testing.assert_close(kept["features"], whole["features"], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(kept["tokens"], whole["tokens"], rtol=1e-2, atol=1e-2)
+
+
+def settings_of(steps, **changes):
+    return TrainingSettings(contents=8, steps=steps, batch=4, held_back=0.2, **changes)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_training_learns_and_leaves_the_backbone(made):
+    model, seen = copy.deepcopy(made[0]), made[1]
+    loss = lambda: sum(losses_of(model, seen, np.random.default_rng(0), 0.0).values()).item()
+    before, backbone = loss(), copy.deepcopy(model.dover_model.backbone.state_dict())
+    train(model, seen, settings_of(60, ema_decay=0.8, learning_rate=3e-3))
+    assert loss() < 0.7 * before
+    assert not model.training
+    for name, value in model.dover_model.backbone.state_dict().items():
+        assert torch.equal(value, backbone[name]), name
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_same_seed_gives_the_same_weights(made):
+    """Up to rounding, which depends on where in memory a sum's terms lie."""
+    first, second = (train(copy.deepcopy(made[0]), made[1], settings_of(3)) for _ in range(2))
+    differences = [(a - b).abs().mean() for a, b in zip(first.parameters(), second.parameters(), strict=True)]
+    assert torch.stack(differences).max() < 2e-4
+
+
+@pytest.mark.slow
+def test_features_are_made_by_processes_and_made_once(config, tmp_path):
+    """With the recipe's own pictures: other processes know no others."""
+    try:
+        pictures.places(), pictures.things()
+    except pictures.PicturesMissing as missing:
+        pytest.skip(str(missing))
+    torch.manual_seed(0)
+    model = DOVERModel(None, config=config).eval()
+    first = make(model, tmp_path, 3, seed=0, variants=2, processes=2, shard=2)
+    assert len(first) == 3
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("seen-*.pt")}
+    again = make(model, tmp_path, 3, seed=0, variants=2, processes=2, shard=2)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("seen-*.pt")} == stamps
+    assert torch.equal(first[2].moments, again[2].moments)
 
 
 def test_a_start_is_taken_where_it_fits(config, small_config, tmp_path):
