@@ -31,7 +31,7 @@ class DOVERConfig:
     Heads
         head_hidden: hidden channels of the aesthetic and the technical head.
         feature_dim: D of the features that go into the fusion.
-        statistics: whether the features read, beside the mean of the last stage, moments of every stage.
+        statistics: whether the features read, beside the mean of the last stage, moments of the others.
         token_grid: most (time, height, width) places that the cross-attention looks at.
         fusion_dim, mos_dim: hidden sizes of the fusion and of the MOS head.
     Text

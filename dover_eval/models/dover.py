@@ -90,7 +90,7 @@ class DOVERModelSimple(nn.Module, _HubModel, **HUB):
         self.technical_head = QualityHead(dim, config.head_hidden)
         self.projection = nn.Linear(dim, config.feature_dim)
         if config.statistics:
-            channels = 2 + len(config.signals) + sum(config.dims)
+            channels = 2 + len(config.signals) + sum(config.dims[:-1])
             moments = StatisticsPool.MOMENTS * channels * len(config.views)
             self.statistics = StatisticsPool(moments)
             self.statistics_projection = nn.Linear(moments, config.feature_dim)
@@ -148,9 +148,12 @@ class DOVERModelSimple(nn.Module, _HubModel, **HUB):
         return [x.unflatten(0, (*given, runs)) for x in self.backbone.forward_stages(frames)]
 
     def moments(self, stages: list[Tensor]) -> Tensor:
-        """The statistics (B,M) of `forward_stages`' maps, before they are standardised: by view, the mean over runs."""
+        """The statistics (B,M) of `forward_stages`' maps, before they are standardised: by view, the mean over runs.
+
+        Of the last stage there are none: they tell defects no better (bench/results/default-ablation.json).
+        """
         batch, views, runs = stages[0].shape[:3]
-        raw = self.statistics.raw([x.flatten(0, 2) for x in stages[:-1]])
+        raw = self.statistics.raw([x.flatten(0, 2) for x in stages[:-2]])
         by_view = raw.unflatten(0, (batch, views, runs)).mean(dim=2)
         return by_view.expand(-1, len(self.config.views), -1).flatten(1)
 

@@ -26,7 +26,7 @@ class QualityHead(nn.Module):
 
 
 class StatisticsPool(nn.Module):
-    """Moments of every stage over space and time: where distortion shows before semantics do.
+    """Moments of maps over space and time: where distortion shows before semantics do.
 
     `raw` takes them from maps; `forward` standardises (B,size) of them, to within +-LIMIT, fp32, by `center` and
     `scale`, running means over the batches seen in training. Unlike a batch norm's they are used in training too, so

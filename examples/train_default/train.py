@@ -121,8 +121,8 @@ def _fit_statistics(
 ) -> None:
     pool = model.dover_model.statistics
     pool.fit(moments)
-    x = _within(pool.standardise(moments).double(), variants)
-    y = _within(wanted.double(), variants)
+    x = within(pool.standardise(moments).double(), variants)
+    y = within(wanted.double(), variants)
     solution = torch.linalg.solve(x.T @ x + settings.ridge * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y)
     scaled = settings.readout_scale * solution / (x @ solution).std(dim=0).clamp_min(1e-6)
     count = y.shape[1]
@@ -158,7 +158,7 @@ def _nouns(scene: object) -> str:
     return caption(scene, np.random.default_rng(0), "none")  # type: ignore[arg-type]
 
 
-def _within(x: Tensor, variants: int) -> Tensor:
+def within(x: Tensor, variants: int) -> Tensor:
     """Rows less the mean of their content's, `variants` rows a content."""
     grouped = x.unflatten(0, (-1, variants))
     return (grouped - grouped.mean(dim=1, keepdim=True)).flatten(0, 1)
@@ -199,12 +199,12 @@ def losses_of(model: DOVERModel, seen: Sequence[Seen], rng: np.random.Generator,
     return {
         "quality": 3 * F.smooth_l1_loss(quality, wanted[:, None].expand_as(quality), beta=0.5),
         # Between the versions of one scene the defect is all there is to see: this is what teaches the scale.
-        "within": 6 * F.smooth_l1_loss(_within(means, variants), _within(wanted, variants), beta=0.25),
+        "within": 6 * F.smooth_l1_loss(within(means, variants), within(wanted, variants), beta=0.25),
         "rank": torch.stack([rank_loss(means[:, i], wanted[:, i]) for i in range(len(QUALITY))]).mean(),
         "alignment": F.smooth_l1_loss(alignment, aligned, beta=0.5),
         "matching": F.cross_entropy(2 * logits[..., ALIGNMENT], torch.zeros(len(logits), dtype=torch.long)),
         # A version is no other scene: its defects must not move Alignment.
-        "invariance": 4 * _within(alignment, variants).abs().mean(),
+        "invariance": 4 * within(alignment, variants).abs().mean(),
         "weights": weights_loss(weights, asked),
         "heads": 0.3
         * (
