@@ -49,12 +49,11 @@ def run_case(preset: str) -> dict[str, Any]:
 
     from dover_eval import DOVERConfig, DOVERModel, VideoScorer
     from dover_eval.config import MINILM
-    from dover_eval.video.decode import decode_clip
 
     torch.manual_seed(0)
     config = DOVERConfig.resolve(preset).replace(text_encoder_name=MINILM, text_dim=384, **CASES[preset])
     scorer = VideoScorer(DOVERModel(None, config=config))
-    clip = decode_clip(CLIP, config.num_frames).frames
+    clip = scorer.decode(CLIP)
     frames = scorer.prepare(clip)[None]
     prompt = ["a pink star spinning in front of a starry night sky"]
 
@@ -67,8 +66,9 @@ def run_case(preset: str) -> dict[str, Any]:
     result: dict[str, Any] = {
         "preset": preset,
         "frames": [config.num_frames, *config.frame_size],
+        "views": config.views,
         "parameters": sum(p.numel() for p in scorer.model.parameters()),
-        "decode": measure(lambda: decode_clip(CLIP, config.num_frames)),
+        "decode": measure(lambda: scorer.decode(CLIP)),
         "prepare": measure(lambda: scorer.prepare(clip)),
         "model": measure(model),
         "score_file": measure(lambda: scorer.score(CLIP, prompt)),
