@@ -118,7 +118,9 @@ class DOVERModelSimple(nn.Module, _HubModel, **HUB):
         frames_, height, width = (
             min(size, most) for size, most in zip(features.shape[2:], self.config.token_grid, strict=True)
         )
-        places = F.adaptive_avg_pool3d(features, (frames_, height, width)).flatten(2).transpose(1, 2)
+        # Contiguous: of a strided operand PyTorch takes another product where the weights ask for gradients than where
+        # they do not, and the two round differently.
+        places = F.adaptive_avg_pool3d(features, (frames_, height, width)).flatten(2).transpose(1, 2).contiguous()
         pooled = self.projection(features.mean(dim=(2, 3, 4)))
         if self.config.statistics:
             pooled = pooled + self.statistics_projection(self.statistics(self.moments(stages)).to(pooled.dtype))

@@ -64,7 +64,7 @@ def test_threads_agree(encoder):
 
 def test_it_pickles(encoder):
     copy = pickle.loads(pickle.dumps(encoder))
-    torch.testing.assert_close(copy(["a cat"]).pooled, encoder(["a cat"]).pooled, atol=1e-6, rtol=0)
+    assert torch.equal(copy(["a cat"]).pooled, encoder(["a cat"]).pooled)
 
 
 @pytest.mark.parametrize("prompts", [[], [""], ["a cat", "  "], [None]])
