@@ -65,18 +65,22 @@ def cases(C: int, k_t: int, dtype: str) -> Iterator[Case]:
     for role in roles:
         tiles = launch.candidates(role, C, k_t, itemsize)
         for tile, even in [*((tile, True) for tile in tiles), (launch.fits(tiles, 1)[0], False)]:
-            constants = {"C": C, "KT": k_t, "K": 7, "R": tile.R, "BP": tile.BP, "BC": tile.BC, "EVEN": even}
-            if role == "weight_gradient":
-                yield Case(role, kernels.weight_gradient_kernel, constants, dtype, tile.num_warps)
-                continue
-            norm = tile.NC * tile.BC == C and role != "input_gradient"
-            save = role == "training" or not norm
-            constants |= {"NC": tile.NC, "FLIP": role == "input_gradient", "NORM": norm, "SAVE": save}
-            yield Case(role, kernels.convolution_kernel, constants, dtype, tile.num_warps)
+            yield march(role, tile, C, k_t, dtype, even)
     config = launch.normalize_config(C)
     num_warps = config.pop("num_warps")
     yield Case("layernorm", kernels.layernorm_kernel, {"C": C, **config, "SAVE": True}, dtype, num_warps)
     yield Case("layernorm_backward", kernels.layernorm_backward_kernel, {"C": C, **config}, dtype, num_warps)
+
+
+def march(role: str, tile: launch.Tile, C: int, k_t: int, dtype: str, even: bool) -> Case:
+    """A marching kernel as `launch` starts it for `role`; `even` where the strips divide the row."""
+    constants = {"C": C, "KT": k_t, "K": 7, "R": tile.R, "BP": tile.BP, "BC": tile.BC, "EVEN": even}
+    if role == "weight_gradient":
+        return Case(role, kernels.weight_gradient_kernel, constants, dtype, tile.num_warps)
+    norm = tile.NC * tile.BC == C and role != "input_gradient"
+    save = role == "training" or not norm
+    constants |= {"NC": tile.NC, "FLIP": role == "input_gradient", "NORM": norm, "SAVE": save}
+    return Case(role, kernels.convolution_kernel, constants, dtype, tile.num_warps)
 
 
 def compile_case(case: Case, architecture: int) -> Report:

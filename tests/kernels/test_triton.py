@@ -238,6 +238,23 @@ def test_offsets_beyond_two_to_the_31_elements(device, tile, tmp_path):
     assert torch.allclose(partial[0].t().view_as(want), want, atol=1e-4)
 
 
+def test_the_tuner_takes_the_fastest_configuration_that_is_right(device, capsys):
+    from bench.registry import Problem
+    from bench.tune import Tile, fastest
+
+    right, faster = Tile(3, 4, 8), Tile(6, 4, 8)
+    too_narrow = Tile(2, 4, 8)  # less than the kernel's reach: its last columns miss their neighbours
+    clocks = iter([2.0, 1.0])
+
+    def clock(run):
+        run()
+        return next(clocks)
+
+    found = fastest("inference", Problem(1, 8, 1, 2, 6, 1, torch.float32), device, [right, too_narrow, faster], clock)
+    assert found == (faster, 1.0)
+    assert "Tile(R=2, BP=4, BC=8" in capsys.readouterr().err
+
+
 def test_explain_names_the_path(device):
     answer = explain(make_operands((1, 8, 1, 2, 2), (1, 3, 3), device).tensors[0])
     assert (answer.path, answer.reason) == ("triton", "DOVER_KERNELS=triton")

@@ -1,8 +1,9 @@
 """Launches the Triton kernels: allocation, grids, and the choice of a configuration. The only importer of Triton.
 
 Every function takes and returns (B,C,T,H,W) tensors; results are channels_last_3d, and so are operands read without a
-copy. A configuration never changes a bit of the convolution (see `triton_kernels`), so it may depend on the batch and
-on the device. The weight gradient's sums do depend on theirs, which therefore follows from the shapes alone.
+copy. A configuration never changes a bit of the convolution (see `triton_kernels`), so it may depend on the batch. The
+weight gradient's sums and a fused LayerNorm's do depend on theirs, which therefore follow from the layer, the row and
+the architecture alone.
 """
 
 import json
@@ -60,9 +61,30 @@ class Strips:
         return cls(height, rows, columns, frames * rows * columns, W % R == 0)
 
 
+#: "tiles": configurations by layer and role, best first, chosen from the compiler's figures; "tuned": by architecture,
+#: the fastest one by layer, row length and role, timed by `bench.tune`.
+CONFIGS = Path(__file__).with_name("configs.json")
+
+
 @cache
-def _table() -> dict[str, dict[str, list[dict[str, int]]]]:
-    return json.loads(Path(__file__).with_name("configs.json").read_text())["tiles"]
+def _table() -> dict[str, Any]:
+    return json.loads(CONFIGS.read_text())
+
+
+def layer(C: int, k_t: int, itemsize: int) -> str:
+    """The table's name for a layer."""
+    return f"C={C} k_t={k_t} bits={8 * itemsize}"
+
+
+@cache
+def architecture(device: torch.device) -> str | None:
+    """What tuned configurations are filed under, such as "sm_90" or "gfx942"; None in the interpreter."""
+    if device.type != "cuda":
+        return None
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return str(properties.gcnArchName).split(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
 
 
 def chunk(C: int) -> int:
@@ -70,10 +92,17 @@ def chunk(C: int) -> int:
     return min(C & -C, 32)
 
 
-def candidates(role: str, C: int, k_t: int, itemsize: int) -> list[Tile]:
+def candidates(
+    role: str, C: int, k_t: int, itemsize: int, W: int | None = None, device: str | None = None
+) -> list[Tile]:
     """The configurations of `role` ("inference", "training", "input_gradient" or "weight_gradient"), best first, at
-    most four. A forward configuration whose NC * BC is C takes LayerNorm along; others leave it to its own kernel."""
-    entry = _table().get(f"C={C} k_t={k_t} bits={8 * itemsize}")
+    most four; a single one where the layer has been tuned for rows of W columns on this architecture. A forward
+    configuration whose NC * BC is C takes LayerNorm along; others leave it to its own kernel."""
+    name = layer(C, k_t, itemsize)
+    tuned = _table()["tuned"].get(device, {}).get("tiles", {}).get(f"{name} W={W}", {})
+    if role in tuned:
+        return [Tile(**tuned[role])]
+    entry = _table()["tiles"].get(name)
     if entry is not None:
         return [Tile(**tile) for tile in entry[role]]
     BC = chunk(C)
@@ -107,6 +136,14 @@ def plan(tile: Tile, shape: torch.Size, multiprocessors: int) -> Strips:
     return min((Strips.cut(B * T, H, W, tile.R, rows) for rows in range(1, max(H // 2, 1) + 1)), key=steps)
 
 
+def plan_weight_gradient(tile: Tile, shape: torch.Size, k_t: int) -> tuple[Strips, int]:
+    """The cut, and the slabs, each of which adds up its own share of the strips."""
+    B, C, T, H, W = shape
+    strips = Strips.cut(B * T, H, W, tile.R, math.ceil(H / 32))
+    most = math.ceil(WEIGHT_GRADIENT_PROGRAMS / (C // tile.BC * k_t))
+    return strips, min(math.ceil(strips.count / tile.BP), most)
+
+
 @cache
 def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
@@ -117,13 +154,13 @@ _tuned: dict[tuple[Any, ...], Tile] = {}
 
 def _choose(role: str, x: Tensor, k_t: int, run: Callable[[Tile], object]) -> Tile:
     """The first configuration of the table; outside of it, the fastest of at most four, timed at the first call."""
-    W = x.shape[4]
-    tiles = fits(candidates(role, x.shape[1], k_t, x.element_size()), W)
-    if len(tiles) == 1 or f"C={x.shape[1]} k_t={k_t} bits={8 * x.element_size()}" in _table():
+    C, W = x.shape[1], x.shape[4]
+    tiles = fits(candidates(role, C, k_t, x.element_size(), W, architecture(x.device)), W)
+    if len(tiles) == 1 or layer(C, k_t, x.element_size()) in _table()["tiles"]:
         return tiles[0]
     if INTERPRETED or torch.cuda.is_current_stream_capturing():
         return tiles[0]
-    key = (role, x.device, x.dtype, x.shape[1], k_t, *tiles)
+    key = (role, x.device, x.dtype, C, k_t, *tiles)
     if key not in _tuned:
         times = [triton.testing.do_bench(lambda tile=tile: run(tile), warmup=5, rep=20) for tile in tiles]
         _tuned[key] = tiles[times.index(min(times))]
@@ -238,19 +275,17 @@ def layernorm_backward(dz: Tensor, y: Tensor, ln_weight: Tensor, mean: Tensor, r
 def weight_gradient(x: Tensor, dy: Tensor, k_t: int, K: int) -> Tensor:
     """(C,1,k_t,K,K) in fp32: one row of partial sums a slab, added in the order of the slabs."""
     x, dy = _dense(x), _dense(dy)
-    B, C, T, H, W = x.shape
+    C, T, H, W = x.shape[1:]
     if T == 1 and k_t > 1:  # only the middle of the kernel meets anything
         gradient = x.new_zeros((C, 1, k_t, K, K), dtype=torch.float32)
         gradient[:, :, k_t // 2] = weight_gradient(x, dy, 1, K)[:, :, 0]
         return gradient
-    tile = fits(candidates("weight_gradient", C, k_t, x.element_size()), W)[0]
-    strips = Strips.cut(B * T, H, W, tile.R, math.ceil(H / 32))
-    chunks = C // tile.BC
-    slabs = min(triton.cdiv(strips.count, tile.BP), triton.cdiv(WEIGHT_GRADIENT_PROGRAMS, chunks * k_t))
+    tile = fits(candidates("weight_gradient", C, k_t, x.element_size(), W, architecture(x.device)), W)[0]
+    strips, slabs = plan_weight_gradient(tile, x.shape, k_t)
     partial = x.new_empty((slabs, k_t * K * K, C), dtype=torch.float32)
     if x.numel():
         with _on(x):
-            kernels.weight_gradient_kernel[(slabs * k_t * chunks,)](
+            kernels.weight_gradient_kernel[(slabs * k_t * (C // tile.BC),)](
                 x, dy, partial, T, H, W, strips.rows, strips.columns, strips.count, strips.height, slabs,
                 C=C, KT=k_t, K=K, R=tile.R, BP=tile.BP, BC=tile.BC, EVEN=strips.even,
                 num_warps=tile.num_warps, num_stages=1,

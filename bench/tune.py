@@ -1,0 +1,258 @@
+"""Finds the fastest configuration of every kernel for the layers of `bench.registry`, on the GPU of this machine.
+
+    python -m bench.tune                              bfloat16, at most half an hour
+    python -m bench.tune --dtype bfloat16 float32 --minutes 60 --candidates 8
+
+Writes what it finds into the kernel's configs.json, under the GPU's architecture and with its name and the versions,
+after every layer: a run that was cut short goes on where it stopped, and `--again` starts over. For each kernel of a
+layer, configurations are compiled, those that spill are dropped, and the best by the compiler's figures are checked
+against the reference in fp64 and then timed. Needs a GPU that Triton compiles for.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import multiprocessing
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+import triton.testing
+from dover_kernels import explain
+from dover_kernels.dwconv3d_layernorm import launch
+from dover_kernels.dwconv3d_layernorm.launch import Tile
+from triton.runtime.errors import OutOfResources
+
+from bench.offline import Report, compile_case, march
+from bench.registry import EPS, OPERATOR, Problem, gpu_problems
+from bench.verify import WrongResult, verify
+
+ROLES = ("inference", "training", "input_gradient", "weight_gradient")
+STRIP_WIDTHS = (4, 5, 7, 8, 10)
+#: Registers of a multiprocessor, and the threads and the programs that it holds at most.
+REGISTERS, THREADS, PROGRAMS = 65536, 2048, 32
+DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+
+
+def space(role: str, C: int, k_t: int, W: int) -> list[Tile]:
+    """Every configuration worth a compilation: strips that divide the row (where none does, the narrow ones), one or
+    two channels a thread, 2 or 4 warps; at inference with k_t = 1 also LayerNorm along, where two or three chunks hold
+    all channels."""
+    widths = [R for R in STRIP_WIDTHS if W % R == 0] or [4, 5, 7]
+    chunks = [BC for BC in (32, 64) if C % BC == 0] or [launch.chunk(C)]
+    tiles = []
+    for R, BC, num_warps, each in itertools.product(widths, chunks, (2, 4), (1, 2)):
+        counts = [1, C // BC] if role == "inference" and k_t == 1 and C // BC in (2, 3) else [1]
+        tiles += [Tile(R, 32 * num_warps * each // BC, BC, NC, num_warps) for NC in counts]
+    return tiles
+
+
+def resident(tile: Tile, report: Report) -> Tile:
+    """`tile` with the programs that its registers let share a multiprocessor."""
+    threads = 32 * tile.num_warps
+    registers = math.ceil(report.registers / 8) * 8 * threads
+    per_sm = max(1, min(REGISTERS // registers, THREADS // threads, PROGRAMS))
+    return Tile(tile.R, tile.BP, tile.BC, tile.NC, tile.num_warps, per_sm)
+
+
+def predict(role: str, tile: Tile, report: Report, problem: Problem, multiprocessors: int) -> float:
+    """Instructions that a multiprocessor issues for the layer, idle waves and the overlap of strips included: how long
+    it takes where multiplications bound it, in a unit that means nothing."""
+    shape = torch.Size((problem.B, problem.C, problem.T, problem.H, problem.W))
+    chunks = problem.C // (tile.BC * tile.NC)
+    taps, steps = 49 * problem.k_t, 1
+    if role == "weight_gradient":
+        strips, slabs = launch.plan_weight_gradient(tile, shape, problem.k_t)
+        programs, taps = slabs * problem.k_t * chunks, 49
+        steps = math.ceil(math.ceil(strips.count / tile.BP) / slabs)
+    else:
+        strips = launch.plan(tile, shape, multiprocessors)
+        programs = math.ceil(strips.count / tile.BP) * chunks
+    waves = math.ceil(programs / (multiprocessors * tile.per_sm))
+    products = taps * tile.R * tile.BP * tile.BC * tile.NC
+    return waves * tile.per_sm * steps * (strips.height + 6) * products / max(report.ffma, 1e-3)
+
+
+#: The arguments of `offline.march`.
+Request = tuple[str, Tile, int, int, str, bool]
+
+
+def compiled_as(problem: Problem, role: str, tile: Tile) -> Request:
+    """The kernel whose figures stand for `tile`'s: of k_t = 3 for all longer ones, whose loop is the same."""
+    return role, tile, problem.C, min(problem.k_t, 3), DTYPES[problem.dtype], problem.W % tile.R == 0
+
+
+def compile_request(request: Request, architecture: int) -> Report:
+    return compile_case(march(*request), architecture)
+
+
+def screen(problem: Problem, role: str, figures: dict[Request, Report], most: int, multiprocessors: int) -> list[Tile]:
+    """The best of `space` by `predict` that do not spill, at most `most`, after the table's own first choice."""
+    shipped = launch.fits(launch.candidates(role, problem.C, problem.k_t, problem.dtype.itemsize), problem.W)[0]
+    ranked = []
+    for tile in space(role, problem.C, problem.k_t, problem.W):
+        report = figures[compiled_as(problem, role, tile)]
+        if not report.stack:
+            tile = resident(tile, report)
+            ranked.append((predict(role, tile, report, problem, multiprocessors), tile))
+    best = [tile for _, tile in sorted(ranked, key=lambda pair: pair[0]) if tile != shipped]
+    return [shipped, *best][:most]
+
+
+@contextmanager
+def only(role: str, tile: Tile) -> Iterator[None]:
+    """Launches of `role` take `tile`, whatever the table says."""
+    before = launch.candidates
+    launch.candidates = lambda asked, *key: [tile] if asked == role else before(asked, *key)
+    try:
+        yield
+    finally:
+        launch.candidates = before
+
+
+def call(role: str, problem: Problem, device: str) -> Callable[[], object]:
+    """The kernels of one role on the whole problem."""
+    (x, weight, bias, gamma, beta), dz = problem.operands(device)
+    x, dz = (t.detach().contiguous(memory_format=torch.channels_last_3d) for t in (x, dz))
+    parameters = [p.detach() for p in (weight, bias, gamma, beta)]
+    if role == "input_gradient":
+        return lambda: launch.input_gradient(dz, parameters[0])
+    if role == "weight_gradient":
+        return lambda: launch.weight_gradient(x, dz, problem.k_t, 7)
+    return lambda: launch.forward(x, *parameters, EPS, role == "training")
+
+
+def fastest(
+    role: str, problem: Problem, device: str, tiles: list[Tile], clock: Callable[[Callable[[], object]], float]
+) -> tuple[Tile, float]:
+    """The fastest of `tiles` and its time in ms. One that disagrees with the reference, or that the GPU refuses, is
+    reported and not timed. Raises WrongResult if none is left."""
+    run = call(role, problem, device)
+    times: dict[Tile, float] = {}
+    for tile in tiles:
+        with only(role, tile):
+            try:
+                verify(OPERATOR, problem.shorter(max(2, problem.k_t)), device)
+                times[tile] = clock(run)
+            except (WrongResult, OutOfResources) as error:
+                print(f"  {role} {tile}: dropped, {error}", file=sys.stderr)
+    if not times:
+        raise WrongResult(f"no configuration of {role} is right on {problem}")
+    best = min(times, key=lambda tile: times[tile])
+    return best, times[best]
+
+
+class Table:
+    """configs.json, with what was tuned for one architecture. Raises ValueError where that was on another device or
+    with another Triton, unless it is to be forgotten."""
+
+    def __init__(self, path: Path, architecture: str, provenance: dict[str, str], again: bool = False) -> None:
+        self.path = path
+        self.content = json.loads(path.read_text())
+        section = self.content["tuned"].get(architecture)
+        if section is None or again:
+            section = {**provenance, "tiles": {}}
+        for name in ("device", "triton"):
+            if section[name] != provenance[name]:
+                raise ValueError(
+                    f"{architecture} was tuned with {name} {section[name]}, and here it is {provenance[name]}: "
+                    "--again replaces all of it"
+                )
+        self.tiles = section["tiles"]
+        self.content["tuned"][architecture] = {**provenance, "tiles": self.tiles}
+
+    @staticmethod
+    def key(problem: Problem) -> str:
+        return f"{launch.layer(problem.C, problem.k_t, problem.dtype.itemsize)} W={problem.W}"
+
+    def lacks(self, problem: Problem) -> list[str]:
+        """Roles that have not been tuned yet for this layer."""
+        return [role for role in ROLES if role not in self.tiles.get(self.key(problem), {})]
+
+    def put(self, problem: Problem, role: str, tile: Tile) -> None:
+        """Takes `tile`, leaves every other entry as it is, and writes the file."""
+        defaults = asdict(Tile(0, 0, 0))
+        entry = {name: value for name, value in asdict(tile).items() if value != defaults[name]}
+        self.tiles.setdefault(self.key(problem), {})[role] = entry
+        written = self.path.with_suffix(".part")
+        written.write_text(dump(self.content))
+        written.replace(self.path)
+        launch._table.cache_clear()
+
+
+def dump(content: dict[str, Any]) -> str:
+    """JSON with a line a role, as the file has it."""
+    text = json.dumps(content, indent=2)
+    for innermost in (r"\{[^{}]*\}", r"\[[^\[\]]*\]"):
+        text = re.sub(innermost, lambda match: re.sub(r"(?<=[{\[]) | (?=[}\]])", "", " ".join(match[0].split())), text)
+    return text + "\n"
+
+
+def tune(problems: list[Problem], table: Table, minutes: float, most: int) -> bool:
+    """True if every problem is in the table now; False where the time was not enough."""
+    end = time.monotonic() + 60 * minutes
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    architecture = 10 * properties.major + properties.minor
+    figures: dict[Request, Report] = {}
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        for problem in problems:
+            for role in table.lacks(problem):
+                if time.monotonic() > end:
+                    return False
+                asked = {compiled_as(problem, role, tile) for tile in space(role, problem.C, problem.k_t, problem.W)}
+                new = list(asked - figures.keys())
+                figures |= zip(new, pool.map(compile_request, new, [architecture] * len(new)), strict=True)
+                tiles = screen(problem, role, figures, most, properties.multi_processor_count)
+                tile, milliseconds = fastest(role, problem, "cuda", tiles, gpu_clock)
+                table.put(problem, role, tile)
+                print(f"{problem}  {role:16} {milliseconds:8.3f} ms  {tile}", flush=True)
+    return True
+
+
+def gpu_clock(run: Callable[[], object]) -> float:
+    """The median in ms, each run with a cold L2 cache."""
+    return float(triton.testing.do_bench(run, warmup=10, rep=60, return_mode="median"))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtype", nargs="+", default=["bfloat16"])
+    parser.add_argument("--minutes", type=float, default=30, help="no kernel is begun after so long")
+    parser.add_argument("--candidates", type=int, default=6, help="timed for each kernel of a layer")
+    parser.add_argument("--again", action="store_true", help="forget what was tuned on this architecture")
+    options = parser.parse_args(arguments)
+    path = explain()
+    if not torch.cuda.is_available() or torch.version.hip or path.path != "triton":
+        print(f"bench.tune needs an NVIDIA GPU that runs the Triton kernels; here it is {path}", file=sys.stderr)
+        return 2
+    device = torch.device("cuda", torch.cuda.current_device())
+    provenance = {
+        "device": torch.cuda.get_device_name(device),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    try:
+        table = Table(launch.CONFIGS, str(launch.architecture(device)), provenance, options.again)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    problems = gpu_problems(tuple(getattr(torch, name) for name in options.dtype))
+    if tune(problems, table, options.minutes, options.candidates):
+        return 0
+    left = sum(bool(table.lacks(problem)) for problem in problems)
+    print(f"the time is up: {left} of {len(problems)} layers are left; run it again to go on", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

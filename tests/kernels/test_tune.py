@@ -1,0 +1,143 @@
+"""The tuner, as far as it goes without a GPU: what it would try and in which order, the table that it writes, and that
+the launcher finds what was written."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from dover_kernels.dwconv3d_layernorm import launch
+from dover_kernels.dwconv3d_layernorm.launch import Tile
+
+from .conftest import INTERPRETED
+
+if INTERPRETED:
+    pytest.skip("the interpreter compiles nothing", allow_module_level=True)
+
+from bench import tune
+from bench.offline import Report
+from bench.registry import Problem, gpu_problems
+
+PROBLEM = Problem(1, 96, 32, 56, 56, 3, torch.bfloat16)
+HERE = {"device": "NVIDIA H200", "torch": "2.13.0", "triton": "3.6.0", "date": "2026-01-01"}
+
+
+@pytest.fixture
+def configs(tmp_path, monkeypatch):
+    """A copy of the shipped table, in its place."""
+    path = tmp_path / "configs.json"
+    shutil.copy(launch.CONFIGS, path)
+    monkeypatch.setattr(launch, "CONFIGS", path)
+    launch._table.cache_clear()
+    yield path
+    launch._table.cache_clear()
+
+
+def reports(role, **changed):
+    """The same figures for every configuration, but for those that `changed` names by their R."""
+    figures = {}
+    for tile in tune.space(role, PROBLEM.C, PROBLEM.k_t, PROBLEM.W):
+        figures[tune.compiled_as(PROBLEM, role, tile)] = changed.get(f"R{tile.R}", Report(128, 0, 0, 0.6))
+    return figures
+
+
+@pytest.mark.parametrize("role", tune.ROLES)
+def test_every_configuration_tried_tiles_the_layer(role):
+    for problem in gpu_problems():
+        tiles = tune.space(role, problem.C, problem.k_t, problem.W)
+        assert 0 < len(set(tiles)) == len(tiles) <= 64
+        for tile in tiles:
+            assert problem.C % (tile.BC * tile.NC) == 0, (problem, tile)
+            assert tile.BP * tile.BC in (32 * tile.num_warps, 64 * tile.num_warps), (problem, tile)
+            assert problem.W % tile.R == 0, (problem, tile)
+            assert tile.NC == 1 or (role == "inference" and tile.NC * tile.BC == problem.C)
+
+
+def test_a_row_that_no_strip_divides_is_tiled_by_narrow_ones():
+    assert {tile.R for tile in tune.space("training", 96, 1, 11)} == {4, 5, 7}
+
+
+@pytest.mark.parametrize("role", tune.ROLES)
+def test_spills_are_dropped_and_few_are_timed_the_table_s_own_choice_first(role):
+    figures = reports(role, R7=Report(255, 24, 0, 0.9))
+    tiles = tune.screen(PROBLEM, role, figures, 5, 132)
+    assert len(tiles) == 5
+    assert tiles[0] == launch.fits(launch.candidates(role, 96, 3, 2), 56)[0]
+    assert 7 not in {tile.R for tile in tiles[1:]}
+
+
+def test_the_compiler_s_figures_decide_which_are_timed():
+    figures = reports("training", R4=Report(128, 0, 0, 0.9), R7=Report(128, 0, 0, 0.1), R8=Report(128, 0, 0, 0.1))
+    assert [tile.R for tile in tune.screen(PROBLEM, "training", figures, 3, 132)[1:]] == [4, 4]
+
+
+def test_registers_say_how_many_programs_share_a_multiprocessor():
+    tile = Tile(8, 8, 32)
+    assert [tune.resident(tile, Report(n, 0, 0, 0.6)).per_sm for n in (255, 168, 128, 96)] == [2, 3, 4, 5]
+
+
+def test_what_is_written_is_what_the_launcher_takes(configs):
+    tile = Tile(4, 4, 32, num_warps=2, per_sm=7)
+    before = launch.candidates("training", 96, 3, 2)
+    assert launch.candidates("training", 96, 3, 2, 56, "sm_90") == before
+    tune.Table(configs, "sm_90", HERE).put(PROBLEM, "training", tile)
+    assert launch.candidates("training", 96, 3, 2, 56, "sm_90") == [tile]
+    for other in (("training", 96, 3, 2, 160, "sm_90"), ("training", 96, 3, 2, 56, "sm_80")):
+        assert launch.candidates(*other) == before
+    assert launch.candidates("training", 96, 3, 4, 56, "sm_90") == launch.candidates("training", 96, 3, 4)
+    assert len(launch.candidates("inference", 96, 3, 2, 56, "sm_90")) > 1
+
+
+def test_writing_leaves_every_other_entry_and_says_where_it_comes_from(configs):
+    shipped = json.loads(configs.read_text())
+    assert tune.dump(shipped) == configs.read_text()
+    tune.Table(configs, "sm_80", HERE | {"device": "NVIDIA A100"}).put(PROBLEM, "inference", Tile(7, 8, 32))
+    tune.Table(configs, "sm_90", HERE).put(PROBLEM, "inference", Tile(8, 8, 32))
+    written = json.loads(configs.read_text())
+    assert written["tiles"] == shipped["tiles"]
+    assert written["tuned"]["sm_90"] == HERE | {
+        "tiles": {"C=96 k_t=3 bits=16 W=56": {"inference": {"R": 8, "BP": 8, "BC": 32}}}
+    }
+    assert written["tuned"]["sm_80"]["device"] == "NVIDIA A100"
+
+
+def test_a_run_goes_on_where_the_last_one_stopped(configs):
+    table = tune.Table(configs, "sm_90", HERE)
+    assert table.lacks(PROBLEM) == list(tune.ROLES)
+    table.put(PROBLEM, "inference", Tile(8, 8, 32))
+    resumed = tune.Table(configs, "sm_90", HERE | {"date": "2026-01-02"})
+    assert resumed.lacks(PROBLEM) == list(tune.ROLES[1:])
+    assert tune.Table(configs, "sm_90", HERE, again=True).lacks(PROBLEM) == list(tune.ROLES)
+
+
+def test_another_device_s_figures_are_not_mixed_in(configs):
+    tune.Table(configs, "sm_90", HERE).put(PROBLEM, "inference", Tile(8, 8, 32))
+    with pytest.raises(
+        ValueError, match="tuned with device NVIDIA H200, and here it is NVIDIA H100: --again"
+    ):
+        tune.Table(configs, "sm_90", HERE | {"device": "NVIDIA H100"})
+
+
+def test_only_one_role_is_forced():
+    tile, others = Tile(4, 4, 32), launch.candidates("training", 96, 3, 2)
+    with tune.only("inference", tile):
+        assert launch.candidates("inference", 96, 3, 2, 56, "sm_90") == [tile]
+        assert launch.candidates("training", 96, 3, 2) == others
+    assert launch.candidates("inference", 96, 3, 2) != [tile]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_gpu_it_says_what_it_needs_and_writes_nothing(configs, capsys):
+    before = configs.read_text()
+    assert tune.main([]) == 2
+    assert "needs an NVIDIA GPU" in capsys.readouterr().err
+    assert configs.read_text() == before
+
+
+@pytest.mark.slow
+def test_the_compiler_s_figures_of_a_new_configuration_are_had_without_a_gpu():
+    request = tune.compiled_as(Problem(1, 192, 32, 28, 28, 1, torch.bfloat16), "training", Tile(4, 1, 64, num_warps=2))
+    report = tune.compile_request(request, 90)
+    assert report.stack == 0
+    assert 0 < report.registers <= 255
+    assert 0.3 < report.ffma < 1
