@@ -16,6 +16,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -89,11 +90,7 @@ def set_up(candidate: Candidate, problem: Problem, device: str, direction: str) 
 
 def measure(call: Callable[[], object], device: str, repetitions: int) -> dict[str, Any]:
     """Median and spread (20th to 80th percentile) in ms, and peak memory above what the operands take."""
-    start = time.perf_counter()
-    call()
-    _synchronize(device)
-    first = time.perf_counter() - start
-    for _ in range(2):
+    for _ in range(3):
         call()
     memory = None
     if device == "cuda":
@@ -114,8 +111,16 @@ def measure(call: Callable[[], object], device: str, repetitions: int) -> dict[s
         "graph": graph,
         "peak_bytes": memory,
         "kernels": kernels,
-        "first_call_s": first,
     }
+
+
+def first_call(problem: Problem, device: str, direction: str) -> float:
+    """Seconds that the operator's first call on a layer takes: compilation, where there is any, and all."""
+    call = set_up(OPERATOR, problem, device, direction)
+    start = time.perf_counter()
+    call()
+    _synchronize(device)
+    return time.perf_counter() - start
 
 
 def _synchronize(device: str) -> None:
@@ -175,11 +180,15 @@ def shares(problem: Problem, milliseconds: float, device_name: str, copy_ms: flo
     }
 
 
-def run(problems: list[Problem], device: str, repetitions: int, note: str) -> dict[str, Any]:
+def run(
+    problems: list[Problem], device: str, repetitions: int, note: str, save: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Everything that was found; `save` has it after every problem, so that a run that is cut short leaves the rest."""
     facts = environment(device, note)
     results: list[dict[str, Any]] = []
     for problem in problems:
         copy_ms = None
+        first = {direction: first_call(problem, device, direction) for direction in ("forward", "training")}
         for candidate in sorted(CANDIDATES, key=lambda c: c is not COPY):  # the copy first: shares refer to it
             if not candidate.takes(problem, device):
                 continue
@@ -194,15 +203,21 @@ def run(problems: list[Problem], device: str, repetitions: int, note: str) -> di
             for direction in ("forward", "training"):
                 if candidate is COPY and direction == "training":
                     continue
-                timed = measure(set_up(candidate, problem, device, direction), device, repetitions)
+                try:
+                    timed = measure(set_up(candidate, problem, device, direction), device, repetitions)
+                except torch.OutOfMemoryError as error:
+                    results.append({**entry, "not_timed": f"{direction}: {error}"})
+                    continue
                 if candidate is COPY:
                     copy_ms = timed["median_ms"]
                 if direction == "forward":
                     timed |= shares(problem, timed["median_ms"], facts["device"], copy_ms)
                 if candidate is OPERATOR:
+                    timed["first_call_s"] = first[direction]
                     timed["path"] = str(explain(torch.empty(0, problem.C, 1, 1, 1, dtype=problem.dtype, device=device)))
                 results.append({**entry, "direction": direction, **timed})
                 print(f"{problem}  {candidate.name:40} {direction:8} {timed['median_ms']:9.3f} ms", flush=True)
+        save({**facts, "results": results})
     torch.backends.cudnn.benchmark = False
     return {**facts, "results": results}
 
@@ -216,14 +231,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="default: bench/results/<device>.json")
     options = parser.parse_args()
     if options.device == "cuda":
+        # A cache of its own: the time to a first call is that of a machine that has never compiled.
+        os.environ["TRITON_CACHE_DIR"] = tempfile.mkdtemp(prefix="bench-triton-")
         problems = gpu_problems(tuple(getattr(torch, name) for name in options.dtype))
     else:
         problems = cpu_problems()
-    report = run(problems, options.device, options.repetitions, options.note)
-    name = re.sub(r"[^a-z0-9]+", "-", report["device"].lower()).strip("-")
+    name = re.sub(r"[^a-z0-9]+", "-", _device_name(options.device).lower()).strip("-")
     output = options.output or RESULTS / f"{name}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(report, indent=1) + "\n")
+    save = lambda report: output.write_text(json.dumps(report, indent=1) + "\n")
+    run(problems, options.device, options.repetitions, options.note, save)
     print(f"wrote {output}")
 
 

@@ -27,10 +27,12 @@ class Operands:
         gradients = torch.autograd.grad(z, leaves, self.dz)
         return {"z": z.detach(), **{f"d{name}": g for name, g in zip(NAMES, gradients, strict=True)}}
 
-    def oracle(self, eps: float = 1e-6) -> dict[str, Tensor]:
-        """The same by the reference in fp64, on the operands as they are rounded."""
-        double = Operands(tuple(t.detach().double().cpu() for t in self.tensors), self.dz.double().cpu())
-        return double.run(dwconv3d_layernorm_reference, eps)
+    def oracle(self, eps: float = 1e-6, device: str = "cpu") -> dict[str, Tensor]:
+        """The same by the reference in fp64, on the operands as they are rounded; on `device`, a GPU for large ones."""
+        double = Operands(
+            tuple(t.detach().to(device, torch.float64) for t in self.tensors), self.dz.to(device).double()
+        )
+        return {name: tensor.cpu() for name, tensor in double.run(dwconv3d_layernorm_reference, eps).items()}
 
 
 def make_operands(
