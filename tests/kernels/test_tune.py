@@ -112,9 +112,7 @@ def test_a_run_goes_on_where_the_last_one_stopped(configs):
 
 def test_another_device_s_figures_are_not_mixed_in(configs):
     tune.Table(configs, "sm_90", HERE).put(PROBLEM, "inference", Tile(8, 8, 32))
-    with pytest.raises(
-        ValueError, match="tuned with device NVIDIA H200, and here it is NVIDIA H100: --again"
-    ):
+    with pytest.raises(ValueError, match="tuned with device NVIDIA H200, and here it is NVIDIA H100: --again"):
         tune.Table(configs, "sm_90", HERE | {"device": "NVIDIA H100"})
 
 

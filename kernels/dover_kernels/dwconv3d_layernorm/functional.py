@@ -44,11 +44,13 @@ def dwconv3d_layernorm(
     cannot run here. On the Triton path the gradient has no gradient of its own; on the reference path it has.
     """
     _check(x, weight, bias, ln_weight, ln_bias)
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        x = x.to(torch.get_autocast_dtype(x.device.type))
-    path, reason = _select(
-        os.environ.get("DOVER_KERNELS"), x.device.type, x.device.index, x.dtype, x.shape[1], tuple(weight.shape[2:])
-    )
+    device, choice = x.device, os.environ.get("DOVER_KERNELS")
+    autocast = torch.is_autocast_enabled(device.type)
+    if autocast and x.dtype != torch.float64:
+        x = x.to(torch.get_autocast_dtype(device.type))
+    if choice is None and device.type == "cpu" and not autocast:  # what `_select` and the lines below come to, sooner
+        return dwconv3d_layernorm_reference(x, weight, bias, ln_weight, ln_bias, eps)
+    path, reason = _select(choice, device.type, device.index, x.dtype, x.shape[1], tuple(weight.shape[2:]))
     if path == "refused":
         raise RuntimeError(reason)
     if path == "triton":
@@ -57,7 +59,7 @@ def dwconv3d_layernorm(
         parameters = (weight, bias, ln_weight, ln_bias)
         save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *parameters))
         return forward_op(x, *parameters, eps, save)[0]
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.autocast(device.type, enabled=False):
         return dwconv3d_layernorm_reference(x, weight, bias, ln_weight, ln_bias, eps)
 
 
@@ -129,12 +131,12 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor, ln_weight: Tensor, ln_bias: 
             f"expected weight (C,1,k_t,k_h,k_w) with C = {C} as in x {tuple(x.shape)} and odd sizes, "
             f"got shape {tuple(weight.shape)}"
         )
-    parameters = {"weight": weight, "bias": bias, "ln_weight": ln_weight, "ln_bias": ln_bias}
-    for name, tensor in parameters.items():
-        if name != "weight" and tensor.shape != (C,):
+    for name, tensor in (("bias", bias), ("ln_weight", ln_weight), ("ln_bias", ln_bias)):
+        if tensor.shape != (C,):
             raise ValueError(f"expected {name} ({C},), got shape {tuple(tensor.shape)}")
+    operands = (("x", x), ("weight", weight), ("bias", bias), ("ln_weight", ln_weight), ("ln_bias", ln_bias))
+    for name, tensor in operands:
         if tensor.device != x.device:
             raise ValueError(f"x is on {x.device}, but {name} is on {tensor.device}")
-    for name, tensor in {"x": x, **parameters}.items():
         if not tensor.is_floating_point():
             raise TypeError(f"expected {name} in a floating dtype, got {tensor.dtype}")

@@ -17,15 +17,21 @@ def dwconv3d_layernorm_reference(
     fp64 where x is; returns (B,C,T,H,W) in channels_last_3d and x's dtype. Differentiable any number of times.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
-    weight, bias, ln_weight, ln_bias = (p.to(dtype) for p in (weight, bias, ln_weight, ln_bias))
+    weight, bias, ln_weight, ln_bias = weight.to(dtype), bias.to(dtype), ln_weight.to(dtype), ln_bias.to(dtype)
     if x.numel() == 0:  # conv3d refuses an empty frame; an empty result still depends on every operand
         scale = weight.flatten(1).sum(1) + bias + ln_weight + ln_bias
         return (x * scale.view(1, -1, 1, 1, 1)).to(x.dtype)
     # A half-precision convolution gains nothing on a CPU, and its gradients are summed in half precision.
     y = x.to(dtype).contiguous(memory_format=torch.channels_last_3d)
-    y = _DepthwiseConv3d.apply(y, weight, bias).permute(0, 2, 3, 4, 1)
+    convolve = _DepthwiseConv3d.apply if torch.is_grad_enabled() else _convolve
+    y = convolve(y, weight, bias).permute(0, 2, 3, 4, 1)
     y = F.layer_norm(y, (y.shape[-1],), ln_weight, ln_bias, eps)
     return y.permute(0, 4, 1, 2, 3).to(x.dtype)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    k_t, k_h, k_w = weight.shape[2:]
+    return F.conv3d(x, weight, bias, padding=(k_t // 2, k_h // 2, k_w // 2), groups=weight.shape[0])
 
 
 class _DepthwiseConv3d(torch.autograd.Function):
@@ -35,8 +41,7 @@ class _DepthwiseConv3d(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        padding = [size // 2 for size in weight.shape[2:]]
-        return F.conv3d(x, weight, bias, padding=padding, groups=len(weight))
+        return _convolve(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
