@@ -1,0 +1,1 @@
+"""Scoring of large sets: inputs from anywhere, decoding beside the model, results that survive a kill."""
