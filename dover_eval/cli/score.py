@@ -1,165 +1,247 @@
-"""`dover-eval score`: files, folders and patterns in, a table or a results file out."""
+"""`dover-eval score`: clips from anywhere in, a table or a results file out."""
 
 from __future__ import annotations
 
-import csv
-import glob
-import json
-import os
-import tempfile
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from dover_eval.scale.inputs import (
+    VIDEO_SUFFIXES,
+    InputError,
+    NoPromptError,
+    find_files,
+    list_clips,
+    video_file_name,
+    with_prompts,
+)
+from dover_eval.scale.inputs import read_prompts as read_prompt_table
+from dover_eval.scale.results import SCORES, SUFFIXES, write_results
+from dover_eval.scale.run import (
+    ROWS_SHOWN,
+    Claim,
+    Engine,
+    Outcome,
+    Share,
+    cpu_count,
+    score_in_memory,
+    score_set,
+    what_is_asked,
+)
+from dover_eval.scale.runlog import RunError, Scored, recorded
+
 if TYPE_CHECKING:
+    from dover_eval.scale.files import Clip
     from dover_eval.scores import VideoScores
 
-VIDEO_SUFFIXES = {
-    ".mp4",
-    ".mov",
-    ".mkv",
-    ".webm",
-    ".avi",
-    ".gif",
-    ".m4v",
-    ".mpg",
-    ".mpeg",
-    ".ts",
-    ".wmv",
-    ".flv",
-    ".ogv",
-}
-OUTPUT_SUFFIXES = (".jsonl", ".csv", ".json")
-NAME_COLUMN, PROMPT_COLUMN = "video_name", "Prompt"
 EXIT_FAILED, EXIT_USAGE = 1, 2
+ENGINES = ("local", "ray")
+GPU_BATCH = 8
 
 
 def score(
-    paths: Annotated[list[str], typer.Argument(help="Video files, folders or quoted patterns such as 'out/**/*.mp4'.")],
-    prompt: Annotated[str | None, typer.Option(help="One prompt for every clip.")] = None,
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            help="Videos, folders, quoted patterns such as 'out/**/*.mp4', manifests (.csv, .jsonl, .parquet), "
+            "WebDataset shards (.tar); here or at s3://, hf://, https:// and whatever fsspec reaches."
+        ),
+    ],
+    prompt: Annotated[str | None, typer.Option(help="One prompt for every clip that brings none.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="A CSV with the columns video_name and Prompt.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write .jsonl, .csv or .json as well.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help=f"Write {', '.join(SUFFIXES)} as well.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a run into --output was stopped.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="With --resume: errors once more.")] = False,
     model: Annotated[str | None, typer.Option(help="A checkpoint folder or hub repository.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")] = None,
     calibration: Annotated[Path | None, typer.Option(help="What `dover-eval calibrate` wrote.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Clips that go through the model together.")] = 8,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Clips that go through the model together; by default 8 on a GPU, else 1.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that decode; by default one a core but one.")
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of the model on a CPU; by default 1: another number may change a score's last bits."),
+    ] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray for a cluster.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Of a Ray cluster; by default one on this machine.")] = None,
+    num_gpus: Annotated[
+        int | None, typer.Option(min=0, help="With ray: scorers, one a GPU; by default all GPUs; 0 for CPUs.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Neither table nor progress.")] = False,
 ) -> None:
     """Score clips against their prompts.
 
     A clip that cannot be scored is a row with its error; the others go on. Exit status: 0 when every clip has its
-    scores, 1 when some have not, 2 when the command was not understood.
+    scores, 1 when some have not or the run could not go on, 2 when the command was not understood. Under torchrun each
+    rank scores its share, and --resume is implied.
     """
-    if (prompt is None) == (prompts is None):
+    share = Share.of_environment()
+    resume = resume or share.world > 1
+    if prompt is not None and prompts is not None:
         _usage("give either --prompt TEXT or --prompts FILE.csv")
     if prompt is not None and not prompt.strip():
         _usage("--prompt is empty; an alignment score needs words")
-    if output is not None and output.suffix not in OUTPUT_SUFFIXES:
-        _usage(f"--output {output}: expected a name that ends in {', '.join(OUTPUT_SUFFIXES)}")
+    if output is not None and output.suffix not in SUFFIXES:
+        _usage(f"--output {output}: expected a name that ends in {', '.join(SUFFIXES)}")
     if output is not None and not output.parent.is_dir():
         _usage(f"--output {output}: there is no folder {output.parent}")
-    files = find_videos(paths)
-    texts = [prompt] * len(files) if prompt is not None else match_prompts(files, read_prompts(prompts))
+    if output is not None and output.suffix == ".parquet":
+        _needs("pyarrow", "parquet")
+    if output is None and (resume or retry_failed):
+        _usage("--resume, --retry-failed and several ranks need an --output")
+    if retry_failed and (not resume or share.world > 1):
+        _usage("--retry-failed goes with --resume, in one process")
+    if engine not in ENGINES:
+        _usage(f"--engine {engine}: expected one of {', '.join(ENGINES)}")
+    if engine == "ray":
+        _needs("ray", "ray")
+        if share.world > 1:
+            _usage("--engine ray and torchrun are two ways to the same: take one")
+        if device is not None:
+            _usage("--device goes with --engine local; with ray, --num-gpus 0 scores on CPUs")
+    elif address is not None or num_gpus is not None:
+        _usage("--address and --num-gpus go with --engine ray")
+    try:
+        texts = read_prompt_table(prompts) if prompts is not None else None
+        clips = list_clips(paths, prompt, texts)
+    except NoPromptError as error:
+        _usage(str(error) if texts else f"give either --prompt TEXT or --prompts FILE.csv: {error}")
+    except InputError as error:
+        _usage(str(error))
 
-    from dover_eval.cli.loading import load_scorer, score_with_progress
+    try:
+        begun = recorded(output) if output is not None and resume else {}
+        threads = threads or begun.get("threads", 1)
+        batch_size = batch_size or begun.get("batch_size")
+        run: Engine
+        if engine == "ray":
+            from dover_eval.scale.ray_engine import RayEngine
 
-    scores = score_with_progress(load_scorer(model, device, calibration), files, texts, batch_size, show=not quiet)
-    if output is not None:
-        write_scores(scores, output)
+            cluster = RayEngine(model, calibration, threads=threads, address=address, num_gpus=num_gpus)
+            batch_size = batch_size or (GPU_BATCH if cluster.gpus else 1)
+            run = cluster.on(clips, batch_size)
+        else:
+            batch_size = batch_size or (GPU_BATCH if _is_gpu(device) else 1)
+            workers = workers or max(1, cpu_count() // share.local_world - 1)
+            run = _local_engine(clips, batch_size, model, device, calibration, threads, workers, share)
+        with _progress(len(clips), show=not quiet and share.rank == 0) as progress:
+            if output is None:
+                outcome = score_in_memory(len(clips), run, batch_size=batch_size, progress=progress)
+            else:
+                outcome = score_set(
+                    clips,
+                    output,
+                    run,
+                    batch_size=batch_size,
+                    settings={"threads": threads},
+                    share=share,
+                    resume=resume,
+                    retry_failed=retry_failed,
+                    asked=what_is_asked(model, device, calibration),
+                    progress=progress,
+                )
+    except RunError as error:
+        typer.echo(f"dover-eval score: {error}", err=True)
+        raise typer.Exit(EXIT_FAILED) from error
+    if share.rank != 0:
+        return  # rank 0 tells; and a rank that fails would make torchrun end the others
     if not quiet:
-        _print_table(scores)
-    if not scores.ok:
+        _print(outcome, output)
+    if outcome.failed:
         raise typer.Exit(EXIT_FAILED)
+
+
+def _local_engine(
+    clips: Sequence[Clip],
+    batch_size: int,
+    model: str | None,
+    device: str | None,
+    calibration: Path | None,
+    threads: int,
+    workers: int,
+    share: Share,
+) -> Engine:
+    def run(batches: Sequence[int], claim: Claim) -> Iterator[Scored]:
+        from dataclasses import asdict
+
+        import torch
+
+        from dover_eval.cli.loading import load_scorer
+        from dover_eval.scale.local import score_batches
+
+        at = device
+        if at is None and share.world > 1 and torch.cuda.is_available():
+            at = f"cuda:{share.local_rank % torch.cuda.device_count()}"
+        torch.set_num_threads(threads)
+        scorer = load_scorer(model, at, calibration)
+        claim(asdict(scorer.fingerprint), str(scorer.fingerprint))
+        yield from score_batches(scorer, clips, batches, batch_size, workers)
+
+    return run
+
+
+def _is_gpu(device: str | None) -> bool:
+    if device is None:
+        import torch
+
+        return torch.cuda.is_available()
+    return device.startswith("cuda")
 
 
 def find_videos(paths: list[str]) -> list[Path]:
     """Files as they are named, the videos of folders (with their subfolders) and of patterns, sorted, each once."""
-    found: dict[Path, None] = {}
-    for name in paths:
-        path = Path(name)
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
-            if not inside:
-                _usage(f"{name}: a folder without videos ({', '.join(sorted(VIDEO_SUFFIXES))})")
-            found |= dict.fromkeys(inside)
-        elif not path.exists() and glob.has_magic(name):
-            matched = sorted(p for p in map(Path, glob.glob(name, recursive=True)) if p.is_file())
-            if not matched:
-                _usage(f"{name}: no file matches this pattern")
-            found |= dict.fromkeys(matched)
-        else:
-            found[path] = None  # a missing file becomes a row with its error
-    return list(found)
+    with _input_errors():
+        return list(dict.fromkeys(Path(file) for name in paths for file in find_files(name, VIDEO_SUFFIXES)))
 
 
 def read_prompts(path: Path | None) -> dict[str, str]:
-    """Prompts by file name, from a CSV with `video_name` and `Prompt`; further columns are allowed."""
+    """Prompts by file name, from a table with `video_name` and `Prompt`; further columns are allowed."""
     assert path is not None
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames or []
-            if NAME_COLUMN not in columns or PROMPT_COLUMN not in columns:
-                found = ", ".join(columns) or "none"
-                _usage(f"{path}: expected the columns {NAME_COLUMN} and {PROMPT_COLUMN}, found {found}")
-            texts: dict[str, str] = {}
-            for line, row in enumerate(reader, start=2):
-                name, text = (row[NAME_COLUMN] or "").strip(), (row[PROMPT_COLUMN] or "").strip()
-                if not name or not text:
-                    _usage(f"{path}, line {line}: an empty {NAME_COLUMN if not name else PROMPT_COLUMN}")
-                if texts.setdefault(name, text) != text:
-                    _usage(f"{path}, line {line}: a second prompt for {name}")
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        _usage(f"{path}: cannot be read ({error})")
-    return texts
+    with _input_errors():
+        return read_prompt_table(path)
 
 
 def match_prompts(files: list[Path], texts: dict[str, str]) -> list[str]:
     """Each file's prompt, by its path, its name, or its name without the suffix."""
-    matched, lacking = [], []
-    for file in files:
-        keys = (str(file), file.as_posix(), file.name, file.stem)
-        text = next((texts[key] for key in keys if key in texts), None)
-        if text is None:
-            lacking.append(file.name)
-        else:
-            matched.append(text)
-    if lacking:
-        more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
-        _usage(f"no prompt for {', '.join(lacking[:5])}{more}")
-    return matched
+    with _input_errors():
+        return [clip.prompt for clip in with_prompts([(str(file), None, None) for file in files], prompts=texts)]
 
 
 def write_scores(scores: VideoScores, output: Path) -> None:
-    """The rows as .jsonl, .csv or .json; the file appears whole or not at all."""
-    rows = scores.to_dicts()
-    with tempfile.NamedTemporaryFile(
-        "w", dir=output.parent, prefix=f".{output.name}.", newline="", encoding="utf-8", delete=False
-    ) as file:
-        try:
-            if output.suffix == ".csv":
-                writer = csv.DictWriter(file, list(rows[0]))
-                writer.writeheader()
-                writer.writerows(rows)
-            elif output.suffix == ".json":
-                json.dump(rows, file, indent=1, ensure_ascii=False)
-            else:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    os.chmod(file.name, 0o666 & ~_umask())
-    os.replace(file.name, output)
+    """The rows as .parquet, .jsonl, .csv or .json; the file appears whole or not at all."""
+    write_results(scores.to_dicts(), output)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+@contextmanager
+def _progress(total: int, *, show: bool) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error, where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not (show and console.is_terminal), transient=True) as bar:
+        task = bar.add_task("scoring", total=total)
+        yield lambda done: bar.advance(task, done)
 
 
-def _print_table(scores: VideoScores) -> None:
+def _print(outcome: Outcome, output: Path | None) -> None:
+    if outcome.clips <= ROWS_SHOWN or output is None:
+        _print_table(outcome)
+        return
+    kept = f", {outcome.clips - outcome.scored} of them before" if outcome.scored < outcome.clips else ""
+    failed = f", {outcome.failed} failed" if outcome.failed else ""
+    typer.echo(f"{output}: {outcome.clips} clips{kept}{failed}; fingerprint {outcome.fingerprint}")
+
+
+def _print_table(outcome: Outcome) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -168,20 +250,34 @@ def _print_table(scores: VideoScores) -> None:
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
-        caption=f"from 1 (bad) to 5 (excellent); fingerprint {scores.fingerprint}",
+        caption=f"from 1 (bad) to 5 (excellent); fingerprint {outcome.fingerprint}",
         caption_justify="left",
     )
     table.add_column("clip and prompt", overflow="fold")
-    for name in scores.names:
+    for name in SCORES:
         table.add_column(name, justify="right", style="bold" if name == "Overall" else "", no_wrap=True)
-    for i, source in enumerate(scores.sources):
+    for row in outcome.rows:
         # Text, not str: brackets in a file name or a prompt are no markup.
-        error = scores.errors[i]
-        below = Text(scores.prompts[i], style="dim") if error is None else Text(error, style="red")
-        cells: list[Any] = [Text("\n").join([Text(Path(source).name), below])]
-        cells += ["-" if error else f"{value:.2f}" for value in scores.values[i].tolist()]
+        error = row["error"]
+        below = Text(row["Prompt"], style="dim") if error is None else Text(error, style="red")
+        cells: list[Any] = [Text("\n").join([Text(video_file_name(row["video_name"])), below])]
+        cells += ["-" if error else f"{row[name]:.2f}" for name in SCORES]
         table.add_row(*cells)
     Console().print(table)
+
+
+def _needs(package: str, extra: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        typer.echo(f"dover-eval score: {package} is not installed: pip install 'dover-eval[{extra}]'", err=True)
+        raise typer.Exit(EXIT_FAILED)
+
+
+@contextmanager
+def _input_errors() -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        _usage(str(error))
 
 
 def _usage(message: str) -> NoReturn:

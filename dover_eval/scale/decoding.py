@@ -1,0 +1,129 @@
+"""Decoding beside the model: worker processes that hand uint8 frames over in shared memory, in the input's order.
+
+Processes and shared memory are torch's DataLoader, which every torch has, rather than a pool of our own, DALI or
+torchcodec (decoders on a GPU, of one vendor). It is bounded: each worker decodes at most `AHEAD` clips ahead.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dover_eval.scale.files import Clip, FileError, identity, local_file
+from dover_eval.video.decode import VideoError
+
+AHEAD = 2  # clips a worker
+# What a DataLoader raises, or what its pipes do, when a worker is gone.
+WORKER_LOST = (RuntimeError, ConnectionError, EOFError, FileNotFoundError)
+
+Decode = Callable[[Path], Tensor]
+
+
+class Decoded(NamedTuple):
+    """A clip's frames, uint8 (T,3,H,W), or why there are none; and the identity of its file."""
+
+    frames: Tensor | None
+    error: str | None
+    file: str | None
+
+
+class SharedMemoryError(MemoryError):
+    """Frames that do not fit into the memory that processes share."""
+
+
+def decode_file(clip: Clip, decode: Decode) -> Decoded:
+    """The frames of one clip, wherever it lies; a failure is a reason, with the clip's own name."""
+    file = None
+    try:
+        file = identity(clip)
+        with local_file(clip) as path:
+            try:
+                frames = decode(path)
+            except VideoError as error:
+                return Decoded(None, str(error).replace(str(path), clip.video), file)
+        if identity(clip) != file:
+            return Decoded(None, f"{clip.video}: it changed while it was read", file)
+        return Decoded(frames, None, file)
+    except FileError as error:
+        return Decoded(None, str(error), file)
+    except OSError as error:
+        return Decoded(None, f"{clip.video}: cannot be read ({error.strerror or error})", file)
+
+
+def decode_ahead(
+    clips: Sequence[Clip], order: Sequence[int], decode: Decode, workers: int, *, pin: bool = False
+) -> Iterator[Decoded]:
+    """`clips[i]` for each i of `order`, decoded by `workers` processes; with `pin` where a GPU can fetch them.
+
+    A file that kills its decoder, or makes the system kill it, becomes a row with that reason: the clips that were
+    under way are decoded again one by one, each in a process of its own.
+    """
+    at = 0
+    while at < len(order):
+        try:
+            for found in _load(clips, order[at:], decode, workers, pin):
+                at += 1  # before the caller can fail
+                yield found
+        except WORKER_LOST as error:
+            if not _is_lost(error):
+                raise
+            for index in order[at : at + workers * AHEAD]:
+                at += 1
+                yield _decode_apart(clips, index, decode)
+
+
+def _decode_apart(clips: Sequence[Clip], index: int, decode: Decode) -> Decoded:
+    try:
+        return next(_load(clips, [index], decode, 1, pin=False))
+    except WORKER_LOST as error:
+        if not _is_lost(error):
+            raise
+        clip = clips[index]
+        return Decoded(None, f"{clip.video}: it ended the process that decoded it ({error})", identity(clip))
+
+
+def _is_lost(error: Exception) -> bool:
+    """Whether it is a worker that ended, and not what its code raised."""
+    return not isinstance(error, RuntimeError) or str(error).startswith("DataLoader worker")
+
+
+def _load(clips: Sequence[Clip], order: Sequence[int], decode: Decode, workers: int, pin: bool) -> Iterator[Decoded]:
+    loader: Any = DataLoader(
+        _Files(clips, decode),
+        sampler=order,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=AHEAD,
+        collate_fn=_as_it_is,
+        pin_memory=pin,
+        # Forked workers share the list of clips and need no second import of torch.
+        multiprocessing_context="fork" if sys.platform == "linux" else None,
+    )
+    return iter(loader)
+
+
+def _as_it_is(found: Any) -> Any:
+    return found
+
+
+class _Files(Dataset[Decoded]):
+    def __init__(self, clips: Sequence[Clip], decode: Decode) -> None:
+        self.clips, self.decode = clips, decode
+
+    def __getitem__(self, index: int) -> Decoded:
+        found = decode_file(self.clips[index], self.decode)
+        if found.frames is not None:
+            try:
+                found.frames.share_memory_()
+            except RuntimeError as error:
+                size = found.frames.numel() / 1e6
+                raise SharedMemoryError(
+                    f"{self.clips[index].video}: {size:.0f} MB of frames do not fit into shared memory ({error}); "
+                    "take fewer --workers, or make /dev/shm larger (docker run --shm-size)"
+                ) from error
+        return found

@@ -1,0 +1,119 @@
+"""One clip's bytes, wherever they lie: a path, anything that fsspec reaches, or a member of a tar shard."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+# What file systems call that which changes when a file does, surest first.
+REVISIONS = ("ETag", "etag", "e_tag", "blob_id", "checksum", "md5", "LastModified", "last_modified", "mtime", "created")
+
+
+class FileError(ValueError):
+    """A file that cannot be had; the message names it and says why."""
+
+
+class Shard(NamedTuple):
+    """Where in a tar file a clip lies, in bytes."""
+
+    path: str
+    offset: int
+    size: int
+
+
+class Clip(NamedTuple):
+    """A row to come. `video` is a path, a URL, or "tar://member::shard", as fsspec calls a member of a tar file."""
+
+    video: str
+    prompt: str
+    shard: Shard | None = None
+
+    @property
+    def is_local(self) -> bool:
+        return not is_url(self.shard.path if self.shard else self.video)
+
+
+def is_url(name: str) -> bool:
+    return "://" in name
+
+
+def filesystem(url: str) -> Any:
+    """fsspec's file system for a URL. Raises FileError where its package is missing or its address means nothing."""
+    import fsspec
+
+    try:
+        return fsspec.core.url_to_fs(url)[0]
+    except ImportError as error:
+        raise FileError(f"{url}: {error}: pip install 'dover-eval[remote]'") from error
+    except Exception as error:  # each file system has its own
+        raise FileError(f"{url}: {_reason(error)}") from error
+
+
+def identity(clip: Clip) -> str | None:
+    """What changes when the file does, read without its bytes; None for a file that is not there.
+
+    Size and modification time of a local file; size and the store's ETag, checksum or date else. A member of a shard
+    has its place in it, too.
+    """
+    name = clip.shard.path if clip.shard else clip.video
+    if is_url(name):
+        try:
+            info = filesystem(name).info(name)
+        except FileNotFoundError:
+            return None
+        except FileError:
+            raise
+        except Exception as error:
+            raise FileError(f"{clip.video}: cannot be reached ({_reason(error)})") from error
+        revision = next((str(info[key]) for key in REVISIONS if info.get(key) is not None), "")
+        found = f"{info.get('size')} {revision}"
+    else:
+        try:
+            status = os.stat(name)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise FileError(f"{clip.video}: cannot be read ({error.strerror})") from error
+        found = f"{status.st_size} {status.st_mtime_ns}"
+    return f"{found} {clip.shard.offset}+{clip.shard.size}" if clip.shard else found
+
+
+@contextmanager
+def local_file(clip: Clip) -> Iterator[Path]:
+    """The clip as a file of this machine: itself, or a copy for as long as it is used. Raises FileError."""
+    if clip.shard is None and not is_url(clip.video):
+        yield Path(clip.video)
+        return
+    with tempfile.NamedTemporaryFile(prefix="dover-eval-", suffix=PurePosixPath(_member(clip.video)).suffix) as copy:
+        try:
+            if clip.shard is not None and not is_url(clip.shard.path):
+                with open(clip.shard.path, "rb") as shard:
+                    shard.seek(clip.shard.offset)
+                    copy.write(shard.read(clip.shard.size))
+            elif clip.shard is not None:
+                path, offset, size = clip.shard
+                copy.write(filesystem(path).cat_file(path, start=offset, end=offset + size))
+            else:
+                filesystem(clip.video).get_file(clip.video, copy.name)
+            copy.flush()
+        except FileError:
+            raise
+        except FileNotFoundError as error:
+            raise FileError(f"{clip.video}: no such file") from error
+        except Exception as error:
+            raise FileError(f"{clip.video}: cannot be fetched ({_reason(error)})") from error
+        if clip.shard is not None and os.path.getsize(copy.name) != clip.shard.size:
+            raise FileError(f"{clip.video}: the shard ends before it does")
+        yield Path(copy.name)
+
+
+def _member(video: str) -> str:
+    return video.split("::")[0]
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
