@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dover_eval.config import DOVERConfig
 from dover_eval.scale.files import Clip, FileError, identity, local_file
+from dover_eval.scorer import VideoScorer
 from dover_eval.video.decode import VideoError
 
 AHEAD = 2  # clips a worker
@@ -30,6 +32,16 @@ class Decoded(NamedTuple):
     frames: Tensor | None
     error: str | None
     file: str | None
+
+
+class Sampler:
+    """`VideoScorer.decode` for a configuration alone, where there is no model."""
+
+    def __init__(self, config: DOVERConfig) -> None:
+        self.config = config
+
+    def decode(self, path: Path) -> Tensor:
+        return VideoScorer.decode(self, path)  # type: ignore[arg-type]
 
 
 class SharedMemoryError(MemoryError):
@@ -74,10 +86,11 @@ def decode_ahead(
                 raise
             for index in order[at : at + workers * AHEAD]:
                 at += 1
-                yield _decode_apart(clips, index, decode)
+                yield decode_apart(clips, index, decode)
 
 
-def _decode_apart(clips: Sequence[Clip], index: int, decode: Decode) -> Decoded:
+def decode_apart(clips: Sequence[Clip], index: int, decode: Decode) -> Decoded:
+    """One clip, decoded in a process that nothing else depends on."""
     try:
         return next(_load(clips, [index], decode, 1, pin=False))
     except WORKER_LOST as error:
