@@ -62,6 +62,7 @@ class RayEngine:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **local)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise RunError(f"no Ray cluster at {address or 'this machine'}: {_short(error)}") from error
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
         found = ray.cluster_resources()
         cpus, gpus = int(found.get("CPU", 0)), int(found.get("GPU", 0))
         if (num_gpus or 0) > gpus:
@@ -125,7 +126,7 @@ class RayEngine:
                 zero_copy_batch=True,
                 fn_kwargs={"config": config},
                 num_cpus=1,
-                max_retries=DECODE_RETRIES,
+                ray_remote_args_fn=lambda: {"max_retries": DECODE_RETRIES},
             )
             .map_batches(
                 _Scorer,

@@ -30,12 +30,12 @@ SUFFIXES = (".parquet", ".jsonl", ".csv", ".json")
 ROW_GROUP = 10_000
 
 
-def write_results(rows: Iterable[Row], path: Path) -> None:
-    """Write rows in the format that the name's end tells, in bounded memory.
+def write_results(rows: Iterable[Row], path: Path, draft: Path | None = None) -> None:
+    """Write rows in the format that the name's end tells, in bounded memory; until they are whole, as `draft`.
 
     Raises OSError where the disk is full or the folder is not to be written; what was at `path` is then still there.
     """
-    with _replacing(path) as whole:
+    with _replacing(path, draft or path.with_name(f".{path.name}.{os.getpid()}")) as whole:
         if path.suffix == ".parquet":
             _write_parquet(rows, whole)
             return
@@ -67,14 +67,13 @@ def _write_parquet(rows: Iterable[Row], path: Path) -> None:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; it becomes `path` once all is on the disk, and goes where something fails."""
-    whole = path.with_name(f".{path.name}.{os.getpid()}")
+def _replacing(path: Path, draft: Path) -> Iterator[Path]:
+    """`draft` to write to; it becomes `path` once all is on the disk, and goes where something fails."""
     try:
-        yield whole
-        with whole.open("rb") as file:
+        yield draft
+        with draft.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(whole, path)
+        os.replace(draft, path)
     except BaseException:
-        whole.unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
         raise

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from dover_eval.scale.files import Clip, FileError, identity
 from dover_eval.scale.results import Row, write_results
 
-RUN, MADE_WITH, FINISHED = "run.json", "made_with.json", "finished.json"
+RUN, MADE_WITH, FINISHED, DRAFT = "run.json", "made_with.json", "finished.json", "draft"
 NOT_YET = -1
 CHECKED_TOGETHER = 1000
 LONGEST_LINE = 1 << 26  # bytes
@@ -88,8 +88,12 @@ class RunLog:
         self._file = array("h", [NOT_YET]) * -(-count // batch_size)
         self._place = array("q", [NOT_YET]) * -(-count // batch_size)
         self._errors = array("q", [0]) * -(-count // batch_size)
-        self._descriptor = self._lock()
-        self.refresh(skip_failed=retry_failed)
+        self._descriptor, self._lock = self._open()
+        try:
+            self.refresh(skip_failed=retry_failed)
+        except RunError:
+            self.close()
+            raise
 
     @property
     def missing(self) -> list[int]:
@@ -183,7 +187,7 @@ class RunLog:
             return
         try:
             os.fsync(self._descriptor)
-            write_results(self.rows(), self.output)
+            write_results(self.rows(), self.output, self.folder / DRAFT)
             told["file"] = identity(Clip(str(self.output), ""))
             (self.folder / FINISHED).write_text(json.dumps(told, indent=1) + "\n")
         except OSError as error:
@@ -191,6 +195,7 @@ class RunLog:
 
     def close(self) -> None:
         os.close(self._descriptor)
+        os.close(self._lock)
 
     def _clear(self) -> None:
         if not self.folder.exists():
@@ -224,18 +229,23 @@ class RunLog:
         except (FileNotFoundError, ValueError):  # not finished, or killed as it was said: then it is written again
             return {}
 
-    def _lock(self) -> int:
-        """This rank's file, open, for this process alone, and without a half-written end."""
-        descriptor = os.open(self._own, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    def _open(self) -> tuple[int, int]:
+        """This rank's file, without a half-written end, and the lock that keeps it for this process alone.
+
+        A record lock, which a process does not pass on: workers that outlive a killed one by seconds do not hold it.
+        Closing the file would end it, so it is on one of its own.
+        """
+        lock = os.open(self._own.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(descriptor)
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
             raise RunError(f"{self.folder}: another process is writing this run") from error
+        descriptor = os.open(self._own, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         size = os.fstat(descriptor).st_size
         end = os.pread(descriptor, LONGEST_LINE, max(size - LONGEST_LINE, 0))
         os.ftruncate(descriptor, size - len(end) + end.rfind(b"\n") + 1)
-        return descriptor
+        return descriptor, lock
 
     def _parse(self, path: Path, place: int, line: bytes) -> Scored:
         try:

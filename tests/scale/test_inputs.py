@@ -1,0 +1,255 @@
+"""Manifests, shards and places far away, by the file systems and servers that users have."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import io
+import json
+import tarfile
+import threading
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from dover_eval.scale.files import Clip, identity
+from dover_eval.scale.inputs import InputError, NoPromptError, list_clips
+from tests.scale.conftest import read_lines
+
+
+def write_table(path: Path, rows: list[dict[str, str]]) -> Path:
+    if path.suffix == ".parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        path.write_text("\n".join([",".join(rows[0]), *(",".join(row.values()) for row in rows)]) + "\n")
+    return path
+
+
+def write_shard(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("column", ["video_name", "path", "video"])
+def test_manifests(clips, suffix, column, tmp_path, monkeypatch):
+    """Relative paths start at the manifest, or where one is; absolute ones and URLs are as they are."""
+    monkeypatch.chdir(tmp_path)
+    names = ["a.mp4", "clips/b.mp4", str(clips / "c.mp4"), "s3://bucket/d.mp4", "a.mp4"]
+    rows = [{"seed": str(i), column: name, "Prompt": f"take {i}"} for i, name in enumerate(names)]
+    found = list_clips([str(write_table(clips / f"set{suffix}", rows))])
+    assert [clip.prompt for clip in found] == [f"take {i}" for i in range(5)]
+    assert [clip.video for clip in found] == [
+        str(clips / "a.mp4"), "clips/b.mp4", str(clips / "c.mp4"), "s3://bucket/d.mp4", str(clips / "a.mp4"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_absent_columns_are_told_with_those_that_are_there(dover, suffix, tmp_path):
+    for row in ({"file": "a.mp4", "Prompt": "x"}, {"video": "a.mp4", "caption": "x"}):
+        path = write_table(tmp_path / f"set{suffix}", [row])
+        result = dover(path)
+        assert result.exit_code == 2
+        assert (
+            f"expected the columns Prompt and one of video_name, path, video, found {', '.join(row)}" in result.stderr
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("m.csv", b"", "found none"),
+        ("m.csv", b"video,Prompt\n", "a table without rows"),
+        ("m.csv", b"video,Prompt\na.mp4,\n", "line 2: an empty Prompt"),
+        ("m.csv", b"video,Prompt\na.mp4\n", "line 2: an empty Prompt"),
+        ("m.csv", b"video,Prompt\n\xff\xfe.mp4,x\n", "cannot be read"),
+        ("m.jsonl", b"", "found none"),
+        ("m.jsonl", b'{"video": "a.mp4", "Prompt": "x"}\n{"video": "b.m', "line 2: no JSON"),
+        ("m.jsonl", b'["a.mp4", "x"]\n', "line 1: expected an object"),
+        ("m.jsonl", b'{"video": "a.mp4", "Prompt": "x"}\n{"video": "b.mp4"}\n', "line 2: an empty Prompt"),
+        ("m.parquet", b"PAR1 and then nothing", "cannot be read"),
+        ("m.tar", b"no tar file" * 100, "expected an uncompressed tar file"),
+        ("m.tar", b"", "expected an uncompressed tar file"),
+    ],
+)
+def test_broken_manifests_and_shards_say_what_is_wrong(dover, name, content, words, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    result = dover(tmp_path / name)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert name in result.stderr
+
+
+def test_a_missing_manifest(dover, tmp_path):
+    result = dover(tmp_path / "m.csv")
+    assert result.exit_code == 2
+    assert "No such file" in result.stderr
+
+
+def test_a_webdataset_shard_scores_as_its_files_do(dover, clips, tmp_path):
+    shard = write_shard(
+        tmp_path / "shards-000.tar",
+        {
+            "x/0001.mp4": (clips / "a.mp4").read_bytes(),
+            "x/0001.txt": b"a square\n",
+            "x/0002.json": b'{"caption": "two squares", "seed": 3}',
+            "x/0002.mp4": (clips / "b.mp4").read_bytes(),
+            "x/0003.mp4": (clips / "c.mp4").read_bytes(),
+            "x/0004.mp4": b"no video",
+        },
+    )
+    result = dover(tmp_path / "shards-*.tar", "--prompt", "no text of its own", "-o", tmp_path / "r.jsonl")
+    assert result.exit_code == 1
+    rows = read_lines(tmp_path / "r.jsonl")
+    assert [row["video_name"] for row in rows] == [f"tar://x/000{i}.mp4::{shard}" for i in (1, 2, 3, 4)]
+    assert [row["Prompt"] for row in rows] == ["a square", "two squares", *["no text of its own"] * 2]
+    assert f"tar://x/0004.mp4::{shard}: cannot be decoded" in rows[3]["error"]
+    with fsspec.open(rows[0]["video_name"]) as member:  # the name is one that fsspec opens
+        assert member.read() == (clips / "a.mp4").read_bytes()
+    table = write_table(tmp_path / "set.csv", [{"path": str(clips / "a.mp4"), "Prompt": "a square"}])
+    dover(table, "-o", tmp_path / "files.jsonl")
+    (expected,) = read_lines(tmp_path / "files.jsonl")
+    assert rows[0] | {"video_name": ""} == expected | {"video_name": ""}
+
+
+def test_clips_without_a_prompt_are_named(clips, tmp_path):
+    shard = write_shard(tmp_path / "s.tar", {"k.mp4": b"x"})
+    with pytest.raises(NoPromptError, match=r"no prompt for a.mp4, k.mp4"):
+        list_clips([str(clips / "a.mp4"), str(shard)])
+
+
+def test_a_file_named_twice_is_one_clip_and_a_manifest_s_two_rows_are_two(clips, tmp_path):
+    assert len(list_clips([str(clips), str(clips / "a.mp4")], "a square")) == 3
+    table = write_table(tmp_path / "m.csv", [{"video": str(clips / "a.mp4"), "Prompt": "x"}] * 2)
+    assert len(list_clips([str(table), str(table)])) == 4
+
+
+@pytest.fixture
+def memory(clips):
+    """The clips in fsspec's memory:// file system."""
+    store = fsspec.filesystem("memory")
+    store.store.clear()
+    for path in sorted(clips.iterdir()):
+        store.pipe(f"/set/{path.name}", path.read_bytes())
+    yield store
+    store.store.clear()
+
+
+def test_folders_patterns_manifests_and_shards_of_a_remote_store(dover, memory, clips, tmp_path):
+    memory.pipe("/set/m.csv", b"video,Prompt\na.mp4,a square\nmemory://set/b.mp4,a square\n")
+    shard = write_shard(tmp_path / "s.tar", {"a.mp4": (clips / "a.mp4").read_bytes(), "a.txt": b"a square"})
+    memory.pipe("/set/s.tar", shard.read_bytes())
+    output = tmp_path / "r.jsonl"
+    result = dover(
+        "memory://set/*.mp4", "memory://set/m.csv", "memory://set/s.tar", "--prompt", "a square", "-o", output
+    )
+    assert result.exit_code == 0, result.output
+    rows = read_lines(output)
+    assert [row["video_name"] for row in rows] == [
+        *(f"memory:///set/{name}.mp4" for name in "abc"), "memory://set/a.mp4", "memory://set/b.mp4",
+        "tar://a.mp4::memory://set/s.tar",
+    ]  # fmt: skip
+    assert rows[0]["Overall"] == rows[3]["Overall"] == rows[5]["Overall"]
+    assert dover("memory://set", "--prompt", "a square", "-o", tmp_path / "folder.jsonl").exit_code == 0
+
+
+def test_a_remote_file_that_changed_or_went_is_told(dover, memory, tmp_path):
+    given = ("memory://set/a.mp4", "memory://set/gone.mp4", "--prompt", "x", "-o", tmp_path / "r.jsonl")
+    assert dover(*given).exit_code == 1
+    assert "memory://set/gone.mp4: no such file" in read_lines(tmp_path / "r.jsonl")[1]["error"]
+    memory.pipe("/set/a.mp4", memory.cat("/set/b.mp4"))
+    assert "memory://set/a.mp4 has changed" in dover(*given, "--resume").stderr
+
+
+def test_over_http(dover, clips, tmp_path):
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(clips))
+    handler.log_message = lambda *_: None  # type: ignore[attr-defined]
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        root = f"http://127.0.0.1:{server.server_port}"
+        output = tmp_path / "r.jsonl"
+        result = dover(f"{root}/a.mp4", f"{root}/gone.mp4", "--prompt", "a square", "-o", output)
+        server.shutdown()
+    assert result.exit_code == 1, result.output
+    rows = read_lines(output)
+    assert rows[0]["error"] is None
+    assert f"{root}/gone.mp4: no such file" in rows[1]["error"]
+
+
+@pytest.fixture
+def bucket(clips, monkeypatch):
+    """s3://bucket on a real server on this machine, found as users' own stores are: by environment variables."""
+    moto = pytest.importorskip("moto.server")
+    s3fs = pytest.importorskip("s3fs")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {"KEY_ID": "id", "KEY": "key"}.items():
+        monkeypatch.setenv(f"AWS_{'ACCESS' if name == 'KEY_ID' else 'SECRET_ACCESS'}_{name}", value)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    s3fs.S3FileSystem.clear_instance_cache()
+    store = s3fs.S3FileSystem()
+    store.mkdir("bucket")
+    store.put(f"{clips}/*.mp4", "bucket/set/")
+    yield store
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+def test_a_bucket(dover, bucket, clips, tmp_path):
+    bucket.pipe("bucket/set/m.jsonl", b'{"path": "a.mp4", "Prompt": "a square"}\n{"path": "no.mp4", "Prompt": "x"}\n')
+    output = tmp_path / "r.jsonl"
+    given = ("s3://bucket/set/", "s3://bucket/set/m.jsonl", "--prompt", "a square", "-o", output)
+    result = dover(*given)
+    assert result.exit_code == 1, result.output
+    rows = read_lines(output)
+    assert [row["video_name"] for row in rows] == [f"s3://bucket/set/{name}.mp4" for name in ("a", "b", "c", "a", "no")]
+    assert [row["error"] for row in rows[:4]] == [None] * 4
+    assert rows[4]["error"] == "s3://bucket/set/no.mp4: no such file"
+    dover(clips, "--prompt", "a square", "-o", tmp_path / "here.jsonl")
+    for far, here in zip(rows, read_lines(tmp_path / "here.jsonl"), strict=False):
+        assert far | {"video_name": ""} == here | {"video_name": ""}
+    bucket.put(str(clips / "c.mp4"), "bucket/set/a.mp4")
+    bucket.clear_instance_cache()
+    assert "s3://bucket/set/a.mp4 has changed" in dover(*given, "--resume").stderr
+
+
+def test_a_bucket_that_is_not_to_be_reached(dover, bucket, clips, tmp_path, monkeypatch):
+    result = dover("s3://no-such-bucket/set/", "--prompt", "x")
+    assert result.exit_code == 2
+    assert "s3://no-such-bucket/set/: " in result.stderr
+    table = write_table(
+        tmp_path / "m.csv",
+        [{"video": str(clips / "a.mp4"), "Prompt": "x"}, {"video": "s3://no-such-bucket/b.mp4", "Prompt": "x"}],
+    )
+    assert dover(table, "-o", tmp_path / "r.jsonl").exit_code == 1
+    rows = read_lines(tmp_path / "r.jsonl")
+    assert rows[0]["error"] is None
+    assert "s3://no-such-bucket/b.mp4: " in rows[1]["error"]
+
+
+def test_a_protocol_without_its_package_says_what_to_install(dover):
+    result = dover("gs://bucket/set/", "--prompt", "x")
+    assert result.exit_code == 2
+    assert "gcsfs" in result.stderr
+    assert "nosuch://x/" in dover("nosuch://x/", "--prompt", "x").stderr
+
+
+def test_identity_of_a_member_is_of_its_shard_and_its_place(tmp_path):
+    shard = write_shard(tmp_path / "s.tar", {"a.mp4": b"a", "b.mp4": b"b"})
+    first, second = list_clips([str(shard)], "x")
+    assert identity(first) != identity(second)
+    assert identity(Clip(str(tmp_path / "no.mp4"), "x")) is None
+    with pytest.raises(InputError, match="without videos"):
+        list_clips([str(write_shard(tmp_path / "e.tar", {"a.txt": b"a"}))], "x")

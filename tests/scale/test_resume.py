@@ -1,0 +1,252 @@
+"""A killed run goes on: no row lost, doubled or changed; and what must not be mixed is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+
+import pytest
+
+from tests.scale.conftest import exit_status, logged_lines, read_lines, wait_for
+
+
+def test_killed_at_several_moments_it_ends_as_if_it_never_was(dover, arguments, start, manifest, tmp_path):
+    whole, output = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
+    assert dover(manifest, "-o", whole).exit_code == 1  # of the broken file
+    for rows in (0, 1, 9, 30):
+        child = start(arguments(manifest, "-o", output, "--resume", "--quiet"))
+        wait_for(lambda rows=rows: (output.with_name("killed.jsonl.run") / "run.json").exists() and
+                 logged_lines(output) >= rows)  # fmt: skip
+        os.kill(child, signal.SIGKILL)
+        assert exit_status(child) == -signal.SIGKILL
+        assert not output.exists()
+    before = logged_lines(output)
+    result = dover(manifest, "-o", output, "--resume")
+    assert result.exit_code == 1, result.output
+    assert logged_lines(output) == 40
+    assert 30 <= before < 40
+    assert output.read_bytes() == whole.read_bytes()
+
+
+def test_a_half_written_line_is_cut_off_and_scored_again(dover, manifest, tmp_path):
+    output = tmp_path / "r.jsonl"
+    dover(manifest, "-o", output)
+    log = tmp_path / "r.jsonl.run" / "rows-0.jsonl"
+    expected, lines = output.read_bytes(), log.read_bytes().splitlines(keepends=True)
+    output.unlink()
+    (tmp_path / "r.jsonl.run" / "finished.json").unlink()
+    for cut in (1, len(lines[20]) // 2, len(lines[20]) - 1):
+        log.write_bytes(b"".join(lines[:20]) + lines[20][:cut])
+        dover(manifest, "-o", output, "--resume")
+        assert output.read_bytes() == expected
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".json"])
+def test_all_formats_hold_the_same_rows(dover, clips, tmp_path, suffix):
+    import csv
+
+    import pyarrow.parquet
+
+    (clips / "broken.mp4").write_text("no video")
+    for name in ("r.jsonl", f"r{suffix}"):
+        dover(clips, "--prompt", 'a "square",\nmoving', "-o", tmp_path / name)
+    expected, path = read_lines(tmp_path / "r.jsonl"), tmp_path / f"r{suffix}"
+    assert len(expected) == 4
+    if suffix == ".parquet":
+        assert pyarrow.parquet.read_table(path).to_pylist() == expected
+    elif suffix == ".json":
+        assert json.loads(path.read_text()) == expected
+    else:
+        texts = [{key: "" if value is None else str(value) for key, value in row.items()} for row in expected]
+        with path.open(newline="") as file:
+            assert list(csv.DictReader(file)) == texts
+
+
+def test_a_finished_set_is_told_to_be_finished_without_the_model(dover, clips, tmp_path, monkeypatch):
+    output = tmp_path / "r.jsonl"
+    assert dover(clips, "--prompt", "a square", "-o", output).exit_code == 0
+    monkeypatch.setattr("dover_eval.cli.loading.load_scorer", None)
+    before = output.stat()
+    result = dover(clips, "--prompt", "a square", "-o", output, "--resume")
+    assert result.exit_code == 0, result.output
+    assert "c.mp4" in result.stdout
+    assert output.stat() == before
+
+
+def test_a_lost_or_damaged_results_file_is_written_again_from_the_log(dover, clips, tmp_path):
+    output = tmp_path / "r.parquet"
+    dover(clips, "--prompt", "a square", "-o", output)
+    expected = output.read_bytes()
+    output.unlink()
+    assert dover(clips, "--prompt", "a square", "-o", output, "--resume").exit_code == 0
+    assert output.read_bytes() == expected
+    output.write_bytes(expected[:100])
+    assert dover(clips, "--prompt", "a square", "-o", output, "--resume").exit_code == 0
+    assert output.read_bytes() == expected
+
+
+def test_fingerprints_are_not_mixed(dover, small_model, clips, tmp_path):
+    import copy
+
+    import torch
+
+    output = tmp_path / "r.jsonl"
+    dover(clips / "a.mp4", "--prompt", "a square", "-o", output)
+    other = copy.deepcopy(small_model)
+    with torch.no_grad():
+        other.mos_predictor.fc2.bias.add_(0.1)
+    other.save_pretrained(tmp_path / "other")
+    before = output.read_bytes()
+    for given in ([clips / "a.mp4"], [clips / "a.mp4", clips / "b.mp4"]):  # without and with a row to add
+        result = dover(*given, "--prompt", "a square", "-o", output, "--resume", model=str(tmp_path / "other"))
+        assert result.exit_code == 1
+        assert "weights" in result.stderr
+        assert "choose another --output" in result.stderr
+        assert output.read_bytes() == before
+
+
+def test_a_file_that_changed_is_refused_by_name(dover, clips, tmp_path):
+    output = tmp_path / "r.jsonl"
+    dover(clips, "--prompt", "a square", "-o", output)
+    shutil.copy(clips / "b.mp4", clips / "a.mp4")
+    result = dover(clips, "--prompt", "a square", "-o", output, "--resume")
+    assert result.exit_code == 1
+    assert "a.mp4 has changed since it was scored" in result.stderr
+    (clips / "a.mp4").unlink()
+    result = dover(clips / "a.mp4", clips / "b.mp4", clips / "c.mp4", "--prompt", "a square", "-o", output, "--resume")
+    assert "a.mp4 is gone since it was scored" in result.stderr
+
+
+def test_other_inputs_are_refused_and_more_are_welcome(dover, clips, tmp_path):
+    output = tmp_path / "r.jsonl"
+    a, b, c = (clips / f"{name}.mp4" for name in "abc")
+    dover(a, b, "--prompt", "a square", "-o", output)
+    first = output.read_text()
+    for given in ([b, a], [a], [a, c, b]):
+        result = dover(*given, "--prompt", "a square", "-o", output, "--resume")
+        assert result.exit_code == 1
+        assert "the inputs are not those" in result.stderr
+    result = dover(a, b, "--prompt", "a circle", "-o", output, "--resume")
+    assert "'a square') then" in result.stderr
+    assert dover(a, b, c, "--prompt", "a square", "-o", output, "--resume").exit_code == 0
+    assert output.read_text().startswith(first)
+    assert len(read_lines(output)) == 3
+
+
+def test_failed_rows_once_more(dover, write_video, moving_frames, clips, tmp_path):
+    output = tmp_path / "r.jsonl"
+    given = (clips / "a.mp4", clips / "late.mp4", "--prompt", "a square", "-o", output)
+    assert dover(*given).exit_code == 1
+    first = read_lines(output)[0]
+    write_video(moving_frames, "clips/late.mp4")
+    result = dover(*given, "--resume")
+    assert "late.mp4 was not there, and is now" in result.stderr
+    assert "--retry-failed" in result.stderr
+    assert dover(*given, "--resume", "--retry-failed").exit_code == 0
+    rows = read_lines(output)
+    assert rows[0] == first
+    assert rows[1]["error"] is None
+    assert dover(*given, "--resume").exit_code == 0
+
+
+def test_without_resume_an_unfinished_run_is_kept_and_a_finished_one_replaced(dover, clips, tmp_path):
+    output = tmp_path / "r.jsonl"
+    given = (clips, "-o", output)
+    dover(*given, "--prompt", "a square")
+    assert dover(*given, "--prompt", "a circle").exit_code == 0
+    assert read_lines(output)[0]["Prompt"] == "a circle"
+    (tmp_path / "r.jsonl.run" / "finished.json").unlink()
+    result = dover(*given, "--prompt", "a square")
+    assert result.exit_code == 1
+    assert "go on with --resume, or delete that folder" in result.stderr
+    shutil.rmtree(tmp_path / "r.jsonl.run")
+    result = dover(*given, "--prompt", "a circle", "--resume")
+    assert result.exit_code == 1
+    assert "but not" in result.stderr
+    assert read_lines(output)[0]["Prompt"] == "a circle"
+
+
+def test_batches_stay_what_they_were(dover, clips, tmp_path):
+    output = tmp_path / "r.jsonl"
+    given = (clips, "--prompt", "a square", "-o", output)
+    dover(*given, "--batch-size", 2)
+    assert dover(*given, "--resume").exit_code == 0
+    result = dover(*given, "--resume", "--batch-size", 3)
+    assert result.exit_code == 1
+    assert "batch_size 2 then, 3 now" in result.stderr
+
+
+def test_a_damaged_log_says_where(dover, clips, tmp_path):
+    output = tmp_path / "r.jsonl"
+    given = (clips, "--prompt", "a square", "-o", output)
+    dover(*given)
+    log = tmp_path / "r.jsonl.run" / "rows-0.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(lines[0] + b"\0" * 20 + b"\n" + b"".join(lines[1:]))
+    result = dover(*given, "--resume")
+    assert result.exit_code == 1
+    assert f"rows-0.jsonl: damaged in the line at byte {len(lines[0])}" in result.stderr
+
+
+def test_two_processes_do_not_write_one_run(dover, arguments, start, manifest, tmp_path):
+    output = tmp_path / "r.jsonl"
+    child = start(arguments(manifest, "-o", output))
+    wait_for(lambda: (tmp_path / "r.jsonl.run").exists() and logged_lines(output) >= 1)
+    os.kill(child, signal.SIGSTOP)
+    result = dover(manifest, "-o", output, "--resume")
+    os.kill(child, signal.SIGCONT)
+    assert result.exit_code == 1
+    assert "another process is writing this run" in result.stderr
+    assert exit_status(child) == 1
+    assert len(read_lines(output)) == 40
+
+
+def _mount_small(folder):
+    mount = ["mount", "-t", "tmpfs", "-o", "size=12k", "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    except OSError as error:
+        pytest.skip(f"no mount here: {error}")
+    if done.returncode:
+        pytest.skip(f"a small file system cannot be mounted: {done.stderr.strip()}")
+
+
+def test_a_full_disk_loses_nothing(dover, manifest, tmp_path):
+    folder, whole = tmp_path / "small", tmp_path / "whole.jsonl"
+    folder.mkdir()
+    dover(manifest, "-o", whole)
+    _mount_small(folder)
+    try:
+        output = folder / "r.jsonl"
+        result = dover(manifest, "-o", output, "--resume")
+        assert result.exit_code == 1
+        assert "No space left on device" in result.stderr
+        assert "make room, and go on with --resume" in result.stderr
+        assert 0 < logged_lines(output) < 40
+        assert not output.exists()
+        subprocess.run(["mount", "-o", "remount,size=1m", str(folder)], check=True)
+        assert dover(manifest, "-o", output, "--resume").exit_code == 1  # of the broken file
+        assert output.read_bytes() == whole.read_bytes()
+    finally:
+        subprocess.run(["umount", str(folder)], check=False)
+
+
+def test_a_file_that_may_not_grow_loses_nothing(dover, manifest, tmp_path):
+    """As on a full disk, for machines where nothing can be mounted."""
+    output, whole = tmp_path / "r.jsonl", tmp_path / "whole.jsonl"
+    dover(manifest, "-o", whole)
+    limit, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, limit[1]))
+    try:
+        result = dover(manifest, "-o", output)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert "File too large" in result.stderr
+    assert 0 < logged_lines(output) < 40
+    assert dover(manifest, "-o", output, "--resume").exit_code == 1
+    assert output.read_bytes() == whole.read_bytes()
