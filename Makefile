@@ -14,7 +14,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,offline,diffusers,evaluation,train,server,bench]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,offline,diffusers,evaluation,train,server,bench,remote,ray]"
 	touch $@
 
 .PHONY: demo
@@ -35,6 +35,7 @@ lint: $(INSTALLED) ## Check style, formatting and types
 bench: $(INSTALLED) ## Check and time kernel, scoring and callback here, into bench/results
 	$(BIN)/python -m bench.run
 	$(BIN)/python -m bench.score
+	$(BIN)/python -m bench.scale
 	$(BIN)/python -m bench.diffusers_callback
 	$(BIN)/python -m bench.rewards
 	$(BIN)/python -m bench.report

@@ -1,0 +1,131 @@
+"""The local engine: rows of the scorer's own bits, decoders that die, ranks without Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dover_eval.scale.decoding import decode_ahead
+from dover_eval.scale.files import Clip
+from dover_eval.scale.local import score_batches
+from tests.scale.conftest import exit_status, read_lines
+
+
+def test_rows_are_the_scorer_s_own_to_the_last_bit(small_scorer, clips):
+    files = [Clip(str(clips / name), f"a square {name}") for name in ("a.mp4", "b.mp4", "gone.mp4", "c.mp4", "a.mp4")]
+    expected = [small_scorer.score(clip.video, clip.prompt).to_dicts()[0] for clip in files]
+    for workers in (1, 2):
+        scored = list(score_batches(small_scorer, files, range(5), 1, workers))
+        assert [row for batch in scored for row in batch.rows] == expected
+    # Batches of several are always of the same clips, whichever of them are still to do.
+    whole = list(score_batches(small_scorer, files, [0, 1, 2], 2, 1))
+    assert list(score_batches(small_scorer, files, [1], 2, 1)) == whole[1:2]
+    assert [batch.first for batch in whole] == [0, 2, 4]
+
+
+def deadly(path: Path) -> torch.Tensor:
+    """Decodes, but for one file, over which its process is killed as the system kills one that takes all memory."""
+    if path.name == "deadly":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return torch.full((1, 3, 2, 2), int(path.name), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_file_that_kills_its_decoder_is_a_row_and_the_others_go_on(tmp_path, workers):
+    names = ["0", "1", "deadly", "3", "4", "5", "6"]
+    for name in names:
+        (tmp_path / name).write_text(name)
+    clips = [Clip(str(tmp_path / name), "x") for name in names]
+    found = list(decode_ahead(clips, range(7), deadly, workers))
+    assert [None if one.frames is None else int(one.frames[0, 0, 0, 0]) for one in found] == [0, 1, None, 3, 4, 5, 6]
+    assert "deadly: it ended the process that decoded it" in found[2].error
+
+
+def test_an_error_of_the_program_is_no_row(tmp_path):
+    (tmp_path / "x").write_text("x")
+    with pytest.raises(ZeroDivisionError):
+        list(decode_ahead([Clip(str(tmp_path / "x"), "x")], [0], lambda path: 1 / 0, 1))
+
+
+def test_a_file_that_changes_while_it_is_read_is_no_score(tmp_path):
+    (tmp_path / "x").write_text("x")
+
+    def decode(path: Path) -> torch.Tensor:
+        path.write_text("longer than before")
+        return torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
+
+    (found,) = decode_ahead([Clip(str(tmp_path / "x"), "x")], [0], decode, 1)
+    assert found.frames is None
+    assert "changed while it was read" in found.error
+
+
+def test_decoders_end_with_a_killed_parent(arguments, start, manifest, tmp_path):
+    child = start(arguments(manifest, "-o", tmp_path / "r.jsonl"))
+    children = Path(f"/proc/{child}/task")
+    workers: set[int] = set()
+    end = time.monotonic() + 120
+    while not workers and time.monotonic() < end:
+        workers = {int(pid) for task in children.glob("*/children") for pid in task.read_text().split()}
+    os.kill(child, signal.SIGKILL)
+    assert exit_status(child) == -signal.SIGKILL
+    assert workers
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_ranks_share_the_work_and_rank_0_joins(dover, arguments, start, manifest, tmp_path):
+    whole, output = tmp_path / "whole.jsonl", tmp_path / "r.jsonl"
+    dover(manifest, "-o", whole)
+    children = [start(arguments(manifest, "-o", output), RANK=str(rank), WORLD_SIZE="2") for rank in (1, 0)]
+    # A rank that fails would make torchrun end the others: only rank 0 tells of rows with errors.
+    assert [exit_status(child) for child in children] == [0, 1]
+    assert output.read_bytes() == whole.read_bytes()
+    logs = [read_lines(tmp_path / "r.jsonl.run" / f"rows-{rank}.jsonl") for rank in (0, 1)]
+    assert [len(log) for log in logs] == [20, 20]
+
+
+def test_a_killed_rank_s_share_is_finished_by_another_number_of_ranks(dover, arguments, start, manifest, tmp_path):
+    whole, output = tmp_path / "whole.jsonl", tmp_path / "r.jsonl"
+    dover(manifest, "-o", whole)
+    child = start(arguments(manifest, "-o", output), RANK="2", WORLD_SIZE="3")
+    assert exit_status(child) == 0
+    log = tmp_path / "r.jsonl.run" / "rows-2.jsonl"
+    log.write_bytes(log.read_bytes()[:-30])  # killed in its last line
+    assert dover(manifest, "-o", output, "--resume").exit_code == 1
+    assert output.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.slow
+def test_torchrun(dover, arguments, clips, tmp_path):
+    whole, output = tmp_path / "whole.jsonl", tmp_path / "r.jsonl"
+    dover(clips, "--prompt", "a square", "-o", whole)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    done = subprocess.run(
+        [*torchrun, "dover_eval", *arguments(clips, "--prompt", "a square", "-o", output)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("a.mp4") == 1
+    for here, there in zip(read_lines(whole), read_lines(output), strict=True):
+        assert json.loads(json.dumps(here)) == pytest.approx(there, abs=1e-5)
+
+
+def test_what_does_not_go_together_is_refused(dover, clips, tmp_path):
+    for given, words in (
+        (["--resume"], "need an --output"),
+        (["--retry-failed", "-o", tmp_path / "r.csv"], "goes with --resume"),
+        (["--engine", "slurm"], "expected one of local, ray"),
+        (["--num-gpus", "1"], "go with --engine ray"),
+    ):
+        result = dover(clips, "--prompt", "x", *given)
+        assert result.exit_code == 2
+        assert words in result.stderr
