@@ -74,6 +74,7 @@ def _open_video(container: av.container.InputContainer, path: Path) -> av.VideoS
         raise VideoError(f"{path}: no video stream, found {', '.join(kinds)}")
     stream = container.streams.video[0]
     stream.thread_type = "AUTO"
+    stream.thread_count = torch.get_num_threads()  # one in a worker process, which has others beside it
     return stream
 
 
