@@ -4,7 +4,8 @@
 
 Stages and growth with length and size are of the embedded model on `examples/clips/star_clean.mp4` and on clips like
 it. Growth with the number of clips, and memory, are of a model so small that ten thousand clips take a minute, on
-clips of 48x48 pixels: what grows there would be our own. Results go to bench/results/scale-<device>.json.
+clips of 48x48 pixels: what grows there would be our own. Results go to bench/results/scale-<device>.json, and as a
+table into docs/scale.md.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from typing import Any
 
 from bench.score import CLIP, RESULTS, device_name
 
+DOCS = Path(__file__).parent.parent / "docs" / "scale.md"
+MARKS = ("<!-- bench.scale -->", "<!-- /bench.scale -->")
 PROMPT = "a pink star spinning in front of a starry night sky"
 ROUNDS = 5
 STAGE_CLIPS = 40
@@ -259,6 +262,40 @@ def line(x: list[float], y: list[float]) -> dict[str, float]:
     }
 
 
+def table(report: dict[str, Any]) -> str:
+    """What docs/scale.md tells, in Markdown."""
+    stage, growing, clips = report["stages"], report["growth"], report["clips"]
+    rates = stage["clips_per_second"]
+    lines = [
+        f"{report['device']}; `{report['command']}`; {report['clip']}; batches of {stage['batch_size']}, "
+        f"{stage['workers']} decoding. {report['note']}".strip(),
+        "",
+        "| what | measured |",
+        "|---|---|",
+        f"| decoding alone | {rates['decode']} clips/s |",
+        f"| the model alone, from frames in memory | {rates['model']} clips/s |",
+        f"| a run with both, into Parquet | {rates['run']} clips/s, {stage['share_of_the_slower_stage']:.0%} of the "
+        "slower |",
+    ]
+    for name, what, unit in (("frames", "frames", "frames"), ("pixels", "side", "pixels square")):
+        rows = growing[name]["rows"]
+        span = f"clips of {rows[0][what]} to {rows[-1][what]} {unit}"
+        for work, title in (("decode", "decoding"), ("model", "the model")):
+            lines.append(f"| {title}, {span} | {_slope(growing[name][work], growing[name]['unit'])} |")
+    first, last, again = clips["rows"][0], clips["rows"][-1], clips["resume_of_a_finished_set"]
+    counts = f"{first['clips']} to {last['clips']:,} clips, smallest model"
+    lines += [
+        f"| runs of {counts} | {_slope(clips['seconds'], 'clip')} |",
+        f"| memory of all processes, {counts} | {first['peak_mb']:.0f} to {last['peak_mb']:.0f} MB |",
+        f"| `--resume` on {again['clips']:,} finished rows, the whole command | {again['median_s']:.2f} s |",
+    ]
+    return "\n".join(lines)
+
+
+def _slope(fit: dict[str, float], unit: str) -> str:
+    return f"{1e3 * fit['slope_s']:.3g} ms a {unit} more, R² {fit['r2']:.3f}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--note", default="", help="what else ran on the machine, say")
@@ -287,6 +324,8 @@ def main() -> None:
     slug = "".join(c if c.isalnum() else "-" for c in report["device"].lower()).strip("-")
     path = RESULTS / f"scale-{slug}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
+    before_it, rest = DOCS.read_text().split(MARKS[0])
+    DOCS.write_text(f"{before_it}{MARKS[0]}\n{table(report)}\n{MARKS[1]}{rest.split(MARKS[1])[1]}")
     print(path)
 
 
