@@ -112,7 +112,7 @@ def score(
         texts = read_prompt_table(prompts) if prompts is not None else None
         clips = list_clips(paths, prompt, texts)
     except NoPromptError as error:
-        _usage(str(error) if texts else f"give either --prompt TEXT or --prompts FILE.csv: {error}")
+        _usage(str(error) if texts is not None else f"give either --prompt TEXT or --prompts FILE.csv: {error}")
     except InputError as error:
         _usage(str(error))
 
@@ -147,7 +147,7 @@ def score(
                     asked=what_is_asked(model, device, calibration),
                     progress=progress,
                 )
-    except RunError as error:
+    except (RunError, OSError) as error:
         typer.echo(f"dover-eval score: {error}", err=True)
         raise typer.Exit(EXIT_FAILED) from error
     if share.rank != 0:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dover_eval.config import DOVERConfig
 from dover_eval.scale.files import Clip, FileError, identity, local_file
+from dover_eval.scale.runlog import RunError
 from dover_eval.scorer import VideoScorer
 from dover_eval.video.decode import VideoError
 
@@ -44,10 +45,6 @@ class Sampler:
         return VideoScorer.decode(self, path)  # type: ignore[arg-type]
 
 
-class SharedMemoryError(MemoryError):
-    """Frames that do not fit into the memory that processes share."""
-
-
 def decode_file(clip: Clip, decode: Decode) -> Decoded:
     """The frames of one clip, wherever it lies; a failure is a reason, with the clip's own name."""
     file = None
@@ -74,38 +71,47 @@ def decode_ahead(
 
     A file that kills its decoder, or makes the system kill it, becomes a row with that reason: the clips that were
     under way are decoded again one by one, each in a process of its own.
+
+    Raises RunError where frames do not fit into the memory that processes share.
     """
     at = 0
     while at < len(order):
         try:
             for found in _load(clips, order[at:], decode, workers, pin):
-                at += 1  # before the caller can fail
+                if isinstance(found, RunError):
+                    raise found
+                at += 1
                 yield found
         except WORKER_LOST as error:
             if not _is_lost(error):
                 raise
-            for index in order[at : at + workers * AHEAD]:
-                at += 1
-                yield decode_apart(clips, index, decode)
+        for index in order[at : at + workers * AHEAD]:  # none, unless a worker was lost
+            at += 1
+            yield decode_apart(clips, index, decode)
 
 
 def decode_apart(clips: Sequence[Clip], index: int, decode: Decode) -> Decoded:
     """One clip, decoded in a process that nothing else depends on."""
     try:
-        return next(_load(clips, [index], decode, 1, pin=False))
+        found = next(_load(clips, [index], decode, 1, pin=False))
     except WORKER_LOST as error:
         if not _is_lost(error):
             raise
         clip = clips[index]
         return Decoded(None, f"{clip.video}: it ended the process that decoded it ({error})", identity(clip))
+    if isinstance(found, RunError):
+        raise found
+    return found
 
 
 def _is_lost(error: Exception) -> bool:
     """Whether it is a worker that ended, and not what its code raised."""
-    return not isinstance(error, RuntimeError) or str(error).startswith("DataLoader worker")
+    return not isinstance(error, RuntimeError) or str(error).startswith("DataLoader worker (")
 
 
-def _load(clips: Sequence[Clip], order: Sequence[int], decode: Decode, workers: int, pin: bool) -> Iterator[Decoded]:
+def _load(
+    clips: Sequence[Clip], order: Sequence[int], decode: Decode, workers: int, pin: bool
+) -> Iterator[Decoded | RunError]:
     loader: Any = DataLoader(
         _Files(clips, decode),
         sampler=order,
@@ -124,19 +130,19 @@ def _as_it_is(found: Any) -> Any:
     return found
 
 
-class _Files(Dataset[Decoded]):
+class _Files(Dataset[Decoded | RunError]):
     def __init__(self, clips: Sequence[Clip], decode: Decode) -> None:
         self.clips, self.decode = clips, decode
 
-    def __getitem__(self, index: int) -> Decoded:
+    def __getitem__(self, index: int) -> Decoded | RunError:
         found = decode_file(self.clips[index], self.decode)
         if found.frames is not None:
             try:
                 found.frames.share_memory_()
             except RuntimeError as error:
                 size = found.frames.numel() / 1e6
-                raise SharedMemoryError(
+                return RunError(
                     f"{self.clips[index].video}: {size:.0f} MB of frames do not fit into shared memory ({error}); "
                     "take fewer --workers, or make /dev/shm larger (docker run --shm-size)"
-                ) from error
+                )
         return found

@@ -211,13 +211,13 @@ class RunLog:
         """What the file says; `value` where there was none. Ranks may ask at the same time: the first one's stays."""
         path, draft = self.folder / name, self.folder / f".{name}.{os.getpid()}"
         if not path.exists():
-            draft.write_text(json.dumps(value, indent=1) + "\n")
             try:
+                draft.write_text(json.dumps(value, indent=1) + "\n")
                 os.link(draft, path)
             except FileExistsError:
                 pass
             finally:
-                draft.unlink()
+                draft.unlink(missing_ok=True)
         try:
             return json.loads(path.read_text())
         except ValueError as error:
