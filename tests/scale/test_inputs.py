@@ -200,7 +200,7 @@ def bucket(clips, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
     s3fs.S3FileSystem.clear_instance_cache()
     store = s3fs.S3FileSystem()
-    store.mkdir("bucket")
+    store.makedirs("bucket", exist_ok=True)  # the server keeps its state in this process
     store.put(f"{clips}/*.mp4", "bucket/set/")
     yield store
     s3fs.S3FileSystem.clear_instance_cache()

@@ -7,16 +7,16 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 from dover_eval.scale.decoding import decode_ahead
 from dover_eval.scale.files import Clip
 from dover_eval.scale.local import score_batches
-from tests.scale.conftest import exit_status, read_lines
+from tests.scale.conftest import exit_status, logged_lines, read_lines, wait_for
 
 
 def test_rows_are_the_scorer_s_own_to_the_last_bit(small_scorer, clips):
@@ -69,17 +69,12 @@ def test_a_file_that_changes_while_it_is_read_is_no_score(tmp_path):
 
 def test_decoders_end_with_a_killed_parent(arguments, start, manifest, tmp_path):
     child = start(arguments(manifest, "-o", tmp_path / "r.jsonl"))
-    children = Path(f"/proc/{child}/task")
-    workers: set[int] = set()
-    end = time.monotonic() + 120
-    while not workers and time.monotonic() < end:
-        workers = {int(pid) for task in children.glob("*/children") for pid in task.read_text().split()}
+    wait_for(lambda: logged_lines(tmp_path / "r.jsonl") >= 1)
+    workers = psutil.Process(child).children()
     os.kill(child, signal.SIGKILL)
     assert exit_status(child) == -signal.SIGKILL
     assert workers
-    while any(Path(f"/proc/{pid}").exists() for pid in workers):
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    wait_for(lambda: not any(worker.is_running() for worker in workers))
 
 
 def test_ranks_share_the_work_and_rank_0_joins(dover, arguments, start, manifest, tmp_path):
