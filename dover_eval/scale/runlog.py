@@ -123,6 +123,7 @@ class RunLog:
     def append(self, scored: Scored) -> None:
         """Add a batch. Raises RunError, with all that was there safe, where the disk is full."""
         data = (json.dumps(scored._asdict(), ensure_ascii=False) + "\n").encode()
+        (self.folder / FINISHED).unlink(missing_ok=True)  # a results file from before is no longer all
         start = os.lseek(self._descriptor, 0, os.SEEK_END)
         try:
             written = 0
