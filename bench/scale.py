@@ -140,7 +140,7 @@ def clips_and_memory() -> dict[str, Any]:
             rows.append({"clips": count} | json.loads(done.stdout.splitlines()[-1]))
             print(rows[-1])
         command = [
-            sys.executable, "-m", "dover_eval", "score", str(manifest), "--resume", "--quiet",
+            sys.executable, "-m", "dover_eval", "score", str(manifest), "--resume", "--quiet", "--device", "cpu",
             "--model", str(folder / "model"), "-o", str(manifest.with_suffix(".parquet")),
         ]  # fmt: skip
         for _ in range(REPEATS):

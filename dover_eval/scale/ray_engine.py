@@ -117,10 +117,11 @@ class RayEngine:
         context.enable_progress_bars = False
         context.max_errored_blocks = -1
         blocks = max(len(items) * batch_size // CLIPS_A_BLOCK, min(len(items), 4 * self.scorers))
+        decode: Any = _decode  # Ray's types know no further arguments
         rows = (
             ray.data.from_items(items, override_num_blocks=blocks)
             .map_batches(
-                _decode,
+                decode,
                 batch_size=1,
                 batch_format="pyarrow",
                 zero_copy_batch=True,
