@@ -185,5 +185,5 @@ def _print_table(scores: VideoScores) -> None:
 
 
 def _usage(message: str) -> NoReturn:
-    typer.echo(f"dover-eval score: {message}", err=True)
+    typer.echo(f"dover-eval: {message}", err=True)
     raise typer.Exit(EXIT_USAGE)
