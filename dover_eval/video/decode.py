@@ -151,3 +151,17 @@ def _upright(frame: av.VideoFrame) -> Tensor:
     if rest:
         raise VideoError(f"a rotation of {frame.rotation} degrees, expected a multiple of 90")
     return torch.rot90(pixels, turns % 4, dims=(1, 2)).contiguous()
+
+
+def stream_frames(path: str | Path) -> Iterator[tuple[Tensor, float]]:
+    """Every frame of the file's first video, upright, as uint8 (3,H,W), and its time in seconds.
+
+    One frame is in memory at a time. Raises VideoError as `decode_clip` does.
+    """
+    path = Path(path)
+    decode_clip(path, 1)  # says what is wrong with a file before its first frame is used
+    try:
+        for frame, time in _dated_frames(path):
+            yield _upright(frame), time
+    except (av.error.FFmpegError, EOFError) as error:
+        raise VideoError(f"{path}: cannot be decoded as a video ({error})") from error
