@@ -44,11 +44,7 @@ def decode_clip(path: str | Path, num_frames: int, windows: int = 1) -> Clip:
 
     Raises VideoError for a missing, empty, truncated or audio-only file, and for one that is no video.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise VideoError(f"{path}: no such file" if not path.exists() else f"{path}: a folder, expected a video file")
-    if path.stat().st_size == 0:
-        raise VideoError(f"{path}: an empty file, expected a video")
+    path = _existing(path)
     try:
         times, end = _frame_times(path)
         start = times[0]
@@ -66,6 +62,15 @@ def decode_clip(path: str | Path, num_frames: int, windows: int = 1) -> Clip:
         raise VideoError(f"{path}: no frame could be decoded, expected a video")
     frames = torch.stack([frame for frame, _ in chosen])
     return Clip(frames, tuple(time - start for _, time in chosen), end - start)
+
+
+def _existing(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise VideoError(f"{path}: no such file" if not path.exists() else f"{path}: a folder, expected a video file")
+    if path.stat().st_size == 0:
+        raise VideoError(f"{path}: an empty file, expected a video")
+    return path
 
 
 def _open_video(container: av.container.InputContainer, path: Path) -> av.VideoStream:
@@ -158,9 +163,9 @@ def stream_frames(path: str | Path) -> Iterator[tuple[Tensor, float]]:
 
     One frame is in memory at a time. Raises VideoError as `decode_clip` does.
     """
-    path = Path(path)
-    decode_clip(path, 1)  # says what is wrong with a file before its first frame is used
+    path = _existing(path)
     try:
+        _frame_times(path)  # says that a file is truncated before its first frame is used
         for frame, time in _dated_frames(path):
             yield _upright(frame), time
     except (av.error.FFmpegError, EOFError) as error:
