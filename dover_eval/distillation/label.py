@@ -92,7 +92,7 @@ def label(
         digests = {key: row["sha256"] for key, row in before.items() if row["error"] is None}
         judged = 0
         with journal:
-            jobs = [Job(name, str(path), prompt, digests.get((name, prompt))) for name, path, prompt in clips]
+            jobs = [Job(n, os.path.abspath(path), prompt, digests.get((n, prompt))) for n, path, prompt in clips]
             for job, answer in pool.judge(jobs):
                 if not answer.unchanged:
                     journal.add(job, answer)

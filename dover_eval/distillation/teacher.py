@@ -87,7 +87,7 @@ class Teacher(Protocol):
     def __call__(self, path: str, prompt: str) -> Mapping[str, float | None]:
         """Scores by name, on the teacher's own scale; those that it cannot tell are absent or None.
 
-        Whatever it raises becomes the error of this clip's row.
+        `path` is absolute. Whatever it raises becomes the error of this clip's row.
         """
 
 
