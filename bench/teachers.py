@@ -28,8 +28,8 @@ from dover_eval.video.decode import stream_frames
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 TEMPORAL = ("flicker", "drop", "shuffle", "jitter", "freeze")
-SPATIAL = ("blur", "noise", "compress", "downscale")
-FRAMES, RATE, CRF = 40, 25, 12
+SPATIAL = ("blur", "noise", "compress")
+FRAMES, RATE, CRF = 24, 25, 12
 
 
 def main() -> None:
