@@ -1,7 +1,7 @@
 """Full-reference quality: what is left of the pristine clip, frame by frame, by SSIM or MS-SSIM.
 
 Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004, and "Multiscale
-structural similarity for image quality assessment", 2003, as torchmetrics (Apache-2.0) computes them.
+structural similarity for image quality assessment", 2003, as pytorch-msssim (MIT) computes them.
 """
 
 from __future__ import annotations
@@ -43,17 +43,12 @@ class FullReference:
     scales: ClassVar[dict[str, Scale]] = {"Traditional": Linear(0.0, CEILING)}
 
     def __init__(self, references: str, metric: str = "ms-ssim", frames: int = 8) -> None:
-        with requires("pip install 'dover-eval[teachers]'", "Apache-2.0"):
-            from torchmetrics.functional.image import (
-                multiscale_structural_similarity_index_measure,
-                structural_similarity_index_measure,
-            )
+        with requires("pip install 'dover-eval[teachers]'", "MIT"):
+            from pytorch_msssim import ms_ssim, ssim
         if metric not in METRICS:
             raise ValueError(f"expected a metric of {', '.join(METRICS)}, got {metric}")
         self.frames = frames
-        self._similarity: Any = (
-            structural_similarity_index_measure if metric == "ssim" else multiscale_structural_similarity_index_measure
-        )
+        self._similarity: Any = ssim if metric == "ssim" else ms_ssim
         place = Path(references)
         self._folder = place if place.is_dir() else place.parent
         self._table = None if place.is_dir() else _read(place)

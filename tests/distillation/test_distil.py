@@ -37,7 +37,7 @@ def dover(*arguments: object) -> None:
 @pytest.mark.slow
 def test_a_student_learns_from_two_teachers_tables(tmp_path):
     pytest.importorskip("dover_eval.training.settings")
-    pytest.importorskip("torchmetrics")
+    pytest.importorskip("pytorch_msssim")
     with (tmp_path / "originals.csv").open("w", newline="") as file:
         originals = [(path.name, f"{path.name.split('_')[0]}_clean.mp4") for path in sorted(CLIPS.glob("*.mp4"))]
         csv.writer(file).writerows([("video_name", "reference"), *originals])
