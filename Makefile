@@ -14,7 +14,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,offline,diffusers,evaluation,train,server,bench,remote,ray]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,offline,diffusers,evaluation,train,server,bench,remote,ray,teachers]"
 	touch $@
 
 .PHONY: demo

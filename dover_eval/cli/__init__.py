@@ -5,6 +5,7 @@ import typer
 from dover_eval.cli.calibrate import calibrate
 from dover_eval.cli.evaluate import evaluate
 from dover_eval.cli.info import info
+from dover_eval.cli.label import label
 from dover_eval.cli.sanity import sanity
 from dover_eval.cli.score import score
 from dover_eval.cli.serve import serve
@@ -20,6 +21,7 @@ app.command()(score)
 app.command()(info)
 app.command()(evaluate)
 app.command()(calibrate)
+app.command()(label)
 app.command()(sanity)
 app.command()(serve)
 

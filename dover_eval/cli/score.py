@@ -281,5 +281,5 @@ def _input_errors() -> Iterator[None]:
 
 
 def _usage(message: str) -> NoReturn:
-    typer.echo(f"dover-eval score: {message}", err=True)
+    typer.echo(f"dover-eval: {message}", err=True)
     raise typer.Exit(EXIT_USAGE)

@@ -44,11 +44,7 @@ def decode_clip(path: str | Path, num_frames: int, windows: int = 1) -> Clip:
 
     Raises VideoError for a missing, empty, truncated or audio-only file, and for one that is no video.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise VideoError(f"{path}: no such file" if not path.exists() else f"{path}: a folder, expected a video file")
-    if path.stat().st_size == 0:
-        raise VideoError(f"{path}: an empty file, expected a video")
+    path = _existing(path)
     try:
         times, end = _frame_times(path)
         start = times[0]
@@ -66,6 +62,15 @@ def decode_clip(path: str | Path, num_frames: int, windows: int = 1) -> Clip:
         raise VideoError(f"{path}: no frame could be decoded, expected a video")
     frames = torch.stack([frame for frame, _ in chosen])
     return Clip(frames, tuple(time - start for _, time in chosen), end - start)
+
+
+def _existing(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise VideoError(f"{path}: no such file" if not path.exists() else f"{path}: a folder, expected a video file")
+    if path.stat().st_size == 0:
+        raise VideoError(f"{path}: an empty file, expected a video")
+    return path
 
 
 def _open_video(container: av.container.InputContainer, path: Path) -> av.VideoStream:
@@ -152,3 +157,17 @@ def _upright(frame: av.VideoFrame) -> Tensor:
     if rest:
         raise VideoError(f"a rotation of {frame.rotation} degrees, expected a multiple of 90")
     return torch.rot90(pixels, turns % 4, dims=(1, 2)).contiguous()
+
+
+def stream_frames(path: str | Path) -> Iterator[tuple[Tensor, float]]:
+    """Every frame of the file's first video, upright, as uint8 (3,H,W), and its time in seconds.
+
+    One frame is in memory at a time. Raises VideoError as `decode_clip` does.
+    """
+    path = _existing(path)
+    try:
+        _frame_times(path)  # says that a file is truncated before its first frame is used
+        for frame, time in _dated_frames(path):
+            yield _upright(frame), time
+    except (av.error.FFmpegError, EOFError) as error:
+        raise VideoError(f"{path}: cannot be decoded as a video ({error})") from error

@@ -1,0 +1,90 @@
+"""How well the teachers that run here follow known defects, within real clips.
+
+    python -m bench.teachers CLIP... --output bench/results/teachers.json
+
+For every clip, defect and strength: its first frames are spoiled, written as H.264 at a low rate factor and judged. The
+figure is Spearman's correlation of the verdict with the defect's absence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import json
+import platform
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from scipy.stats import spearmanr
+
+from dover_eval.distortions import Frames, distort
+from dover_eval.teachers.reference import FullReference
+from dover_eval.teachers.temporal import FrameDifference, OpticalFlow
+from dover_eval.video.decode import stream_frames
+
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+TEMPORAL = ("flicker", "drop", "shuffle", "jitter", "freeze")
+SPATIAL = ("blur", "noise", "compress")
+FRAMES, RATE, CRF = 24, 25, 12
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("clips", nargs="+", type=Path)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "teachers.json")
+    arguments = parser.parse_args()
+    report: dict[str, Any] = {
+        "command": "python -m bench.teachers " + " ".join(clip.name for clip in arguments.clips),
+        "device": platform.processor() or platform.machine(),
+        "frames": FRAMES,
+        "strengths": STRENGTHS,
+        "clips": {clip.name: judge(clip) for clip in arguments.clips},
+    }
+    arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    for name, found in report["clips"].items():
+        for teacher, defects in found.items():
+            print(name, teacher, {defect: entry["correlation"] for defect, entry in defects.items()})
+
+
+def judge(clip: Path) -> dict[str, dict[str, Any]]:
+    """By teacher and defect: the verdicts by strength, and their correlation with the defect's absence."""
+    frames = np.stack([f.permute(1, 2, 0).numpy() for f, _ in itertools.islice(stream_frames(clip), FRAMES)])
+    frames = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
+    found: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        write(frames, place / "pristine.mp4")
+        with (place / "references.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("video_name", "reference"), ("spoiled.mp4", "pristine.mp4")])
+        similarity = FullReference(str(place / "references.csv"), metric="ssim", frames=4)
+        steady = {"FrameDifference": FrameDifference(), "OpticalFlow": OpticalFlow()}
+        for defect in (*TEMPORAL, *SPATIAL):
+            teachers = steady if defect in TEMPORAL else {"FullReference ssim": similarity}
+            verdicts: dict[str, list[float]] = {name: [] for name in teachers}
+            for strength in STRENGTHS:
+                write(distort(frames, defect, strength, np.random.default_rng(0)), place / "spoiled.mp4")
+                for name, teacher in teachers.items():
+                    (value,) = teacher(str(place / "spoiled.mp4"), "").values()
+                    verdicts[name].append(round(value, 4))
+            for name, values in verdicts.items():
+                correlation = spearmanr(values, [-strength for strength in STRENGTHS]).statistic
+                found.setdefault(name, {})[defect] = {"verdicts": values, "correlation": round(float(correlation), 2)}
+    return found
+
+
+def write(frames: Frames, path: Path) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=RATE, options={"crf": str(CRF), "preset": "ultrafast"})
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""`dover-eval label`: clips and prompts in, a rating table with a teacher's verdicts out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from dover_eval.cli.score import find_videos, match_prompts, read_prompts
+
+if TYPE_CHECKING:
+    from dover_eval.distillation import Labels, Scale
+
+EXIT_FAILED, EXIT_USAGE = 1, 2
+SHOWN_ERRORS = 10
+
+
+def label(
+    teacher: Annotated[str | None, typer.Option(help="module:callable; --list tells those that come along.")] = None,
+    videos: Annotated[list[str] | None, typer.Option(help="A file, a folder or a quoted pattern; repeatable.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="A CSV with the columns video_name and Prompt.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="One prompt for every clip.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The table, .csv or .parquet.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for a teacher's class; repeatable.")] = None,
+    scale: Annotated[
+        list[str] | None,
+        typer.Option(help="SCORE=WORST:BEST or SCORE=logistic:CENTER:WIDTH, where the teacher declares none."),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, each with a teacher of its own.")] = 1,
+    device: Annotated[list[str] | None, typer.Option(help="Given to the workers in turn; repeatable.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Neither summary nor progress.")] = False,
+    list_teachers: Annotated[bool, typer.Option("--list", help="Tell the teachers that come along.")] = False,
+) -> None:
+    """Fill a rating table with any scorer's verdicts, for `dover-eval train` to learn.
+
+    Run again, it continues: after a kill, with new clips, with those that failed or have changed. A clip that the
+    teacher cannot judge is a row with its error; the others go on. Exit status: 0 when every clip has its verdict, 1
+    when some have not or the teacher cannot be had, 2 when the command was not understood or the table is another
+    teacher's.
+    """
+    if list_teachers:
+        from dover_eval.teachers import TEACHERS
+
+        for name, known in TEACHERS.items():
+            typer.echo(f"{name}\n    {known.judges}. Needs {known.needs}. {known.licence}")
+        return
+    if teacher is None or not videos or output is None:
+        _usage("--teacher, --videos and --output are needed; --list tells the teachers")
+    if (prompt is None) == (prompts is None):
+        _usage("give either --prompt TEXT or --prompts FILE.csv")
+    if prompt is not None and not prompt.strip():
+        _usage("--prompt is empty")
+    if not output.parent.is_dir():
+        _usage(f"--output {output}: there is no folder {output.parent}")
+
+    from dover_eval.distillation import LabelsError, TeacherError
+    from dover_eval.distillation import label as run
+
+    try:
+        options = dict(_option(text) for text in option or [])
+        scales = dict(_scale(text) for text in scale or [])
+        files = find_videos(videos)
+        texts = [prompt] * len(files) if prompt is not None else match_prompts(files, read_prompts(prompts))
+        clips = list(zip(_names(files, videos), files, texts, strict=True))
+        with _progress(len(clips), show=not quiet) as progress:
+            done = run(
+                teacher,
+                clips,
+                output,
+                options=options,
+                scales=scales,
+                workers=workers,
+                devices=device or (),
+                progress=progress,
+            )
+    except (LabelsError, ValueError) as error:
+        _usage(str(error))
+    except TeacherError as error:
+        typer.echo(f"dover-eval label: {error}", err=True)
+        raise typer.Exit(EXIT_FAILED) from error
+    except KeyboardInterrupt:
+        typer.echo("dover-eval label: interrupted; run it again to continue", err=True)
+        raise typer.Exit(EXIT_FAILED) from None
+    if not quiet:
+        _report(done, output)
+    if done.errors:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _names(files: list[Path], videos: list[str]) -> list[str]:
+    """Names in the table: within the folder where one was given, else as the files were named."""
+    folder = Path(videos[0]) if len(videos) == 1 and Path(videos[0]).is_dir() else None
+    return [(file.relative_to(folder) if folder else file).as_posix() for file in files]
+
+
+def _option(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise ValueError(f"--option {text}: expected NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _scale(text: str) -> tuple[str, Scale]:
+    from dover_eval.distillation.teacher import parse_scale
+
+    aspect, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--scale {text}: expected SCORE=WORST:BEST or SCORE=logistic:CENTER:WIDTH")
+    return aspect, parse_scale(value)
+
+
+def _progress(total: int, *, show: bool) -> Any:
+    from contextlib import contextmanager
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    @contextmanager
+    def bar() -> Any:
+        console = Console(stderr=True)
+        columns = (TextColumn("labelling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, disable=not (show and console.is_terminal), transient=True) as shown:
+            task = shown.add_task("labelling", total=total)
+            yield lambda done: shown.advance(task, done)
+
+    return bar()
+
+
+def _report(done: Labels, output: Path) -> None:
+    for aspect, given in done.teacher.scales.items():
+        told = ", ".join(f"{name} {value:g}" for name, value in given.items() if name != "kind")
+        typer.echo(f"{aspect}: {given['kind'].lower()}, {told}")
+    typer.echo(
+        f"{output}: {done.judged + done.kept} clips, {done.kept} of them from before, {len(done.errors)} without a "
+        f"verdict; teacher {done.teacher.fingerprint}"
+    )
+    for (name, _), error in list(done.errors.items())[:SHOWN_ERRORS]:
+        typer.echo(f"{name}: {error}", err=True)
+    if len(done.errors) > SHOWN_ERRORS:
+        typer.echo(f"and {len(done.errors) - SHOWN_ERRORS} more, in the table's column error", err=True)
+
+
+def _usage(message: str) -> NoReturn:
+    typer.echo(f"dover-eval label: {message}", err=True)
+    raise typer.Exit(EXIT_USAGE)

@@ -1,0 +1,85 @@
+"""Full-reference quality: what is left of the pristine clip, frame by frame, by SSIM or MS-SSIM.
+
+Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004, and "Multiscale
+structural similarity for image quality assessment", 2003, as pytorch-msssim (MIT) computes them.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+
+from dover_eval.distillation import Linear, Scale, requires
+from dover_eval.evaluation.tables import read_rows, text
+from dover_eval.video.decode import decode_clip
+
+METRICS = ("ssim", "ms-ssim")
+CEILING = 25.0  # dB; beyond it differences are of the order of rounding in 8 bits
+TIME_TOLERANCE = 0.05  # seconds
+
+
+class FullReference:
+    """Traditional: the similarity of a clip with its pristine original, -10 log10(1 - similarity), in dB.
+
+    Decibels, because the similarity itself crowds all that is watchable into its last tenth. 0 dB, nothing in common,
+    becomes 1, and 25 dB (a similarity of 0.997) and more 5.
+
+    Frames are compared that are on screen at the same time, so what moves a picture in time or place counts as well:
+    label with it only what was spoiled within its frames. A clip of another size is resized to its original's.
+
+    Args:
+        references: a folder with the originals under the clips' own names, or a table `video_name, reference` of file
+            names and of originals beside it.
+        metric: "ssim" or "ms-ssim"; the latter needs 161 pixels a side.
+        frames: how many are compared, uniform in time.
+
+    Raises ValueError in a clip's row: no original, or one of another length.
+    """
+
+    scales: ClassVar[dict[str, Scale]] = {"Traditional": Linear(0.0, CEILING)}
+
+    def __init__(self, references: str, metric: str = "ms-ssim", frames: int = 8) -> None:
+        with requires("pip install 'dover-eval[teachers]'", "MIT"):
+            from pytorch_msssim import ms_ssim, ssim
+        if metric not in METRICS:
+            raise ValueError(f"expected a metric of {', '.join(METRICS)}, got {metric}")
+        self.frames = frames
+        self._similarity: Any = ssim if metric == "ssim" else ms_ssim
+        place = Path(references)
+        self._folder = place if place.is_dir() else place.parent
+        self._table = None if place.is_dir() else _read(place)
+
+    def __call__(self, path: str, prompt: str) -> dict[str, float]:
+        reference = self._reference(Path(path).name)
+        clip, original = decode_clip(path, self.frames), decode_clip(reference, self.frames)
+        if abs(clip.duration - original.duration) > TIME_TOLERANCE:
+            raise ValueError(f"lasts {clip.duration:.2f} s, and its original {reference} {original.duration:.2f} s")
+        values = []
+        for spoiled, pristine in zip(clip.frames, original.frames, strict=True):
+            a, b = spoiled[None].float() / 255, pristine[None].float() / 255
+            if a.shape != b.shape:
+                a = F.interpolate(a, b.shape[2:], mode="bicubic", antialias=True).clamp(0, 1)
+            values.append(self._similarity(a, b, data_range=1.0))
+        lost = max(1 - torch.stack(values).mean().item(), 1e-9)
+        return {"Traditional": min(max(-10 * math.log10(lost), 0.0), CEILING)}
+
+    def _reference(self, name: str) -> Path:
+        if self._table is None:
+            original = self._folder / name
+        elif name in self._table:
+            original = self._folder / self._table[name]
+        else:
+            raise ValueError(f"{name} has no original in the table of references")
+        if not original.is_file():
+            raise ValueError(f"{name} has no original {original}")
+        return original
+
+
+def _read(table: Path) -> dict[str, str]:
+    columns = ("video_name", "reference")
+    rows = read_rows(table, columns)
+    return {text(table, line, row, columns[0]): text(table, line, row, columns[1]) for line, row in rows}

@@ -1,0 +1,340 @@
+"""`dover-eval label` as a user runs it: real processes, real files, a real kill."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dover_eval.distillation import Labels, LabelsError, Linear, TeacherError, label
+from dover_eval.distillation.label import journal_of
+from dover_eval.distillation.teacher import SCORE_NAMES
+
+REPOSITORY = Path(__file__).parents[2]
+CLIPS = REPOSITORY / "examples" / "clips"
+
+# A teacher of each kind. `Counting` tells in a file what it was asked and made, and dies or hangs on demand.
+TOYS = """
+import os
+import signal
+import time
+from pathlib import Path
+
+from dover_eval.distillation import Linear, Logistic
+
+
+def length(path, prompt):
+    return {"Overall": len(prompt) % 5}
+
+
+class Counting:
+    scales = {"Traditional": Linear(0, 255), "Temporal": Logistic(0, 1), "Alignment": Linear(0, 1)}
+
+    def __init__(self, log, pause=0.0, device="cpu", level=0):
+        self.log, self.pause, self.device = log, pause, device
+        self.identity = {"weights": "abc", "level": level}
+        self.tell("made")
+
+    def tell(self, what):
+        with open(self.log, "a") as file:
+            file.write(f"{what} {os.getpid()} {self.device}\\n")
+
+    def __call__(self, path, prompt):
+        print("a teacher that talks")
+        name = Path(path).name
+        self.tell(name)
+        time.sleep(self.pause)
+        if "dies" in name:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "raises" in name:
+            raise RuntimeError("out of\\nmemory")
+        if "beyond" in name:
+            return {"Traditional": 300}
+        if "undeclared" in name:
+            return {"Beauty": 1}
+        if "nan" in name:
+            return {"Temporal": float("nan")}
+        return {"Traditional": os.path.getsize(path) % 251, "Temporal": 0.5, "Alignment": None}
+
+
+class Broken:
+    def __init__(self):
+        raise OSError("no weights here")
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """A folder to work in, with the teachers and a folder of clips."""
+    (tmp_path / "toys.py").write_text(TOYS)
+    shutil.copytree(CLIPS, tmp_path / "clips")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def command(*arguments: object, **options: object) -> list[str]:
+    told = [part for name, value in options.items() for part in ("--option", f"{name}={json.dumps(value)}")]
+    return [sys.executable, "-m", "dover_eval", "label", *map(str, arguments), *told]
+
+
+def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments, **options), capture_output=True, text=True, timeout=120, check=False)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+COUNTING = ("--teacher", "toys:Counting", "--videos", "clips", "--prompt", "a heart", "-o", "table.csv")
+
+
+def asked(log: Path) -> list[str]:
+    return [line.split()[0] for line in log.read_text().splitlines() if not line.startswith("made")]
+
+
+def test_a_folder_as_a_table_in_the_projects_schema(place):
+    from dover_eval.evaluation.benchmarks import read_ratings
+
+    done = run(*COUNTING, "--workers", 2, log="log")
+    assert done.returncode == 0, done.stderr
+    assert "Traditional: linear, worst 0, best 255" in done.stdout
+    assert "a teacher that talks" not in done.stdout
+    table = rows(place / "table.csv")
+    assert [row["video_name"] for row in table] == sorted(path.name for path in CLIPS.glob("*.mp4"))
+    own = (CLIPS / "star_clean.mp4").stat().st_size % 251
+    star = next(row for row in table if row["video_name"] == "star_clean.mp4")
+    assert float(star["Traditional_raw"]) == own
+    assert float(star["Traditional_MOS"]) == pytest.approx(1 + 4 * own / 255, abs=1e-6)
+    assert float(star["Temporal_MOS"]) == pytest.approx(3.489837, abs=1e-6)  # 1 + 4 / (1 + exp(-1/2))
+    assert star["Alignment_MOS"] == star["Overall_MOS"] == star["error"] == ""
+    assert len({row["teacher"] for row in table}) == 1
+    rated = read_ratings(place / "table.csv")
+    assert {name for clip in rated for name in clip.ratings} == {"Traditional", "Temporal"}
+
+
+def test_prompts_go_with_their_clips_and_a_plain_function_needs_a_scale(place):
+    prompts = ("--videos", "clips", "--prompts", REPOSITORY / "examples" / "prompts.csv", "-o", "table.csv")
+    refused = run("--teacher", "toys:length", *prompts)
+    assert refused.returncode == 1
+    assert "declares no scales" in refused.stderr
+    assert not (place / "table.csv").exists()
+    assert run("--teacher", "toys:length", *prompts, "--scale", "Overall=4:0").returncode == 0
+    overall = {row["Prompt"]: float(row["Overall_MOS"]) for row in rows(place / "table.csv")}
+    assert overall["a pink star spinning in front of a starry night sky"] == 4.0  # 51 letters: 1, from 4 down to 0
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_where_it_was(place):
+    log, journal = place / "log", journal_of(place / "table.csv")
+    pieces = command(*COUNTING, "--workers", 2, log="log", pause=0.15)
+    process = subprocess.Popen(pieces, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (journal.exists() and journal.read_bytes().count(b"\n") >= 4):  # the teacher and three clips
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert workers
+    assert not alive  # none is left behind
+    assert not (place / "table.csv").exists()
+    with journal.open("ab") as file:  # as if the kill had come within a line
+        file.write(b'{"video_name": "star_cl')
+    known = {row["video_name"]: row for row in map(json.loads, journal.read_text().split("\n")[1:-1])}
+    before = len(asked(log))
+
+    done = run(*COUNTING, "--workers", 2, log="log", pause=0.15)
+    assert done.returncode == 0, done.stderr
+    table = rows(place / "table.csv")
+    assert [row["video_name"] for row in table] == sorted(path.name for path in CLIPS.glob("*.mp4"))
+    for name, row in known.items():
+        assert (
+            float(next(r for r in table if r["video_name"] == name)["Traditional_raw"]) == row["values"]["Traditional"]
+        )
+    assert len(asked(log)) - before == len(table) - len(known)  # asked once more are those that it was at
+    assert not {*asked(log)[before:]} & set(known)
+
+    shutil.copy(place / "table.csv", place / "once.csv")
+    again = run(*COUNTING, log="log", pause=0.15)
+    assert again.returncode == 0
+    assert f"{len(table)} of them from before" in again.stdout
+    assert (place / "table.csv").read_bytes() == (place / "once.csv").read_bytes()
+    assert len(asked(log)) - before == len(table) - len(known)
+
+    straight = run(*COUNTING[:-1], "straight.csv", log="log", pause=0.15)
+    assert straight.returncode == 0
+    assert (place / "straight.csv").read_bytes() == (place / "table.csv").read_bytes()
+
+
+def test_broken_clips_are_rows_with_their_errors_and_the_others_go_on(place):
+    for name in ("beyond", "dies", "nan", "raises", "undeclared"):
+        shutil.copy(CLIPS / "star_clean.mp4", place / "clips" / f"{name}.mp4")
+    done = run(*COUNTING, "--videos", "gone.mp4", "--workers", 2, log="log")
+    assert done.returncode == 1
+    errors = {Path(row["video_name"]).name: row["error"] for row in rows(place / "table.csv") if row["error"]}
+    assert errors == {
+        "beyond.mp4": "300 is beyond the declared scale, worst 0 to best 255",
+        "dies.mp4": "the worker died on this clip (killed by SIGKILL)",
+        "gone.mp4": f"[Errno 2] No such file or directory: '{place / 'gone.mp4'}'",
+        "nan.mp4": "the teacher gave nan for Temporal, expected a number or None",
+        "raises.mp4": "RuntimeError: out of memory",
+        "undeclared.mp4": "the teacher gave Beauty, whose scale is not declared; "
+        "declared: Traditional, Alignment, Temporal",
+    }
+    good = [row for row in rows(place / "table.csv") if not row["error"]]
+    assert len(good) == len(list(CLIPS.glob("*.mp4")))
+    assert all(row["Traditional_MOS"] for row in good)
+    assert "raises.mp4: RuntimeError: out of memory" in done.stderr
+
+
+def ask(output: str = "table.csv", clips: str = "clips", **more) -> Labels:
+    files = sorted(Path(clips).glob("*.mp4"))
+    options = {"log": "log"} | more.pop("options", {})
+    wanted = [(file.name, file, "a heart") for file in files]
+    return label(more.pop("teacher", "toys:Counting"), wanted, output, options=options, **more)
+
+
+def test_only_what_failed_or_changed_or_is_new_is_asked_again(place):
+    shutil.copy(CLIPS / "star_clean.mp4", "clips/raises.mp4")
+    first = ask()
+    assert first.judged == 10
+    assert list(first.errors) == [("raises.mp4", "a heart")]
+    shutil.copy("clips/heart_dark.mp4", "clips/star_noisy.mp4")
+    shutil.copy("clips/heart_dark.mp4", "clips/new.mp4")
+    (place / "clips" / "heart_blurred.mp4").unlink()
+    Path("log").unlink()
+    second = ask()
+    assert sorted(asked(Path("log"))) == ["new.mp4", "raises.mp4", "star_noisy.mp4"]
+    assert (second.judged, second.kept) == (3, 7)
+    table = rows(Path("table.csv"))
+    assert len(table) == 11
+    assert table[-1]["video_name"] == "heart_blurred.mp4"  # no row is lost
+    raw = {row["video_name"]: row["Traditional_raw"] for row in table}
+    assert raw["star_noisy.mp4"] == raw["heart_dark.mp4"] != raw["star_clean.mp4"]
+
+
+def test_a_table_is_one_teachers(place):
+    ask()
+    before = Path("table.csv").read_bytes()
+    with pytest.raises(LabelsError, match=r"another teacher's: .*'level': 0.*'level': 1"):
+        ask(options={"level": 1})
+    with pytest.raises(LabelsError, match="another teacher's: scales"):
+        ask(scales={"Temporal": Linear(-1, 1)})
+    with pytest.raises(LabelsError, match="another teacher's"):
+        label("toys:length", [], "table.csv", scales={"Overall": Linear(0, 4)})
+    ask(devices=["cpu:1"])  # where it runs is not who it is
+    Path("toys.py").write_text(TOYS.replace("0.5", "0.6"))  # the same name, other code: workers import it anew
+    with pytest.raises(LabelsError, match="another teacher's: source"):
+        ask()
+    assert Path("table.csv").read_bytes() == before
+
+
+def test_a_table_without_its_journal_or_with_a_damaged_one_is_left_alone(place):
+    ask()
+    journal = journal_of(Path("table.csv"))
+    lines = journal.read_text().split("\n")
+    journal.write_text("\n".join([lines[0], "not json", *lines[2:]]))
+    with pytest.raises(LabelsError, match=r"table\.csv\.journal: damaged"):
+        ask()
+    journal.unlink()
+    with pytest.raises(LabelsError, match="without its journal"):
+        ask()
+
+
+def test_two_runs_never_write_one_table(place):
+    process = subprocess.Popen(command(*COUNTING, log="log", pause=60.0), stderr=subprocess.PIPE, text=True)
+    try:
+        while not journal_of(place / "table.csv").exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        with pytest.raises(LabelsError, match=r"another run is writing table\.csv"):
+            ask()
+        process.send_signal(signal.SIGINT)  # and Ctrl-C ends one in words
+        _, said = process.communicate(timeout=30)
+        assert process.returncode == 1
+        assert "run it again to continue" in said
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_every_worker_has_one_teacher_and_its_device(place):
+    ask(workers=3, devices=["cuda:0", "cuda:1"])
+    made = [line.split() for line in Path("log").read_text().splitlines() if line.startswith("made")]
+    assert sorted(device for _, _, device in made) == ["cuda:0", "cuda:0", "cuda:1"]
+    assert len({process for _, process, _ in made}) == 3
+
+
+def test_parquet_holds_the_same_rows(place):
+    pytest.importorskip("pyarrow")
+    from dover_eval.evaluation.benchmarks import read_ratings
+
+    ask()
+    ask("table.parquet")
+    assert read_ratings(Path("table.parquet")) == read_ratings(Path("table.csv"))
+
+
+@pytest.mark.parametrize(
+    ("teacher", "reason"),
+    [
+        ("toys", "expected a teacher as module:callable"),
+        ("nowhere:x", "nowhere cannot be imported"),
+        ("toys:nothing", "toys has no callable nothing"),
+        ("toys:length", "options go with a class, got log"),
+        ("toys:Broken", "got an unexpected keyword argument 'log'; it takes"),
+    ],
+)
+def test_a_teacher_that_cannot_be_had_says_why(place, teacher, reason):
+    with pytest.raises(TeacherError, match=reason):
+        ask(teacher=teacher)
+    assert not Path("table.csv").exists()
+
+
+def test_a_teacher_whose_weights_are_missing_says_so(place):
+    with pytest.raises(TeacherError, match=r"toys:Broken cannot be loaded \(OSError: no weights here\)"):
+        label("toys:Broken", [("a", CLIPS / "star_clean.mp4", "a star")], "table.csv", scales={"Overall": Linear(0, 1)})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ((), "are needed"),
+        (("--teacher", "a:b", "--videos", "clips", "-o", "t.csv"), "either --prompt TEXT or --prompts"),
+        (("--teacher", "a:b", "--videos", "clips", "--prompt", "x", "-o", "t.xlsx"), "ends in .csv or .parquet"),
+        (("--teacher", "a:b", "--videos", "clips", "--prompt", "x", "-o", "no/t.csv"), "there is no folder no"),
+        (("--teacher", "a:b", "--videos", "clips", "--prompt", "x", "-o", "t.csv", "--scale", "x"), "SCORE=WORST"),
+        (("--teacher", "a:b", "--videos", "clips", "--prompt", "x", "-o", "t.csv", "--option", "x"), "NAME=VALUE"),
+        (("--teacher", "a:b", "--videos", "*.mkv", "--prompt", "x", "-o", "t.csv"), "dover-eval: *.mkv: no file"),
+    ],
+)
+def test_what_is_not_understood_is_said(place, arguments, reason):
+    from typer.testing import CliRunner
+
+    from dover_eval.cli import app
+
+    done = CliRunner().invoke(app, ["label", *arguments])
+    assert done.exit_code == 2
+    assert reason in done.output
+
+
+def test_the_score_names_are_the_models():
+    from dover_eval.models import heads
+
+    assert heads.SCORE_NAMES == SCORE_NAMES
+
+
+def test_the_commands_front_door_stays_light():
+    code = "import sys, dover_eval.distillation; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
