@@ -137,6 +137,8 @@ class LossSettings:
     def __post_init__(self) -> None:
         for name in ("smooth_l1", "plcc", "rank", "scale", "preference", "contrast", "heads", "contrast_margin"):
             _check_range(self, name, 0)
+        if not self.smooth_l1 + self.plcc + self.rank + self.scale + self.preference:
+            raise ValueError("every loss weighs 0: there is nothing to learn")
         for name in ("smooth_l1_beta", "preference_scale", "tie_width"):
             _check_range(self, name, 1e-6)
 
