@@ -8,6 +8,7 @@ from dover_eval.cli.info import info
 from dover_eval.cli.sanity import sanity
 from dover_eval.cli.score import score
 from dover_eval.cli.serve import serve
+from dover_eval.cli.train import train
 
 app = typer.Typer(
     name="dover-eval",
@@ -22,6 +23,7 @@ app.command()(evaluate)
 app.command()(calibrate)
 app.command()(sanity)
 app.command()(serve)
+app.command()(train)
 
 
 def main() -> None:

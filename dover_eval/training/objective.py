@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -86,10 +85,6 @@ class Objective(nn.Module):
         if weights.preference_model == "plain":
             return {"preference": bradley_terry_loss(log_odds, shares)}
         return {"preference": bradley_terry_ties_loss(log_odds, shares, weights.tie_width)}
-
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-        """As transformers' Trainer asks for it."""
-        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
 
 
 def other_prompts(prompts: Sequence[str]) -> tuple[list[int], list[bool]]:

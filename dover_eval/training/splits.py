@@ -15,7 +15,11 @@ from dover_eval.training.tables import Example, clips_of
 Identities = Mapping[str, ClipIdentity]
 
 
-class DuplicateError(ValueError):
+class SplitError(ValueError):
+    """Training and validation cannot be set apart, or nothing could be judged on the validation."""
+
+
+class DuplicateError(SplitError):
     """The same clip, or nearly the same, on both sides of a split; the message names some."""
 
 
@@ -27,7 +31,7 @@ def split_examples(
     A content is what the tables call one; where they do not say, rows that share a file, a prompt, or clips that look
     alike (see `look_alikes`) are of one. Which contents are drawn does not depend on the order of the rows.
 
-    Raises ValueError where no such split is left, as when everything is of one content.
+    Raises SplitError where no such split is left, as when everything is of one content.
     """
     groups = _contents(examples, identities, near)
     # A content is drawn by its clips' bytes: the tables' names and order may change.
@@ -47,7 +51,7 @@ def split_examples(
     training = [example for group, example in zip(groups, examples, strict=True) if group not in chosen]
     validation = [example for group, example in zip(groups, examples, strict=True) if group in chosen]
     if not training or not validation:
-        raise ValueError(
+        raise SplitError(
             f"{len(examples)} rows are of {len(marks)} contents: too few to set {share:.0%} apart. Name validation "
             "tables, or train without validation (validation_share: 0)"
         )
