@@ -95,7 +95,8 @@ def _how(record: Mapping[str, Any]) -> str:
     )
     return (
         f"{record['steps']} steps on {record['device']}, {record['precision']}, {told}, processes "
-        f"{record['processes']}{best}. Losses, their weights and settings: {losses}; preferences by the model {settings['losses']['preference_model']!r}. "
+        f"{record['processes']}{best}. Losses, their weights and settings: {losses}; preferences by the model "
+        f"{settings['losses']['preference_model']!r}. "
         f"{apart} Clips on both sides with the same bytes, or alike in all but {split['near_duplicates']:.0%} of 256 "
         "bits of a perceptual hash, are refused."
     )
