@@ -70,7 +70,7 @@ def _print_result(result: TrainResult) -> None:
     best = f", the best at step {record['best_step']}" if record["best_step"] else ""
     typer.echo(f"{result.folder}: {record['steps']} steps{best}, {record['minutes']} minutes")
     if result.report is not None:
-        from dover_eval.cli.evaluate import _print as print_report
+        from dover_eval.cli.evaluate import print_report
 
         print_report(result.report)
 
