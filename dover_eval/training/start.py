@@ -87,9 +87,7 @@ def inflate_convnext(
     layout = next((name for name, first in layouts.items() if any(key.startswith(first) for key in state)), None)
     if layout is None:
         found = ", ".join(list(state)[:4])
-        raise WeightsError(
-            f"no ConvNeXt of timm (stem.*, stages.*) or torchvision (features.*): it begins with {found}"
-        )
+        raise WeightsError(f"no ConvNeXt of timm (stem.*, stages.*) or torchvision (features.*): it has {found}")
     rename = _timm_name if layout == "timm" else _torchvision_name
     ours = dict(backbone.named_parameters())
     filled: dict[str, str] = {}
