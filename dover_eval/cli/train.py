@@ -33,6 +33,7 @@ def train(
         import_module("accelerate")  # Trainer's own import of it is far from here
 
         from dover_eval.evaluation import TableError
+        from dover_eval.models.semantic import SemanticEncoderError
         from dover_eval.models.text import TextEncoderError
         from dover_eval.training import run
         from dover_eval.training.settings import SettingsError, TrainSettings
@@ -47,7 +48,7 @@ def train(
             _print_corpus(run.check(settings))
             return
         result = run.train(settings, resume=resume)
-    except (WeightsError, TextEncoderError, FileNotFoundError, FloatingPointError) as error:
+    except (WeightsError, TextEncoderError, SemanticEncoderError, FileNotFoundError, FloatingPointError) as error:
         typer.echo(f"dover-eval train: {error}", err=True)
         raise typer.Exit(EXIT_FAILED) from error
     except (SettingsError, TableError, SplitError) as error:

@@ -41,10 +41,12 @@ def write_card(folder: Path, record: Mapping[str, Any], report: EvaluationReport
 def _what(record: Mapping[str, Any]) -> str:
     model = record["model"]
     height, width = model["frame_size"]
+    sees = f"; picture encoder {model['semantic_encoder']} (sha256 `{model['semantic_encoder_sha256']}`), no part either"
     return (
         f"{model['parameters'] / 1e6:.1f} M parameters, {model['num_frames']} frames of {height}x{width}; text encoder "
         f"{model['text_encoder']} (sha256 `{model['text_encoder_sha256']}`)"
-        + (", trained with it." if model["text_encoder_trained"] else ", which is not part of this checkpoint.")
+        + (", trained with it" if model["text_encoder_trained"] else ", which is not part of this checkpoint")
+        + (f"{sees}." if model["semantic_encoder"] else ".")
         + f" Weights `{record['fingerprint']['weights'][:12]}`. It began with {record['start']}."
     )
 

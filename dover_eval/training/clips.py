@@ -22,7 +22,7 @@ from dover_eval.training.cache import TensorCache
 from dover_eval.video.decode import VideoError, decode_clip
 from dover_eval.video.sample import prepare_clip
 
-SAMPLING = ("signals", "num_frames", "frame_size", "mean", "std", "views", "windows")  # what decides a model's input
+SAMPLING = ("num_frames", "frame_size", "windows", "views", "mean", "std")  # what decides a model's input
 LOOKS_BYTES = 1 << 28
 LOOK_FRAMES, LOOK_SIDE, LOOK_KEPT = 4, 32, 8
 LOOK_BITS = LOOK_FRAMES * LOOK_KEPT**2
@@ -72,7 +72,7 @@ class ClipStore:
 
     def _decode(self, path: str) -> tuple[Tensor, Tensor]:
         """The model's input, and the look (32,) uint8, or (0,) of a flat clip."""
-        frames = decode_clip(path, self.config.num_frames).frames
+        frames = decode_clip(path, self.config.num_frames, self.config.windows).frames
         look = frames_look(frames)
         return prepare_clip(frames, self.config), torch.from_numpy(np.frombuffer(look, np.uint8).copy())
 

@@ -41,14 +41,14 @@ class Objective(nn.Module):
         if targets is None:
             return {"scores": self.model(frames, prompts)}
         text = self.model.text_encoder(prompts)
-        video = self.model.dover_model(frames)
-        scores = self._scores(video, text)
+        video, semantics = self.model.dover_model(frames), self.model.semantics(frames)
+        scores = self._scores(video, semantics, text)
         losses = self._ratings(scores, targets["ratings"]) | self._preferences(scores, targets)
         weights = self.settings
         if weights.contrast:
             others, wrong = other_prompts(prompts)
             at = torch.tensor(others, device=frames.device)
-            other = self._scores(video, TextFeatures(text.pooled[at], text.tokens[at], text.mask[at]))
+            other = self._scores(video, semantics, TextFeatures(text.pooled[at], text.tokens[at], text.mask[at]))
             different = torch.tensor(wrong, device=frames.device)
             n = len(ASPECTS)
             losses["contrast"] = contrast_loss(scores[:, :n], other[:, :n], different, weights.contrast_margin)
@@ -62,8 +62,8 @@ class Objective(nn.Module):
         total = torch.stack([getattr(weights, name) * value for name, value in losses.items()]).sum()
         return {"loss": total, **losses}
 
-    def _scores(self, video: dict[str, Tensor], text: TextFeatures) -> Tensor:
-        fused, quality_weights = self.model._fuse(video, text)
+    def _scores(self, video: dict[str, Tensor], semantics: Tensor | None, text: TextFeatures) -> Tensor:
+        fused, quality_weights = self.model._fuse(video, semantics, text)
         return self.model.mos_predictor(fused, quality_weights)
 
     def _ratings(self, scores: Tensor, ratings: Tensor) -> dict[str, Tensor]:

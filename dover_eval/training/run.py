@@ -73,7 +73,7 @@ def train(settings: TrainSettings, *, resume: bool = False) -> TrainResult | Non
     Raises:
         SettingsError: the settings do not fit together, or with the run to resume.
         TableError, SplitError: the data cannot be used. See `collect`.
-        WeightsError, FileNotFoundError, TextEncoderError: the start cannot be had.
+        WeightsError, FileNotFoundError, TextEncoderError, SemanticEncoderError: the start cannot be had.
         FloatingPointError: the loss is no number any more.
     """
     _check_reporters(settings)
@@ -83,7 +83,7 @@ def train(settings: TrainSettings, *, resume: bool = False) -> TrainResult | Non
     arguments = training_arguments(loop, folder, settings.data.workers, settings.losses.heads > 0)
     torch.manual_seed(loop.seed)
     model, start = start_model(settings)
-    model.text_encoder.to(arguments.device)
+    model.to(arguments.device)  # its frozen encoders with it, which are no part of what DDP and FSDP see
     if loop.checkpointing:
         model.gradient_checkpointing_enable()
     store = _store(settings, model)
@@ -217,7 +217,7 @@ def _judge(scorer: VideoScorer, corpus: Corpus, batch_size: int) -> EvaluationRe
 
 
 def _about(model: DOVERModel) -> dict[str, Any]:
-    config = model.config
+    config, semantics = model.config, model.semantic_encoder
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "num_frames": config.num_frames,
@@ -225,6 +225,8 @@ def _about(model: DOVERModel) -> dict[str, Any]:
         "text_encoder": model.text_encoder.name,
         "text_encoder_sha256": model.text_encoder.sha256,
         "text_encoder_trained": config.text_encoder_trained,
+        "semantic_encoder": config.semantic_encoder_name,
+        "semantic_encoder_sha256": semantics.sha256 if semantics else None,
     }
 
 

@@ -44,6 +44,8 @@ MODEL = {
     "mos_dim": 16,
     "head_hidden": 8,
     "num_frames": 4,
+    "windows": 2,
     "frame_size": [32, 48],
+    "semantic_encoder_name": None,
     "drop_path_rate": 0.3,
 }
