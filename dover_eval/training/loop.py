@@ -115,6 +115,8 @@ def training_arguments(settings: LoopSettings, folder: Path, workers: int, every
     cpu = settings.device == "cpu" or not torch.cuda.is_available()
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise SettingsError("training.device is cuda, but torch finds no GPU")
+    blocks = {"transformer_layer_cls_to_wrap": ["ConvNeXtBlock3D"]}
+    sharding: dict[str, Any] = {"fsdp": True, "fsdp_config": blocks} if settings.fsdp else {}
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=settings.batch_size,
@@ -143,8 +145,7 @@ def training_arguments(settings: LoopSettings, folder: Path, workers: int, every
         disable_tqdm=not sys.stderr.isatty(),
         ddp_find_unused_parameters=not every_parameter_learns,
         ddp_timeout=LONG,
-        fsdp="full_shard" if settings.fsdp else None,
-        fsdp_config={"transformer_layer_cls_to_wrap": ["ConvNeXtBlock3D"]} if settings.fsdp else None,
+        **sharding,
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # more GPUs are for torchrun: DataParallel cannot split texts
     return arguments

@@ -249,14 +249,15 @@ def test_a_run_that_was_killed_and_resumed_ends_with_the_same_bits(write_setting
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_two_processes_train_as_one_that_accumulates(write_settings, tmp_path):
-    """DDP over gloo on the CPU: each of two processes takes every second batch, and they agree on the gradient."""
+@pytest.mark.parametrize("sharded", [False, True], ids=["DDP", "FSDP"])
+def test_two_processes_train_as_one_that_accumulates(write_settings, tmp_path, sharded):
+    """Over gloo on the CPU: each of two processes takes every second batch, and they agree on the gradient."""
     # No statistics: those follow the first process's clips. No stochastic depth: the processes draw their own.
     model = MODEL | {"statistics": False, "drop_path_rate": 0.0}
     # Six rows are two batches: of an odd number DDP fills up the last step from the first rows.
     settings = {"model": model, "training__steps": 4, "training__evaluate_every": 4, "training__batch_size": 3}
     finish(command(write_settings("alone.yaml", output="alone", training__accumulate=2, **settings)))
-    path = write_settings("together.yaml", output="together", **settings)
+    path = write_settings("together.yaml", output="together", training__fsdp=sharded, **settings)
     finish(command(path, launcher=TORCHRUN))
     record = json.loads((tmp_path / "together" / "training.json").read_text())
     assert record["processes"] == 2
