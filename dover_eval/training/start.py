@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import HFValidationError
 from torch import Tensor
 
 from dover_eval.config import DOVERConfig
@@ -160,8 +161,11 @@ def _torchvision_name(key: str) -> str | None:
 
 def _checkpoint(settings: TrainSettings) -> DOVERModel:
     start = settings.start
-    embedded = str(resources.files("dover_eval") / "assets")
-    model = DOVERModel.from_pretrained(embedded if start.weights == "default" else str(start.weights))
+    source = str(resources.files("dover_eval") / "assets") if start.weights == "default" else str(start.weights)
+    try:
+        model = DOVERModel.from_pretrained(source)
+    except HFValidationError as error:  # neither a folder nor a name that a repository could have
+        raise FileNotFoundError(f"no folder {source}") from error
     trained = settings.training.train_text_encoder
     config = settings.model_config(model.config)
     if config == model.config and not trained:
@@ -177,7 +181,6 @@ def _checkpoint(settings: TrainSettings) -> DOVERModel:
 
 def _imagenet_file(start: StartSettings) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HFValidationError
 
     path = Path(str(start.weights))
     if path.is_file():

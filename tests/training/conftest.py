@@ -53,7 +53,7 @@ def write_settings(tmp_path: Path, write_table: WriteTable, clip_cache: Path) ->
         write_table("pairs.csv", STAR_PAIRS, PAIR_COLUMNS)
         settings: dict[str, Any] = {
             "output": "model",
-            "model": MODEL,
+            "model": dict(MODEL),
             "data": {
                 "train": [{"table": "ratings.csv", "videos": str(CLIPS)}],
                 "validation": [{"table": "pairs.csv", "videos": str(CLIPS), "kind": "pairs"}],
