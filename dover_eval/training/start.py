@@ -55,7 +55,7 @@ def start_model(settings: TrainSettings) -> tuple[DOVERModel, str]:
     fresh = lambda base: DOVERModel(None, config=settings.model_config(base), train_text_encoder=trained)
     if start.kind == "checkpoint":
         model = _checkpoint(settings)
-        return model, f"the checkpoint {start.weights}"
+        return model, f"the checkpoint {_called(start)}"
     assert start.weights is not None or start.kind == "fresh"
     if start.kind == "fresh":
         return fresh(DOVERConfig()), "fresh weights"
@@ -69,8 +69,10 @@ def start_model(settings: TrainSettings) -> tuple[DOVERModel, str]:
     path = _imagenet_file(start)
     layout, report = inflate_convnext(load_checkpoint_file(path), model.dover_model.backbone, start.inflation)
     logger.info("ImageNet ConvNeXt: %s", report)
-    source = start.weights if Path(str(start.weights)).exists() else f"{start.weights} on the hub"
-    return model, f"a ConvNeXt of ImageNet ({source}, {layout} layout, inflated by {start.inflation}), the rest fresh"
+    return (
+        model,
+        f"a ConvNeXt of ImageNet ({_called(start)}, {layout} layout, inflated by {start.inflation}), the rest fresh",
+    )
 
 
 def inflate_convnext(
@@ -157,6 +159,12 @@ def _torchvision_name(key: str) -> str | None:
         return f"{block}.gamma"
     inner = re.fullmatch(r"block\.(\d)\.(weight|bias)", rest)
     return f"{block}.{BLOCK[inner[1]]}.{inner[2]}" if inner and inner[1] in BLOCK else None
+
+
+def _called(start: StartSettings) -> str:
+    """The weights without the folders of this machine, which are nothing for a card."""
+    path = Path(str(start.weights))
+    return path.name if path.exists() else str(start.weights)
 
 
 def _checkpoint(settings: TrainSettings) -> DOVERModel:
