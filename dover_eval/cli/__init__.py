@@ -9,6 +9,7 @@ from dover_eval.cli.label import label
 from dover_eval.cli.sanity import sanity
 from dover_eval.cli.score import score
 from dover_eval.cli.serve import serve
+from dover_eval.cli.train import train
 
 app = typer.Typer(
     name="dover-eval",
@@ -24,6 +25,7 @@ app.command()(calibrate)
 app.command()(label)
 app.command()(sanity)
 app.command()(serve)
+app.command()(train)
 
 
 def main() -> None:

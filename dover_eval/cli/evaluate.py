@@ -87,7 +87,7 @@ def evaluate(
         _usage(str(error))
     if output is not None:
         output.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
-    _print(report)
+    print_report(report)
     if not report.complete:
         raise typer.Exit(EXIT_INCOMPLETE)
 
@@ -109,7 +109,7 @@ def score_items(
     return list(found), score_with_progress(scorer, files, texts, batch_size), missing
 
 
-def _print(report: EvaluationReport) -> None:
+def print_report(report: EvaluationReport) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -207,7 +207,7 @@ def _bootstrap(
 ) -> list[Interval]:
     """Each figure with its percentile interval, from one set of resamples for all of them."""
     values = figures(np.arange(count))
-    if resamples == 0:
+    if resamples == 0 or count < 2:  # a single one cannot be resampled
         return [Interval(value, math.nan, math.nan) for value in values]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # resamples without a value are seen to below

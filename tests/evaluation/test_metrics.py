@@ -148,3 +148,9 @@ def test_pairs_without_a_preference_have_no_accuracy_without_ties():
 def test_verdicts_are_of_three_kinds():
     with pytest.raises(ValueError, match="-1, 0 and 1"):
         pair_metrics([0.1], [2])
+
+
+def test_a_single_pair_has_its_accuracy_and_no_interval():
+    found = pair_metrics([0.5], [1])
+    assert found.without_ties.value == 1
+    assert math.isnan(found.without_ties.low)

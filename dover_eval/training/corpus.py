@@ -1,0 +1,136 @@
+"""All that a run learns from and is judged on: tables read, clips found and decoded, the two sides apart."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dover_eval.evaluation import JudgedPair, RatedClip, TableError, wanted_clips
+from dover_eval.evaluation.metrics import FEWEST_RATINGS
+from dover_eval.models.heads import SCORE_NAMES
+from dover_eval.training.clips import ClipIdentity, ClipStore, file_sha256, survey
+from dover_eval.training.settings import DataSettings, TableSettings
+from dover_eval.training.splits import SplitError, check_apart, split_examples
+from dover_eval.training.tables import Example, clips_of, fetch, load_examples
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TableRecord:
+    """What became of a table: its file and hash, how many rows are used, and clips that could not be."""
+
+    table: str
+    kind: str
+    sha256: str
+    rows: int
+    hub: str | None
+    revision: str | None
+    missing: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Training and validation, the identity of every clip by its path, and where it all came from."""
+
+    training: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    identities: dict[str, ClipIdentity]
+    tables: tuple[TableRecord, ...]
+    validation_tables: tuple[TableRecord, ...]
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the examples of both sides, in order, and their clips' bytes."""
+        digest = hashlib.sha256()
+        for side in (self.training, self.validation):
+            for example in side:
+                content = [self.identities[path].sha256 for path in example.videos]
+                values = example.item.ratings if isinstance(example.item, RatedClip) else example.preferences
+                digest.update(repr((content, example.prompt, sorted(values.items()))).encode())
+            digest.update(b"|")
+        return digest.hexdigest()
+
+    def counts(self, side: str) -> dict[str, Any]:
+        """How much "training" or "validation" holds: clips, prompts, ratings and verdicts by score name."""
+        examples: Sequence[Example] = getattr(self, side)
+        rated = [example.item for example in examples if isinstance(example.item, RatedClip)]
+        judged = [example.item for example in examples if isinstance(example.item, JudgedPair)]
+        return {
+            "rows": len(examples),
+            "clips": len({self.identities[path].sha256 for path in clips_of(examples)}),
+            "prompts": len({example.prompt for example in examples}),
+            "ratings": {n: c for n in SCORE_NAMES if (c := sum(n in item.ratings for item in rated))},
+            "verdicts": {n: c for n in SCORE_NAMES if (c := sum(n in item.verdicts for item in judged))},
+        }
+
+    def records(self) -> list[dict[str, Any]]:
+        """The tables, fit for JSON."""
+        sides = (("training", self.tables), ("validation", self.validation_tables))
+        return [{"side": side, **asdict(record)} for side, records in sides for record in records]
+
+    @property
+    def validation_keys(self) -> list[tuple[str, str]]:
+        """Every (path, prompt) that the validation needs a score of."""
+        return wanted_clips([example.item for example in self.validation])
+
+
+def collect(settings: DataSettings, store: ClipStore, seed: int) -> Corpus:
+    """Read every table, decode every clip once, and set training and validation apart.
+
+    Raises:
+        TableError: a table cannot be used, or its clips are missing or cannot be decoded and it does not skip them.
+        DuplicateError: training and validation share a clip.
+        SplitError: no split is left, or nothing can be judged on the validation.
+    """
+    sources = [(table, load_examples(table)) for table in (*settings.train, *settings.validation)]
+    paths = clips_of([example for _, (examples, _) in sources for example in examples])
+    identities, errors = survey(paths, store, settings.workers)
+    kept = [_usable(table, *found, errors) for table, found in sources]
+    count = len(settings.train)
+    training = [example for examples, _ in kept[:count] for example in examples]
+    validation = [example for examples, _ in kept[count:] for example in examples]
+    near = settings.near_duplicates
+    if not validation and settings.validation_share:
+        training, validation = split_examples(training, identities, settings.validation_share, near=near, seed=seed)
+    check_apart(training, validation, identities, near=near)
+    records = tuple(record for _, record in kept)
+    corpus = Corpus(tuple(training), tuple(validation), identities, records[:count], records[count:])
+    told = corpus.counts("validation")
+    if validation and not told["verdicts"] and max(told["ratings"].values(), default=0) < FEWEST_RATINGS:
+        raise SplitError(
+            f"the validation has {len(validation)} rows: no score name has {FEWEST_RATINGS} ratings, and there are no "
+            "pairs, so nothing could be judged on it. Raise validation_share, name validation tables, or set "
+            "validation_share to 0"
+        )
+    return corpus
+
+
+def _usable(
+    settings: TableSettings, examples: list[Example], missing: list[str], errors: dict[str, str]
+) -> tuple[list[Example], TableRecord]:
+    """The examples whose clips are all there, and what became of the others. Raises TableError where none may lack."""
+    broken = {path: errors[path] for path in clips_of(examples) if path in errors}
+    if settings.unusable == "refuse" and (missing or broken):
+        names = [f"{name}: not in {settings.videos}" for name in missing] + list(broken.values())
+        raise TableError(
+            f"{settings.table}: {len(missing)} clips are missing and {len(broken)} cannot be decoded: "
+            f"{'; '.join(names[:5])}. `unusable: skip` leaves their rows out"
+        )
+    kept = [example for example in examples if not any(path in broken for path in example.videos)]
+    if not kept:
+        raise TableError(f"{settings.table}: none of its rows can be used")
+    if missing or broken:
+        logger.warning("%s: %d clips missing, %d not decoded", settings.table, len(missing), len(broken))
+    local = fetch(settings)
+    name = settings.table if settings.hub else Path(settings.table).name
+    snapshot = Path(local.table).parents[len(Path(settings.table).parts) - 1].name if settings.hub else None
+    sha256 = file_sha256(local.table)
+    return kept, TableRecord(
+        name, settings.kind, sha256, len(kept), settings.hub, snapshot, tuple(missing), tuple(sorted(broken))
+    )

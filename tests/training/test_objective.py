@@ -1,0 +1,135 @@
+"""A batch of rated and compared clips, and what the model is taught by it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dover_eval import DOVERModel
+from dover_eval.evaluation import JudgedPair, RatedClip
+from dover_eval.training.batches import collate
+from dover_eval.training.losses import bradley_terry_ties_loss, masked_smooth_l1
+from dover_eval.training.objective import Objective, other_prompts
+from dover_eval.training.settings import LossSettings
+from dover_eval.training.tables import Example
+
+ONLY = {"plcc": 0.0, "rank": 0.0, "preference": 0.0, "contrast": 0.0, "heads": 0.0}
+
+
+@pytest.fixture
+def model(small_config):
+    return DOVERModel(None, config=replace(small_config, drop_path_rate=0.0))
+
+
+@pytest.fixture
+def batch(small_config):
+    """A rated clip, a compared pair, another rated clip."""
+    clip = lambda: torch.randn(3, small_config.num_frames, *small_config.frame_size)
+    rated = lambda prompt, **ratings: Example(RatedClip("a", prompt, ratings), "table")
+    pair = Example(
+        JudgedPair("b", "c", "two birds", {"Overall": 1, "Temporal": 0}),
+        "table",
+        {"Overall": (0.8, 0.2, 0.0), "Temporal": (0.0, 0.0, 1.0)},
+    )
+    items = [(rated("a red car", Traditional=2.0, Overall=3.0), [clip()]), (pair, [clip(), clip()])]
+    return collate([*items, (rated("a blue boat", Alignment=4.5), [clip()])])
+
+
+def test_a_batch_puts_clips_side_by_side(batch):
+    assert len(batch["frames"]) == 4
+    assert batch["prompts"] == ["a red car", "two birds", "two birds", "a blue boat"]
+    targets = batch["targets"]
+    assert targets["ratings"][0, [0, 4]].tolist() == [2, 3]
+    assert targets["ratings"][3, 1] == 4.5
+    assert targets["ratings"].isnan().sum() == 20 - 3
+    assert (targets["first"].tolist(), targets["second"].tolist()) == ([1], [2])
+    assert targets["judged"].tolist() == [[False, False, False, True, True]]
+    assert targets["preferences"][0, 4].tolist() == pytest.approx([0.8, 0.2, 0])
+
+
+def test_losses_are_those_of_the_scores(model, batch):
+    scores = model(batch["frames"], batch["prompts"])
+    ratings = batch["targets"]["ratings"]
+    found = Objective(model, LossSettings(**ONLY)).eval()(**batch)
+    torch.testing.assert_close(found["loss"], masked_smooth_l1(scores, ratings, ~ratings.isnan(), 0.5))
+
+    settings = LossSettings(**(ONLY | {"smooth_l1": 0.0, "preference": 2.0}))
+    found = Objective(model, settings).eval()(**batch)
+    odds = (scores[1] - scores[2])[[3, 4]] / 0.5
+    want = bradley_terry_ties_loss(odds, torch.tensor([[0.0, 0, 1], [0.8, 0.2, 0]]))
+    torch.testing.assert_close(found["loss"], 2 * want)
+
+
+def test_all_losses_together_reach_every_parameter(model, batch):
+    settings = LossSettings(scale=0.1)
+    losses = Objective(model, settings).train()(**batch)
+    assert set(losses) == {"loss", "smooth_l1", "plcc", "rank", "scale", "preference", "contrast", "heads"}
+    losses["loss"].backward()
+    lacking = [name for name, p in model.named_parameters() if p.grad is None]
+    assert lacking == []
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_without_pairs_or_ratings_every_parameter_still_takes_part(model, batch):
+    """DDP waits for every parameter, in batches that lack a kind as well."""
+    for rows in ([0], [1, 2]):
+        targets = {"ratings": batch["targets"]["ratings"][rows]}
+        pairs = torch.arange(len(rows) // 2)
+        targets |= {"first": pairs, "second": pairs + 1}
+        targets |= {name: batch["targets"][name][: len(pairs)] for name in ("preferences", "judged")}
+        model.zero_grad()
+        prompts = [batch["prompts"][i] for i in rows]
+        loss = Objective(model, LossSettings()).train()(batch["frames"][rows], prompts, targets)["loss"]
+        loss.backward()
+        assert loss.isfinite()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_without_targets_it_scores(model, batch):
+    objective = Objective(model, LossSettings()).eval()
+    found = objective(batch["frames"], batch["prompts"])
+    assert torch.equal(found["scores"], model(batch["frames"], batch["prompts"]))
+
+
+def test_checkpointing_gives_the_same_gradients(model, batch):
+    def gradients():
+        model.zero_grad()
+        Objective(model, LossSettings()).eval()(**batch)["loss"].backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    plain = gradients()
+    model.gradient_checkpointing_enable()
+    assert model.dover_model.backbone.checkpoint_frames == model.config.num_frames
+    for one, other in zip(plain, gradients(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    model.gradient_checkpointing_disable()
+    assert model.dover_model.backbone.checkpoint_frames is None
+
+
+def test_the_contrast_teaches_that_the_prompt_matters(model, batch):
+    """A few steps on one batch: every clip's own prompt comes to fit it better than its neighbour's."""
+    settings = LossSettings(**(ONLY | {"smooth_l1": 0.01, "contrast": 1.0}))
+    objective = Objective(model, settings).train()
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    others, _ = other_prompts(batch["prompts"])
+
+    def advantage():
+        with torch.no_grad():
+            own = model(batch["frames"], batch["prompts"])[:, 1]
+            other = model(batch["frames"], [batch["prompts"][i] for i in others])[:, 1]
+        return (own - other).min().item()
+
+    before = advantage()
+    for _ in range(40):
+        optimizer.zero_grad()
+        objective(**batch)["loss"].backward()
+        optimizer.step()
+    assert before < 0.2
+    assert advantage() > 0.5
+
+
+def test_another_prompt_is_one_that_differs():
+    assert other_prompts(["a", "a", "b"]) == ([2, 2, 0], [True, True, True])
+    assert other_prompts(["a", "b", "c"]) == ([1, 2, 0], [True, True, True])
+    assert other_prompts(["a", "a"])[1] == [False, False]
+    assert other_prompts(["a"]) == ([0], [False])
