@@ -5,6 +5,7 @@ import typer
 from dover_eval.cli.calibrate import calibrate
 from dover_eval.cli.evaluate import evaluate
 from dover_eval.cli.info import info
+from dover_eval.cli.report import report
 from dover_eval.cli.sanity import sanity
 from dover_eval.cli.score import score
 from dover_eval.cli.serve import serve
@@ -21,6 +22,7 @@ app.command()(info)
 app.command()(evaluate)
 app.command()(calibrate)
 app.command()(sanity)
+app.command()(report)
 app.command()(serve)
 
 
