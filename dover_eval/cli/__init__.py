@@ -3,6 +3,7 @@
 import typer
 
 from dover_eval.cli.calibrate import calibrate
+from dover_eval.cli.compare import compare
 from dover_eval.cli.evaluate import evaluate
 from dover_eval.cli.info import info
 from dover_eval.cli.report import report
@@ -23,6 +24,7 @@ app.command()(evaluate)
 app.command()(calibrate)
 app.command()(sanity)
 app.command()(report)
+app.command()(compare)
 app.command()(serve)
 
 
