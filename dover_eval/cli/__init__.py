@@ -5,6 +5,7 @@ import typer
 from dover_eval.cli.calibrate import calibrate
 from dover_eval.cli.compare import compare
 from dover_eval.cli.evaluate import evaluate
+from dover_eval.cli.explain import explain
 from dover_eval.cli.info import info
 from dover_eval.cli.report import report
 from dover_eval.cli.sanity import sanity
@@ -25,6 +26,7 @@ app.command()(calibrate)
 app.command()(sanity)
 app.command()(report)
 app.command()(compare)
+app.command()(explain)
 app.command()(serve)
 
 

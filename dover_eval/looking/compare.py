@@ -103,7 +103,9 @@ def compare_results(a: Results, b: Results, *, resamples: int = RESAMPLES, seed:
     shared = [prompt for prompt in rows_a if prompt in rows_b]
     if not shared:
         raise TableError(f"{a.path} and {b.path} have no prompt in common, expected the same prompts in both")
-    good_a, good_b = ({p: [i for i in rows[p] if r.errors[i] is None] for p in shared} for r, rows in ((a, rows_a), (b, rows_b)))
+    good_a, good_b = (
+        {p: [i for i in rows[p] if r.errors[i] is None] for p in shared} for r, rows in ((a, rows_a), (b, rows_b))
+    )
     used = [prompt for prompt in shared if good_a[prompt] and good_b[prompt]]
     if len(used) < 2:
         raise TableError(
@@ -194,6 +196,8 @@ def _by_prompt(results: Results) -> dict[str, list[int]]:
     seen: dict[tuple[str, str], int] = {}
     for i, key in enumerate(zip(results.videos, results.prompts, strict=True)):
         if seen.setdefault(key, i) != i:
-            raise TableError(f"{results.path}: rows {seen[key] + 1} and {i + 1} are both {key[0]}, expected each clip once")
+            raise TableError(
+                f"{results.path}: rows {seen[key] + 1} and {i + 1} are both {key[0]}, expected each clip once"
+            )
         rows[key[1]].append(i)
     return rows

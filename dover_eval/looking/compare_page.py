@@ -63,14 +63,18 @@ def compare_page(
 
 def remarks(c: Comparison) -> list[str]:
     """What a reader must know beside the figures: everything that is not in them."""
-    some = lambda prompts: ", ".join(f'"{prompt}"' for prompt in prompts[:3]) + (" and others" if len(prompts) > 3 else "")
+    some = lambda prompts: (
+        ", ".join(f'"{prompt}"' for prompt in prompts[:3]) + (" and others" if len(prompts) > 3 else "")
+    )
     plural = lambda count, noun: f"{count:,} {noun}{'' if count == 1 else 's'}"
     said = []
     for name, prompts in zip(c.names, (c.only_a, c.only_b), strict=True):
         if prompts:
             said.append(f"{plural(len(prompts), 'prompt')} only in {name}, not compared: {some(prompts)}")
     if c.failed:
-        said.append(f"{plural(len(c.failed), 'prompt')} without a scored clip in one file, not compared: {some(c.failed)}")
+        said.append(
+            f"{plural(len(c.failed), 'prompt')} without a scored clip in one file, not compared: {some(c.failed)}"
+        )
     for name, count in zip(c.names, c.left_out, strict=True):
         if count:
             said.append(f"{plural(count, 'failed clip')} of {name} left out of its prompt's mean")

@@ -37,13 +37,17 @@ def render_page(template: str, *, title: str, data: Any, scripts: tuple[str, ...
         "base-uri": "'none'",
         "form-action": "'none'",
     }
-    return _environment().get_template(template).render(
-        title=title,
-        data=data,
-        style=Markup(_asset("page.css")),
-        scripts=[Markup(code) for code in inlined],
-        policy="; ".join(f"{name} {value}" for name, value in policy.items()),
-        **context,
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            title=title,
+            data=data,
+            style=Markup(_asset("page.css")),
+            scripts=[Markup(code) for code in inlined],
+            policy="; ".join(f"{name} {value}" for name, value in policy.items()),
+            **context,
+        )
     )
 
 
