@@ -103,9 +103,8 @@ def compare_results(a: Results, b: Results, *, resamples: int = RESAMPLES, seed:
     shared = [prompt for prompt in rows_a if prompt in rows_b]
     if not shared:
         raise TableError(f"{a.path} and {b.path} have no prompt in common, expected the same prompts in both")
-    good_a, good_b = (
-        {p: [i for i in rows[p] if r.errors[i] is None] for p in shared} for r, rows in ((a, rows_a), (b, rows_b))
-    )
+    good_a = {prompt: [i for i in rows_a[prompt] if a.errors[i] is None] for prompt in shared}
+    good_b = {prompt: [i for i in rows_b[prompt] if b.errors[i] is None] for prompt in shared}
     used = [prompt for prompt in shared if good_a[prompt] and good_b[prompt]]
     if len(used) < 2:
         raise TableError(
@@ -174,7 +173,7 @@ def score_differences(
 
 
 def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Holm's step-down correction (1979) of p-values (M,): the chance of any false alarm among the M stays in bounds."""
+    """Holm's step-down correction (1979) of p-values (M,): the chance of a single false alarm stays in bounds."""
     order = np.argsort(p, kind="stable")
     steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
     corrected = np.empty_like(steps)

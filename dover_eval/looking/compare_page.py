@@ -26,7 +26,7 @@ def compare_page(
     previews = []
     for done, (results, clips, folder) in enumerate(((c.a, c.clips_a, folders[0]), (c.b, c.clips_b, folders[1]))):
         step = (lambda n, _, done=done: progress(done * len(shown) + n, 2 * len(shown))) if progress else None
-        made = make_previews((results.videos[clips[i][0]] for i in shown), folder, step)
+        made = make_previews([results.videos[clips[i][0]] for i in shown], folder, step)
         previews.append({str(i): preview for i, preview in zip(shown, made, strict=True)})
     data = {
         "names": SCORE_NAMES,
@@ -63,18 +63,16 @@ def compare_page(
 
 def remarks(c: Comparison) -> list[str]:
     """What a reader must know beside the figures: everything that is not in them."""
-    some = lambda prompts: (
-        ", ".join(f'"{prompt}"' for prompt in prompts[:3]) + (" and others" if len(prompts) > 3 else "")
-    )
+    listed = lambda prompts: ", ".join(f'"{prompt}"' for prompt in prompts[:3])
+    some = lambda prompts: listed(prompts) + (" and others" if len(prompts) > 3 else "")
     plural = lambda count, noun: f"{count:,} {noun}{'' if count == 1 else 's'}"
     said = []
     for name, prompts in zip(c.names, (c.only_a, c.only_b), strict=True):
         if prompts:
             said.append(f"{plural(len(prompts), 'prompt')} only in {name}, not compared: {some(prompts)}")
     if c.failed:
-        said.append(
-            f"{plural(len(c.failed), 'prompt')} without a scored clip in one file, not compared: {some(c.failed)}"
-        )
+        few = "without a scored clip in one file, not compared"
+        said.append(f"{plural(len(c.failed), 'prompt')} {few}: {some(c.failed)}")
     for name, count in zip(c.names, c.left_out, strict=True):
         if count:
             said.append(f"{plural(count, 'failed clip')} of {name} left out of its prompt's mean")

@@ -86,7 +86,7 @@ def _asset(name: str) -> str:
 def _vega() -> str:
     import vl_convert
 
-    bundle: str = vl_convert.javascript_bundle()
+    bundle: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub lacks the default
     # Inside a script element only this ends it.
     return bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 

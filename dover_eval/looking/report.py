@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ def report_page(
     """
     shown = _extremes(results, clips)
     names = sorted({i for ends in shown for end in ends for i in end})
-    previews = {str(i): p for i, p in zip(names, make_previews((results.videos[i] for i in names), folder, progress))}
+    made = make_previews([results.videos[i] for i in names], folder, progress)
+    previews = {str(i): preview for i, preview in zip(names, made, strict=True)}
     prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(results.prompts))}
     data = {
         "names": SCORE_NAMES,
@@ -65,13 +66,12 @@ def report_page(
 
 
 def make_previews(
-    videos: Iterable[str], folder: Path | None = None, progress: Callable[[int, int], None] | None = None
+    videos: Sequence[str], folder: Path | None = None, progress: Callable[[int, int], None] | None = None
 ) -> list[dict[str, Any]]:
     """For each name a clip that plays, or a note that says why there is none; bounded by `PREVIEW_BYTES`."""
-    names = list(videos)
     made: list[dict[str, Any]] = []
     total = 0
-    for i, name in enumerate(names):
+    for i, name in enumerate(videos):
         if total > PREVIEW_BYTES:
             made.append({"note": "left out: the page's previews are full"})
         else:
@@ -82,7 +82,7 @@ def make_previews(
             except VideoError as error:
                 made.append({"note": f"no preview: {str(error).removeprefix(f'{(folder or Path()) / name}: ')}"})
         if progress:
-            progress(i + 1, len(names))
+            progress(i + 1, len(videos))
     return made
 
 

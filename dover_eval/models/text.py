@@ -151,7 +151,7 @@ class TextEncoder(nn.Module):
     def spans(self, prompt: str) -> list[tuple[int, int]]:
         """For each token of `prompt`, as `forward` has them, the part of the text that it stands for.
 
-        Tokens that stand for none, at the beginning and the end, have an empty one. Text past the last span was cut off.
+        Those that stand for none, at the beginning and the end, have an empty one. Text past the last was cut off.
         """
         found = self.tokenizer(prompt, return_offsets_mapping=True, truncation=True, max_length=self.max_length)
         return [(int(start), int(end)) for start, end in found["offset_mapping"]]
