@@ -2,6 +2,7 @@
 
 import typer
 
+from dover_eval.cli.app import app as app_command
 from dover_eval.cli.calibrate import calibrate
 from dover_eval.cli.compare import compare
 from dover_eval.cli.evaluate import evaluate
@@ -27,6 +28,7 @@ app.command()(sanity)
 app.command()(report)
 app.command()(compare)
 app.command()(explain)
+app.command("app")(app_command)
 app.command()(serve)
 
 

@@ -27,7 +27,7 @@ def explain_page(explanation: Explanation) -> str:
         "values": [[round(value, 3) for value in row] for row in e.values.T.tolist()],
         "scores": [round(value, 3) for value in e.scores.tolist()],
         "worst": list(e.worst.values()),
-        "videos": {"original": _video(e, None)} | {name: _video(e, overlay) for name, overlay in overlays.items()},
+        "videos": _videos(e, overlays),
     }
     read = [word.focus for word in e.words if word.focus is not None]
     least, most = min(read, default=0.0), max(read, default=0.0)
@@ -50,6 +50,33 @@ def explain_page(explanation: Explanation) -> str:
         overlays=overlays,
         grid=tuple(e.technical_map.shape[1:]),
     )
+
+
+def pair_page(a: Explanation, b: Explanation) -> str:
+    """Two clips of one prompt side by side, as HTML text that needs nothing else."""
+    data = {
+        "names": a.names,
+        "times": [e.times for e in (a, b)],
+        "values": [[[round(value, 3) for value in row] for row in e.values.T.tolist()] for e in (a, b)],
+        "videos": [_videos(e, {name: Overlay.of(e, name) for name in MAPS}) for e in (a, b)],
+    }
+    names = [Path(e.source).name for e in (a, b)]
+    return render_page(
+        "pair.html",
+        title=f"{names[1]} and {names[0]}",
+        data=data,
+        scripts=("common.js", "pair.js"),
+        kind="two clips",
+        names=names,
+        prompt=a.prompt,
+        fingerprint=a.fingerprint,
+        maps=MAPS,
+        scores=list(zip(a.names, a.scores.tolist(), b.scores.tolist(), strict=True)),
+    )
+
+
+def _videos(e: Explanation, overlays: dict[str, Overlay]) -> dict[str, str]:
+    return {"original": _video(e, None)} | {name: _video(e, overlay) for name, overlay in overlays.items()}
 
 
 def _video(e: Explanation, overlay: Overlay | None) -> str:
