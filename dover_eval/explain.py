@@ -181,9 +181,8 @@ def _look_through(
     for i, (a, b) in enumerate(spans):
         inside = [time for time in times if a < time < b]
         # The frame on screen when the window opens belongs to it.
-        moments += [
-            (moment, i, k) for k, moment in enumerate(sample_moments([a, *inside], b, scorer.config.num_frames))
-        ]
+        looked = sample_moments([a, *inside], b, scorer.config.num_frames, scorer.config.windows)
+        moments += [(moment, i, k) for k, moment in enumerate(looked)]
     moments.sort()
     open_windows: list[dict[int, _Look]] = [{} for _ in spans]
     seen: list[_Window | None] = [None] * len(spans)

@@ -33,6 +33,9 @@ dover.colours = () => {
 };
 dover.plot = (node, spec, { renderer = "svg", tooltip, ready } = {}) => {
   const draw = async () => {
+    // One picture with one name, the node's own: the tree of marks inside is not for reading aloud.
+    const stage = dover.make("div", { "aria-hidden": "true", style: { width: "100%" } });
+    node.replaceChildren(stage);
     const c = dover.colours();
     const config = {
       background: null, font: getComputedStyle(document.body).fontFamily, view: { stroke: null },
@@ -42,15 +45,7 @@ dover.plot = (node, spec, { renderer = "svg", tooltip, ready } = {}) => {
       text: { color: c.ink, font: getComputedStyle(document.body).fontFamily },
     };
     const options = { actions: false, ast: true, renderer, config, tooltip: tooltip ? dover.tip(tooltip) : false };
-    const { view } = await vegaEmbed(node, typeof spec === "function" ? spec(c) : spec, options);
-    if (node.getAttribute("role") === "img") { // one picture with one name, not a tree of marks
-      for (const inner of node.querySelectorAll("svg, canvas")) {
-        inner.setAttribute("aria-hidden", "true");
-        inner.removeAttribute("role");
-        inner.removeAttribute("aria-label");
-        inner.removeAttribute("aria-roledescription");
-      }
-    }
+    const { view } = await vegaEmbed(stage, typeof spec === "function" ? spec(c) : spec, options);
     if (ready) ready(view);
     return view;
   };
