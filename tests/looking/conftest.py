@@ -127,7 +127,9 @@ def visit(browser: Any) -> Iterator[Visit]:
         page = context.new_page()
         address = where.as_uri() if isinstance(where, Path) else where
         home = address if isinstance(where, Path) else address.rstrip("/")
-        page.on("console", lambda m: told.append(f"{m.type}: {m.text}") if m.type in ("error", "warning") else None)
+        # Gradio's own front end warns about nothing; our files may not.
+        kinds = ("error", "warning") if isinstance(where, Path) else ("error",)
+        page.on("console", lambda m: told.append(f"{m.type}: {m.text}") if m.type in kinds else None)
         page.on("pageerror", lambda error: told.append(str(error)))
         page.on("dialog", lambda dialog: told.append(f"dialog: {dialog.message}"))
         own = (home, "blob:", "data:", "about:srcdoc")
