@@ -14,12 +14,17 @@ $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,offline,diffusers,evaluation,train,server,bench,remote,ray,teachers]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,offline,diffusers,evaluation,train,server,bench,remote,ray,teachers,report,app]"
 	touch $@
 
 .PHONY: demo
 demo: $(INSTALLED) ## Score the example clips against their prompts
 	$(BIN)/dover-eval score examples/clips --prompts examples/prompts.csv
+
+.PHONY: browser
+browser: ## Install the browser that tests of pages need, where apt-get can
+	command -v chromium >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq \
+	  && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium fonts-liberation; }
 
 .PHONY: test
 test: $(INSTALLED) ## Run the tests, the kernel's interpreter tests among them
@@ -38,6 +43,7 @@ bench: $(INSTALLED) ## Check and time kernel, scoring and callback here, into be
 	$(BIN)/python -m bench.scale
 	$(BIN)/python -m bench.diffusers_callback
 	$(BIN)/python -m bench.rewards
+	$(BIN)/python -m bench.report_page
 	$(BIN)/python -m bench.report
 
 .PHONY: clean

@@ -24,7 +24,7 @@ from scipy.stats import spearmanr
 from dover_eval.distortions import Frames, distort
 from dover_eval.teachers.reference import FullReference
 from dover_eval.teachers.temporal import FrameDifference, OpticalFlow
-from dover_eval.video.decode import stream_frames
+from dover_eval.video.decode import all_frames
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 TEMPORAL = ("flicker", "drop", "shuffle", "jitter", "freeze")
@@ -52,7 +52,7 @@ def main() -> None:
 
 def judge(clip: Path) -> dict[str, dict[str, Any]]:
     """By teacher and defect: the verdicts by strength, and their correlation with the defect's absence."""
-    frames = np.stack([f.permute(1, 2, 0).numpy() for f, _ in itertools.islice(stream_frames(clip), FRAMES)])
+    frames = np.stack([f.permute(1, 2, 0).numpy() for f, _ in itertools.islice(all_frames(clip), FRAMES)])
     frames = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dover_kernels
 import torch
@@ -21,6 +21,9 @@ from dover_eval.video.decode import VideoError, decode_clip
 from dover_eval.video.layout import split_clips
 from dover_eval.video.sample import prepare_clip
 from dover_eval.weights import WeightsError
+
+if TYPE_CHECKING:
+    from dover_eval.explain import Explanation
 
 DEFAULT_BATCH_SIZE = 8
 # What scoring takes from the model, and how wide each is.
@@ -148,6 +151,24 @@ class VideoScorer:
             errors=tuple(errors),
             fingerprint=self.fingerprint,
         )
+
+    def explain(
+        self, video: str | Path, prompt: str, *, windows: int = 24, seconds: float | None = None
+    ) -> Explanation:
+        """Why a file scores as it does: its scores over time, maps of local quality, and the words that mattered.
+
+        Args:
+            windows: how many, at most, of the parts, sliding over the clip, that are scored by themselves.
+            seconds: how long each is; by default an eighth of the clip, or as many frames as the model reads if that
+                is longer; never longer than the clip.
+
+        Raises:
+            dover_eval.VideoError: the file cannot be decoded.
+            ValueError: the prompt is empty, or there are to be no windows, or of no length.
+        """
+        from dover_eval.explain import explain_clip
+
+        return explain_clip(self, video, prompt, windows=windows, seconds=seconds)
 
     @cached_property
     def fingerprint(self) -> Fingerprint:

@@ -2,10 +2,14 @@
 
 import typer
 
+from dover_eval.cli.app import app as app_command
 from dover_eval.cli.calibrate import calibrate
+from dover_eval.cli.compare import compare
 from dover_eval.cli.evaluate import evaluate
+from dover_eval.cli.explain import explain
 from dover_eval.cli.info import info
 from dover_eval.cli.label import label
+from dover_eval.cli.report import report
 from dover_eval.cli.sanity import sanity
 from dover_eval.cli.score import score
 from dover_eval.cli.serve import serve
@@ -24,6 +28,10 @@ app.command()(evaluate)
 app.command()(calibrate)
 app.command()(label)
 app.command()(sanity)
+app.command()(report)
+app.command()(compare)
+app.command()(explain)
+app.command("app")(app_command)
 app.command()(serve)
 app.command()(train)
 

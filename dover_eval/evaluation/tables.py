@@ -42,11 +42,14 @@ def _records(path: Path) -> list[dict[str, Any]]:
         if path.suffix == ".parquet":
             import pyarrow.parquet
 
-            return pyarrow.parquet.read_table(path).to_pylist()
+            try:
+                return pyarrow.parquet.read_table(path).to_pylist()
+            except pyarrow.ArrowException as error:
+                raise TableError(f"{path}: no whole Parquet file ({error})") from error
         if path.suffix == ".json":
             return _objects(path, json.loads(read_text(path)))
         if path.suffix == ".jsonl":
-            return _objects(path, [json.loads(line) for line in read_text(path).split("\n") if line.strip()])
+            return _objects(path, _json_lines(path))
         if path.suffix == ".csv":
             return list(csv.DictReader(io.StringIO(read_text(path), newline="")))
     except ImportError as error:
@@ -54,6 +57,18 @@ def _records(path: Path) -> list[dict[str, Any]]:
     except (OSError, csv.Error, json.JSONDecodeError) as error:
         raise TableError(f"{path}: cannot be read ({error})") from error
     raise TableError(f"{path}: expected a .csv, .jsonl, .json or .parquet table")
+
+
+def _json_lines(path: Path) -> list[Any]:
+    rows = []
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                cut = " (cut off?)" if error.pos >= len(line.rstrip()) or "Unterminated" in error.msg else ""
+                raise TableError(f"{path}, line {number}: no JSON{cut}: {error}") from error
+    return rows
 
 
 def _objects(path: Path, found: Any) -> list[dict[str, Any]]:

@@ -290,12 +290,15 @@ class DOVERModel(nn.Module, _HubModel, **HUB):
 
         `dover_features` (B,1024), `backbone_features` (B,C,T',H',W'), `text_features` (B,text_dim),
         `fused_features` (B,fusion_dim/2), `quality_weights` (B,4), `aesthetic_score` and `technical_score` (B,1),
-        `mos` (B,5); with `maps` also `aesthetic_map` and `technical_map` (B,1,T',H',W').
+        `mos` (B,5); with `maps` also `aesthetic_map` and `technical_map` (B,1,T',H',W'), and `attention` (B,8,L,N),
+        where each token of the prompt looks.
         """
         text = self._encode(frames, prompts)
         video = self.dover_model(frames, maps=maps)
         fused, weights = self._fuse(video, self.semantics(frames), text)
         output = {name: value for name, value in video.items() if name not in ("features", "tokens")}
+        if maps:
+            output["attention"] = self.fusion.attention(video["tokens"], text.tokens)
         return output | {
             "dover_features": video["features"],
             "text_features": text.pooled,

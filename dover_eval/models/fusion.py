@@ -87,6 +87,16 @@ class QualityAwareFusion(nn.Module):
         """How much each aspect matters to prompts (B,text_dim): (B,4), rows summing to one, fp32."""
         return self.quality_classifier(text_pooled).float().softmax(dim=-1)
 
+    def attention(self, dover_features: Tensor, text_features: Tensor) -> Tensor:
+        """Where each word looks: (B,heads,L,N), each word's weights over the places, which sum to one, fp32.
+
+        `dover_features` (B,N,dover_dim), `text_features` (B,L,text_dim), as in `forward`.
+        """
+        words, places = self.text_norm(self.text_proj(text_features)), self.video_norm(self.dover_proj(dover_features))
+        query = self.query(words).unflatten(-1, (NUM_HEADS, -1)).transpose(1, 2)
+        key = self.key_value(places).chunk(2, dim=-1)[0].unflatten(-1, (NUM_HEADS, -1)).transpose(1, 2)
+        return (query @ key.transpose(2, 3) / query.shape[-1] ** 0.5).float().softmax(dim=-1)
+
     def _attend(self, words: Tensor, places: Tensor, mask: Tensor) -> Tensor:
         query = self.query(words).unflatten(-1, (NUM_HEADS, -1)).transpose(1, 2)
         key, value = (t.unflatten(-1, (NUM_HEADS, -1)).transpose(1, 2) for t in self.key_value(places).chunk(2, dim=-1))

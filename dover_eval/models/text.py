@@ -148,6 +148,14 @@ class TextEncoder(nn.Module):
             pooled, tokens = self._encode(batch)
         return TextFeatures(pooled, tokens, batch["attention_mask"].bool().to(tokens.device))
 
+    def spans(self, prompt: str) -> list[tuple[int, int]]:
+        """For each token of `prompt`, as `forward` has them, the part of the text that it stands for.
+
+        Those that stand for none, at the beginning and the end, have an empty one. Text past the last was cut off.
+        """
+        found = self.tokenizer(prompt, return_offsets_mapping=True, truncation=True, max_length=self.max_length)
+        return [(int(start), int(end)) for start, end in found["offset_mapping"]]
+
     @property
     def _tokenizing(self) -> dict[str, Any]:
         return {"truncation": True, "max_length": self.max_length, "return_tensors": "pt"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,33 +45,70 @@ def decode_clip(path: str | Path, num_frames: int, windows: int = 1) -> Clip:
 
     Raises VideoError for a missing, empty, truncated or audio-only file, and for one that is no video.
     """
-    path = _existing(path)
-    try:
-        times, end = _frame_times(path)
-        start = times[0]
-        if windows == 1:
-            chosen = list(_nearest_frames(path, sample_times(start, end, num_frames)))
-        else:
-            indices = sample_indices(len(times), num_frames, windows)
-            needed = sorted(set(indices))
-            middles = [(a + b) / 2 for a, b in itertools.pairwise([*times, end])]
-            found = dict(zip(needed, _nearest_frames(path, [middles[i] for i in needed]), strict=False))
-            chosen = [found[i] for i in indices if i in found]
-    except (av.error.FFmpegError, EOFError) as error:
-        raise VideoError(f"{path}: cannot be decoded as a video ({error})") from error
+    path = Path(path)
+    times, end = frame_times(path)
+    start = times[0]
+    moments = sample_moments(times, end, num_frames, windows)
+    rising = sorted(set(moments))
+    found = dict(zip(rising, frames_at(path, rising), strict=False))
+    chosen = [found[moment] for moment in moments if moment in found]
     if len(chosen) < num_frames:
         raise VideoError(f"{path}: no frame could be decoded, expected a video")
     frames = torch.stack([frame for frame, _ in chosen])
     return Clip(frames, tuple(time - start for _, time in chosen), end - start)
 
 
-def _existing(path: str | Path) -> Path:
+def frame_times(path: str | Path) -> tuple[list[float], float]:
+    """When each frame appears, in order, and when the last one ends, in seconds on the file's own clock.
+
+    From the packets alone, where they are dated. Raises VideoError.
+    """
     path = Path(path)
+    with _reading(path):
+        return _frame_times(path)
+
+
+def sample_moments(times: list[float], end: float, num_frames: int, windows: int = 1) -> list[float]:
+    """The moments, in seconds, at which a model looks at frames that appear at `times`, the last one until `end`.
+
+    In the order in which the model reads them; with several windows, as `sample_indices` has them.
+    """
+    if windows == 1:
+        return sample_times(times[0], end, num_frames)
+    middles = [(a + b) / 2 for a, b in itertools.pairwise([*times, end])]
+    return [middles[i] for i in sample_indices(len(times), num_frames, windows)]
+
+
+def frames_at(path: str | Path, times: list[float]) -> Iterator[tuple[Tensor, float]]:
+    """For each of the rising `times`, in seconds on the file's own clock, the frame on screen then and its own time.
+
+    Frames are (3,H,W) uint8, upright; times that fall on one frame share one tensor. Streams; raises VideoError.
+    """
+    path = Path(path)
+    with _reading(path):
+        yield from _nearest_frames(path, times)
+
+
+def all_frames(path: str | Path) -> Iterator[tuple[Tensor, float]]:
+    """Every frame as (3,H,W) uint8, upright, and its time on the file's own clock. Streams; raises VideoError."""
+    path = Path(path)
+    with _reading(path):
+        _frame_times(path)  # says that a file is truncated before its first frame is used
+        for frame, time in _dated_frames(path):
+            yield _upright(frame), time
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Refuses what is no file, and gives FFmpeg's errors the file's name."""
     if not path.is_file():
         raise VideoError(f"{path}: no such file" if not path.exists() else f"{path}: a folder, expected a video file")
     if path.stat().st_size == 0:
         raise VideoError(f"{path}: an empty file, expected a video")
-    return path
+    try:
+        yield
+    except (av.error.FFmpegError, EOFError) as error:
+        raise VideoError(f"{path}: cannot be decoded as a video ({error})") from error
 
 
 def _open_video(container: av.container.InputContainer, path: Path) -> av.VideoStream:
@@ -157,17 +195,3 @@ def _upright(frame: av.VideoFrame) -> Tensor:
     if rest:
         raise VideoError(f"a rotation of {frame.rotation} degrees, expected a multiple of 90")
     return torch.rot90(pixels, turns % 4, dims=(1, 2)).contiguous()
-
-
-def stream_frames(path: str | Path) -> Iterator[tuple[Tensor, float]]:
-    """Every frame of the file's first video, upright, as uint8 (3,H,W), and its time in seconds.
-
-    One frame is in memory at a time. Raises VideoError as `decode_clip` does.
-    """
-    path = _existing(path)
-    try:
-        _frame_times(path)  # says that a file is truncated before its first frame is used
-        for frame, time in _dated_frames(path):
-            yield _upright(frame), time
-    except (av.error.FFmpegError, EOFError) as error:
-        raise VideoError(f"{path}: cannot be decoded as a video ({error})") from error

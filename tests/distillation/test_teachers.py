@@ -12,13 +12,13 @@ from dover_eval.distillation import Linear, Logistic
 from dover_eval.distillation.teacher import parse_scale
 from dover_eval.distortions import distort
 from dover_eval.teachers import TEACHERS
-from dover_eval.video.decode import VideoError, decode_clip, stream_frames
+from dover_eval.video.decode import VideoError, all_frames, decode_clip
 
 CLIPS = Path(__file__).parents[2] / "examples" / "clips"
 
 
 def frames_of(name: str) -> np.ndarray:
-    return np.stack([frame.permute(1, 2, 0).numpy() for frame, _ in stream_frames(CLIPS / name)])
+    return np.stack([frame.permute(1, 2, 0).numpy() for frame, _ in all_frames(CLIPS / name)])
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_scales_are_read_as_they_are_written():
 
 def test_streaming_gives_every_frame_once(write_video, moving_frames):
     path = write_video(moving_frames)
-    streamed = list(stream_frames(path))
+    streamed = list(all_frames(path))
     assert [time for _, time in streamed] == pytest.approx(np.arange(12) / 8)
     decoded = decode_clip(path, 12).frames
     assert torch.equal(torch.stack([frame for frame, _ in streamed]), decoded)
@@ -80,7 +80,7 @@ def test_streaming_refuses_what_decoding_refuses(tmp_path):
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
     for name in ("notes.mp4", "cut.mp4", "gone.mp4"):
         with pytest.raises(VideoError, match=name):
-            list(stream_frames(tmp_path / name))
+            list(all_frames(tmp_path / name))
 
 
 # Full reference

@@ -68,3 +68,16 @@ def test_a_mask_of_another_shape_is_refused(fusion):
 def test_hidden_sizes_must_fit_the_heads():
     with pytest.raises(ValueError, match="divisible by 8"):
         QualityAwareFusion(8, 8, 20)
+
+
+def test_attention_is_what_the_fusion_attends_with(fusion):
+    """The weights, times the values, are what each word finds."""
+    video, text = torch.randn(2, 5, 24), torch.randn(2, 3, 16)
+    weights = fusion.attention(video, text)
+    assert weights.shape == (2, 8, 3, 5)
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, 8, 3))
+    places = fusion.video_norm(fusion.dover_proj(video))
+    values = fusion.key_value(places).chunk(2, dim=-1)[1].unflatten(-1, (8, -1)).transpose(1, 2)
+    found = fusion.attended((weights @ values).transpose(1, 2).flatten(2))
+    words = fusion.text_norm(fusion.text_proj(text))
+    torch.testing.assert_close(found, fusion._attend(words, places, torch.ones(2, 5, dtype=torch.bool)))

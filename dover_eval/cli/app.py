@@ -1,0 +1,45 @@
+"""`dover-eval app`: clips dropped into a browser."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Annotated
+
+import typer
+
+from dover_eval.cli.report import usage
+
+
+def app(
+    host: Annotated[str, typer.Option(help="Address to listen on; any but loopback needs --auth.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
+    auth: Annotated[
+        str | None,
+        typer.Option(envvar="DOVER_EVAL_APP_AUTH", help="NAME:PASSWORD to ask for. Better in the environment."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="A checkpoint folder or hub repository.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")] = None,
+) -> None:
+    """Drop a clip and type a prompt: scores, curve and maps; or compare two clips."""
+    from dover_eval.cli.loading import extra, load_scorer
+
+    name, _, password = (auth or "").partition(":")
+    if auth is not None and not (name and password):
+        usage("--auth: expected NAME:PASSWORD")
+    if auth is None and not _loopback(host):
+        usage(f"--host {host} is open to others: give --auth NAME:PASSWORD as well")
+    with extra("app"):
+        import gradio  # noqa: F401
+        import jinja2  # noqa: F401
+        import vl_convert  # noqa: F401
+
+        from dover_eval.looking.app import launch_options, make_app
+    scorer = load_scorer(model, device)
+    make_app(scorer).launch(**launch_options(host, port, (name, password) if auth else None))
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,91 @@
+"""`dover-eval compare`: two models over the same prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dover_eval.cli.report import check_output, reading_clips, usage
+
+if TYPE_CHECKING:
+    from dover_eval.looking.compare import Comparison
+
+
+def compare(
+    a: Annotated[Path, typer.Argument(help="The results that B is held against: .parquet, .jsonl, .csv.")],
+    b: Annotated[Path, typer.Argument(help="The results of the other model or checkpoint, on the same prompts.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write a page as well: .html.")] = None,
+    folder_a: Annotated[Path | None, typer.Option(help="Where A's clips lie, if their names are relative.")] = None,
+    folder_b: Annotated[Path | None, typer.Option(help="Where B's clips lie, if their names are relative.")] = None,
+    prompts: Annotated[int, typer.Option(min=0, help="Prompts to show side by side, by each score.")] = 6,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap and of the permutation test.")] = 0,
+) -> None:
+    """Compare two results files over the prompts that they share; differences are B - A.
+
+    Means with paired bootstrap intervals, a permutation test corrected for five scores, win rates. What is not in the
+    figures (prompts of one file alone, failed clips) is said. Exit status: 0 when they were compared, 2 when they do
+    not compare: other fingerprints, no prompt in common, a clip twice.
+    """
+    from dover_eval.cli.loading import extra
+
+    if output is not None:
+        check_output(output)
+    with extra("report"):
+        import scipy.stats  # noqa: F401
+
+        from dover_eval.evaluation.tables import TableError
+        from dover_eval.looking.compare import compare_results
+        from dover_eval.looking.results import read_results
+
+        if output is not None:
+            import vl_convert  # noqa: F401
+
+            from dover_eval.looking.compare_page import compare_page
+            from dover_eval.looking.page import write_page
+    try:
+        comparison = compare_results(read_results(a), read_results(b), seed=seed)
+    except TableError as error:
+        usage(str(error))
+    _print(comparison)
+    if output is not None:
+        with reading_clips() as progress:
+            page = compare_page(comparison, prompts=prompts, folders=(folder_a, folder_b), progress=progress)
+        write_page(page, output)
+
+
+def _print(c: Comparison) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from dover_eval.evaluation.metrics import LEVEL
+    from dover_eval.looking.compare_page import remarks
+
+    console = Console()
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for title in ("score", "A", "B", "B - A", f"{LEVEL:.0%} interval", "p (Holm)", "B wins"):
+        table.add_column(title, justify="left" if title == "score" else "right", no_wrap=True)
+    for d in c.differences:
+        style = "" if not d.shown else "bold cyan" if d.difference.value > 0 else "bold yellow"
+        table.add_row(
+            d.name,
+            f"{d.mean_a:.2f}",
+            f"{d.mean_b:.2f}",
+            Text(f"{d.difference.value:+.3f}", style=style),
+            f"{d.difference.low:+.3f} to {d.difference.high:+.3f}",
+            "< 0.001" if d.p_holm < 0.001 else f"{d.p_holm:.3f}",
+            f"{d.win_rate.value:.0%}",
+        )
+    say = lambda *parts, **options: console.print(Text(*parts, **options), soft_wrap=True)
+    say(f"A is {c.names[0]}, B is {c.names[1]}; {len(c.prompts)} prompts, fingerprint {c.a.fingerprint}")
+    console.print(table)
+    overall = len(c.differences) - 1
+    rows: list[Any] = [(c.scores_b[i, overall] - c.scores_a[i, overall], c.prompts[i]) for i in c.largest(overall, 5)]
+    say(f"{c.differences[overall].name} differs the most for", style="dim")
+    for difference, prompt in rows:
+        say(f"  {difference:+.2f}  {prompt}")
+    for remark in remarks(c):
+        say(remark, style="yellow")

@@ -1,0 +1,91 @@
+"""`dover-eval explain`: why one clip scores as it does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dover_eval.cli.report import check_output, usage
+
+EXIT_FAILED = 1
+
+
+def explain(
+    clip: Annotated[Path, typer.Argument(help="A video file.")],
+    prompt: Annotated[str, typer.Option(help="Its prompt.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write a page: .html.")] = None,
+    video: Annotated[Path | None, typer.Option(help="Write the clip with local quality over it: .mp4.")] = None,
+    map_name: Annotated[
+        str, typer.Option("--map", help="Over that video: technical or aesthetic quality.")
+    ] = "technical",
+    windows: Annotated[int, typer.Option(min=1, help="Sliding windows at most.")] = 24,
+    seconds: Annotated[float | None, typer.Option(help="Length of a window; by default an eighth of the clip.")] = None,
+    model: Annotated[str | None, typer.Option(help="A checkpoint folder or hub repository.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")] = None,
+) -> None:
+    """Show a clip's scores over time, where its quality is low, its worst moments, and where its prompt's words look.
+
+    Exit status: 0 when it was explained, 1 when the clip cannot be scored, 2 when the command was not understood.
+    """
+    from dover_eval.cli.loading import extra, load_scorer
+
+    if output is not None:
+        check_output(output)
+        with extra("report"):
+            import jinja2  # noqa: F401
+            import PIL  # noqa: F401
+            import vl_convert  # noqa: F401
+    if video is not None and (video.suffix != ".mp4" or not video.parent.is_dir()):
+        usage(f"--video {video}: expected a name that ends in .mp4, in a folder that is there")
+    if map_name not in ("technical", "aesthetic"):
+        usage(f"--map {map_name}: expected technical or aesthetic")
+    if seconds is not None and seconds <= 0:
+        usage(f"--seconds {seconds:g}: expected more than 0")
+    if not prompt.strip():
+        usage("--prompt is empty; an alignment score needs words")
+    scorer = load_scorer(model, device)
+    from dover_eval.video.decode import VideoError
+
+    try:
+        found = scorer.explain(clip, prompt, windows=windows, seconds=seconds)
+        if output is not None:
+            from dover_eval.looking.explain_page import explain_page
+            from dover_eval.looking.page import write_page
+
+            write_page(explain_page(found), output)
+        if video is not None:
+            from dover_eval.looking.overlay import write_overlay
+
+            write_overlay(found, map_name, video)
+    except VideoError as error:
+        typer.echo(f"dover-eval: {error}", err=True)
+        raise typer.Exit(EXIT_FAILED) from error
+    _print(found)
+
+
+def _print(found: Any) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for title in ("score", "whole clip", "lowest", "at"):
+        table.add_column(title, justify="left" if title == "score" else "right", no_wrap=True)
+    for column, (name, worst) in enumerate(found.worst.items()):
+        low = found.values[worst, column]
+        table.add_row(name, f"{found.scores[column]:.2f}", f"{low:.2f}", f"{found.times[worst]:.2f} s")
+    console = Console()
+    console.print(table)
+    said = (
+        f"{len(found.times)} windows of {found.window:.2f} s in {found.duration:.2f} s; fingerprint {found.fingerprint}"
+    )
+    console.print(Text(said, style="dim"), soft_wrap=True)
+    read = sorted((word for word in found.words if word.focus is not None), key=lambda word: -word.focus)
+    said = ", ".join(f"{word.text} {word.focus:.2f}" for word in read[:8])
+    console.print(Text(f"words that look the most narrowly: {said}"), soft_wrap=True)
+    if len(read) < len(found.words):
+        lost = len(found.words) - len(read)
+        console.print(Text(f"the prompt is too long: its last {lost} words were not read", style="yellow"))

@@ -1,0 +1,79 @@
+"""`dover-eval report`: a results file as one page to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+EXIT_USAGE = 2
+
+
+def report(
+    results: Annotated[Path, typer.Argument(help="What `dover-eval score --output` wrote: .parquet, .jsonl, .csv.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page, one self-contained HTML file.")],
+    folder: Annotated[
+        Path | None, typer.Option(help="Where the clips lie, if their names in the file are relative.")
+    ] = None,
+    clips: Annotated[int, typer.Option(min=0, help="Worst and best clips to show playing, by each score.")] = 6,
+) -> None:
+    """Make a page of a results file: distributions, ranking, worst and best clips, errors.
+
+    Exit status: 0 when the page was written, 2 when the results cannot be used.
+    """
+    from dover_eval.cli.loading import extra
+
+    check_output(output)
+    with extra("report"):
+        import jinja2  # noqa: F401  before clips are read, not after
+        import vl_convert  # noqa: F401
+
+        from dover_eval.evaluation.tables import TableError
+        from dover_eval.looking.page import write_page
+        from dover_eval.looking.report import report_page
+        from dover_eval.looking.results import read_results
+    try:
+        table = read_results(results)
+    except TableError as error:
+        usage(str(error))
+    with reading_clips() as progress:
+        page = report_page(table, clips=clips, folder=folder, progress=progress)
+    write_page(page, output)
+    failed = len(table) - int(table.scored.sum())
+    typer.echo(f"{output}: {len(table)} clips, {failed} of them failed; {output.stat().st_size / 1e6:.1f} MB", err=True)
+
+
+def check_output(output: Path) -> None:
+    """A page's name, before minutes of work and not after."""
+    if output.suffix not in (".html", ".htm"):
+        usage(f"--output {output}: expected a name that ends in .html")
+    if not output.parent.is_dir():
+        usage(f"--output {output}: there is no folder {output.parent}")
+
+
+def reading_clips() -> AbstractContextManager[Callable[[int, int], None]]:
+    """A bar on standard error, where that is a terminal, for the clips that a page shows."""
+    from contextlib import contextmanager
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    @contextmanager
+    def bar() -> Iterator[Callable[[int, int], None]]:
+        console = Console(stderr=True)
+        columns = (TextColumn("reading clips"), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+            task = progress.add_task("reading clips", total=None)
+            yield lambda done, total: progress.update(task, completed=done, total=total)
+
+    return bar()
+
+
+def usage(message: str) -> NoReturn:
+    typer.echo(f"dover-eval: {message}", err=True)
+    raise typer.Exit(EXIT_USAGE)

@@ -1,0 +1,248 @@
+"""Why a clip scores as it does: scores over time, local quality, and where the words of the prompt look.
+
+Sliding windows are scored as clips of their own, with the frames that the model would sample from them, so a window
+over the whole clip has the whole clip's scores. Local quality is what DOVER's two heads say at each place and time,
+before they take the mean. A word's *focus* is how far its attention, in the fusion, departs from looking everywhere
+alike: Kullback-Leibler divergence from even, over its maximum, the mean over heads and windows. It says where the model
+looked, not what the score would be without the word.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dover_eval.models.heads import MOS_MAX, MOS_MIN, SCORE_NAMES
+from dover_eval.video.decode import frame_times, frames_at, sample_moments
+from dover_eval.video.sample import squash
+
+if TYPE_CHECKING:
+    from dover_eval.scorer import VideoScorer
+    from dover_eval.scores import Fingerprint
+
+PICTURE = 320  # longest side, in pixels, of the pictures that an explanation keeps
+SHARE = 8  # a window is, by default, the clip's length over this
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of the prompt and its focus in [0,1]; None where the text encoder cut it off."""
+
+    text: str
+    focus: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """N sliding windows over one clip, K moments with local quality. Times in seconds from the first frame. On the CPU.
+
+    duration: of the clip. window: length of a window. scores: (5,) float32, the whole clip's, as `score` gives them.
+    times: (N,), the windows' middles, rising. values: (N,5) float32 in [1,5], the windows' scores.
+    frames: (N,3,h,w) uint8, a small picture from the middle of each window; frame_times: (N,), when each appears.
+    aesthetic_map, technical_map: (K,H',W') float32, DOVER's own scores at places over the frame, unbounded, higher is
+    better; map_times: (K,), rising, the moments they belong to. words: of the prompt, in order.
+    """
+
+    source: str
+    prompt: str
+    duration: float
+    window: float
+    scores: Tensor
+    times: tuple[float, ...]
+    values: Tensor
+    frames: Tensor
+    frame_times: tuple[float, ...]
+    aesthetic_map: Tensor
+    technical_map: Tensor
+    map_times: tuple[float, ...]
+    words: tuple[Word, ...]
+    fingerprint: Fingerprint
+    names: tuple[str, ...] = SCORE_NAMES
+
+    def __post_init__(self) -> None:
+        count, moments = len(self.times), len(self.map_times)
+        shapes = {
+            "scores": (len(self.names),),
+            "values": (count, len(self.names)),
+            "frames": (count, 3, *self.frames.shape[2:]),
+            "aesthetic_map": (moments, *self.aesthetic_map.shape[1:]),
+            "technical_map": (moments, *self.technical_map.shape[1:]),
+        }
+        for name, shape in shapes.items():
+            if tuple(getattr(self, name).shape) != shape:
+                raise ValueError(f"expected {name} {shape}, got {tuple(getattr(self, name).shape)}")
+        for name in ("scores", "values"):
+            low, high = (bound.item() for bound in getattr(self, name).aminmax())
+            if not MOS_MIN <= low <= high <= MOS_MAX:
+                raise ValueError(f"expected {name} from {MOS_MIN:g} to {MOS_MAX:g}, got {low:.4g} to {high:.4g}")
+        if len(self.frame_times) != count or count == 0 or moments == 0:
+            raise ValueError(
+                f"expected a frame for each of {count} windows, and maps; got {len(self.frame_times)}, {moments}"
+            )
+        for name in ("times", "map_times"):
+            if list(getattr(self, name)) != sorted(getattr(self, name)):
+                raise ValueError(f"expected rising {name}, got {getattr(self, name)}")
+
+    @property
+    def worst(self) -> dict[str, int]:
+        """By score: the window where it is lowest."""
+        return dict(zip(self.names, self.values.argmin(dim=0).tolist(), strict=True))
+
+    def __repr__(self) -> str:
+        scores = ", ".join(f"{name} {value:.2f}" for name, value in zip(self.names, self.scores.tolist(), strict=True))
+        return (
+            f"Explanation({Path(self.source).name}: {scores}; {len(self.times)} windows of {self.window:.2f} s in "
+            f"{self.duration:.2f} s, maps {tuple(self.aesthetic_map.shape)}, {len(self.words)} words)"
+        )
+
+
+@dataclass(frozen=True)
+class _Look:
+    """A frame (3,H,W) uint8, when it appeared, and the moment at which it was looked at, in seconds."""
+
+    pixels: Tensor
+    time: float
+    moment: float
+
+
+@dataclass(frozen=True)
+class _Window:
+    """What one window gives: values (5,); maps (2,T',H',W'), aesthetic and technical, and their moments; focus (L,)."""
+
+    values: Tensor
+    maps: Tensor
+    map_times: list[float]
+    focus: Tensor
+    picture: Tensor
+    picture_time: float
+
+
+def explain_clip(
+    scorer: VideoScorer, video: str | Path, prompt: str, *, windows: int, seconds: float | None = None
+) -> Explanation:
+    """See `VideoScorer.explain`. One pass over the file besides the one that scores it whole; memory holds the frames
+    of the windows that overlap, whatever the clip's length."""
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ValueError(f"expected a text for the prompt, got {prompt!r}")
+    if windows < 1:
+        raise ValueError(f"expected at least one window, got {windows}")
+    if seconds is not None and not seconds > 0:
+        raise ValueError(f"expected windows longer than 0 s, got {seconds}")
+    if isinstance(video, Tensor) or not isinstance(video, str | Path):
+        raise TypeError(f"expected a file, whose frames have times, got a {type(video).__name__}")
+
+    times, end = frame_times(video)
+    start, duration = times[0], end - times[0]
+    length = seconds or max(duration / SHARE, scorer.config.num_frames * duration / len(times))
+    length = min(length, duration)
+    spans = _slide(start, end, length, windows)
+    seen = _look_through(scorer, video, prompt, times, spans)
+    whole = scorer.score(video, prompt)
+
+    middles = [(a + b) / 2 for a, b in spans]
+    maps, map_times = _join_maps(seen, middles)
+    focus = torch.stack([window.focus for window in seen]).mean(dim=0)
+    return Explanation(
+        source=str(video),
+        prompt=prompt,
+        duration=duration,
+        window=length,
+        scores=whole.values[0],
+        times=tuple(middle - start for middle in middles),
+        values=torch.stack([window.values for window in seen]),
+        frames=torch.stack([window.picture for window in seen]),
+        frame_times=tuple(window.picture_time - start for window in seen),
+        aesthetic_map=maps[:, 0],
+        technical_map=maps[:, 1],
+        map_times=tuple(time - start for time in map_times),
+        words=_words(prompt, scorer.model.text_encoder.spans(prompt), focus),
+        fingerprint=scorer.fingerprint,
+    )
+
+
+def _slide(start: float, end: float, length: float, count: int) -> list[tuple[float, float]]:
+    """At most `count` windows, evenly from the clip's start to its end; one where it fills the clip."""
+    room = end - start - length
+    count = count if room > 1e-9 * length else 1
+    return [(a := start + room * i / max(1, count - 1), min(a + length, end)) for i in range(count)]
+
+
+def _look_through(
+    scorer: VideoScorer, video: str | Path, prompt: str, times: list[float], spans: list[tuple[float, float]]
+) -> list[_Window]:
+    """What each window gives; frames are let go as soon as the last window that has them is complete."""
+    moments = []
+    for i, (a, b) in enumerate(spans):
+        inside = [time for time in times if a < time < b]
+        # The frame on screen when the window opens belongs to it.
+        looked = sample_moments([a, *inside], b, scorer.config.num_frames, scorer.config.windows)
+        moments += [(moment, i, k) for k, moment in enumerate(looked)]
+    moments.sort()
+    open_windows: list[dict[int, _Look]] = [{} for _ in spans]
+    seen: list[_Window | None] = [None] * len(spans)
+    shown = frames_at(video, [moment for moment, _, _ in moments])
+    for (moment, i, k), (pixels, time) in zip(moments, shown, strict=True):
+        open_windows[i][k] = _Look(pixels, time, moment)
+        if len(open_windows[i]) == scorer.config.num_frames:
+            seen[i] = _look_at(scorer, [open_windows[i][k] for k in range(len(open_windows[i]))], prompt)
+            open_windows[i] = {}
+    return [window for window in seen if window is not None]
+
+
+@torch.no_grad()
+def _look_at(scorer: VideoScorer, looks: list[_Look], prompt: str) -> _Window:
+    clip = torch.stack([look.pixels for look in looks])
+    with torch.autocast(scorer.device.type, dtype=scorer.dtype, enabled=scorer.dtype != torch.float32):
+        output = scorer.model.extract_features(scorer.prepare(clip)[None], [prompt], maps=True)
+    output = {name: value.float().cpu() for name, value in output.items()}
+    values = output["mos"]
+    if scorer.calibration is not None:
+        values = scorer.calibration.apply(values, output["quality_weights"])
+    maps = torch.cat([output["aesthetic_map"], output["technical_map"]], dim=1)[0]
+    steps = maps.shape[1]
+    # A step of the map stands for several frames; its moment is that of the one in their middle.
+    moments = [looks[int((k + 0.5) * len(looks) / steps)].moment for k in range(steps)]
+    middle = looks[len(looks) // 2]
+    return _Window(values[0], maps, moments, _focus(output["attention"][0]), _picture(middle.pixels), middle.time)
+
+
+def _focus(attention: Tensor) -> Tensor:
+    """(heads,L,N), rows summing to one -> (L,) in [0,1]: 0 looks everywhere alike, 1 at one place alone."""
+    places = attention.shape[-1]
+    if places == 1:
+        return torch.zeros(attention.shape[1])
+    entropy = -(attention * attention.clamp_min(1e-12).log()).sum(dim=-1)
+    return (1 - entropy / math.log(places)).clamp(0, 1).mean(dim=0)
+
+
+def _picture(pixels: Tensor) -> Tensor:
+    height, width = pixels.shape[1:]
+    scale = min(1.0, PICTURE / max(height, width))
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    return squash(pixels.float(), size).round().clamp(0, 255).to(torch.uint8)
+
+
+def _join_maps(seen: list[_Window], middles: list[float]) -> tuple[Tensor, list[float]]:
+    """(K,2,H',W') and their moments: of each moment, what the window says whose middle is nearest to it."""
+    found: list[tuple[float, Tensor]] = []
+    for i, window in enumerate(seen):
+        for k, moment in enumerate(window.map_times):
+            if min(range(len(middles)), key=lambda j: abs(middles[j] - moment)) == i:
+                found.append((moment, window.maps[:, k]))
+    found.sort(key=lambda pair: pair[0])
+    return torch.stack([maps for _, maps in found]), [moment for moment, _ in found]
+
+
+def _words(prompt: str, spans: list[tuple[int, int]], focus: Tensor) -> tuple[Word, ...]:
+    """Words as they are written, each with the mean focus of its tokens."""
+    words = []
+    for match in re.finditer(r"\S+", prompt):
+        own = [focus[i].item() for i, (a, b) in enumerate(spans) if a < b and a < match.end() and match.start() < b]
+        words.append(Word(match.group(), sum(own) / len(own) if own else None))
+    return tuple(words)

@@ -1,0 +1,87 @@
+"""The app: drop a clip, type its prompt, look; or two clips, side by side. Gradio serves, our own pages show.
+
+Results are the pages of `dover-eval explain`, in frames that may run their own script and reach nothing else.
+"""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from dover_eval.explain import Explanation
+from dover_eval.looking.explain_page import explain_page, pair_page
+from dover_eval.scorer import VideoScorer
+from dover_eval.video.decode import VideoError
+
+FONTS = ("Inter", "system-ui", "sans-serif")  # the reader's own: a theme's would come from the network
+KEEP_SECONDS = 3600  # uploads are removed after an hour
+MOST_BYTES = "512mb"
+
+
+def make_app(scorer: VideoScorer) -> gr.Blocks:
+    """The app, not yet serving; one clip is scored at a time, others wait."""
+
+    def look(video: str | None, prompt: str) -> str:
+        return _frame(explain_page(_explain(scorer, video, prompt)), "Explanation of the clip")
+
+    def compare(video_a: str | None, video_b: str | None, prompt: str) -> str:
+        found = [_explain(scorer, video, prompt, name) for video, name in ((video_a, "clip A"), (video_b, "clip B"))]
+        return _frame(pair_page(*found), "Comparison of the two clips")
+
+    with gr.Blocks(title="dover-eval", analytics_enabled=False, delete_cache=(KEEP_SECONDS, KEEP_SECONDS)) as app:
+        gr.Markdown("# dover-eval\nScores a generated video against its prompt, from 1 (bad) to 5 (excellent).")
+        with gr.Tab("One clip"):
+            with gr.Row():
+                video = _video("Clip")
+                with gr.Column():
+                    prompt = gr.Textbox(label="Prompt", lines=3, max_length=4000)
+                    button = gr.Button("Score", variant="primary")
+            shown = gr.HTML(elem_id="explanation")
+            button.click(look, [video, prompt], shown, concurrency_limit=1, concurrency_id="model")
+        with gr.Tab("Two clips"):
+            with gr.Row():
+                video_a, video_b = _video("Clip A"), _video("Clip B")
+            both = gr.Textbox(label="Prompt of both", lines=2, max_length=4000)
+            second = gr.Button("Compare", variant="primary")
+            pair = gr.HTML(elem_id="pair")
+            second.click(compare, [video_a, video_b, both], pair, concurrency_limit=1, concurrency_id="model")
+    return app
+
+
+def launch_options(host: str, port: int, auth: tuple[str, str] | None) -> dict[str, Any]:
+    """For `Blocks.launch`: at this address, with no tunnel and nothing from the network."""
+    return {
+        "server_name": host,
+        "server_port": port,
+        "auth": auth,
+        "share": False,
+        "ssr_mode": False,
+        "show_error": False,
+        "footer_links": [],
+        "max_file_size": MOST_BYTES,
+        "theme": gr.themes.Base(primary_hue="teal", neutral_hue="stone", font=FONTS, font_mono=("ui-monospace",)),
+    }
+
+
+def _video(label: str) -> gr.Video:
+    return gr.Video(label=label, sources=["upload"], height=300, buttons=[])
+
+
+def _explain(scorer: VideoScorer, video: str | None, prompt: str, name: str = "a clip") -> Explanation:
+    if not video:
+        raise gr.Error(f"Drop {name} first.")
+    if not prompt.strip():
+        raise gr.Error("Type the prompt: an alignment score needs words.")
+    try:
+        return scorer.explain(video, prompt)
+    except VideoError as error:
+        # Gradio shows messages as HTML; the reader knows the clip by its name, not by where it was uploaded to.
+        raise gr.Error(html.escape(str(error).replace(video, Path(video).name))) from error
+
+
+def _frame(page: str, title: str) -> str:
+    style = "width: 100%; height: 85vh; border: 1px solid #8884; border-radius: 12px"
+    return f'<iframe title="{title}" sandbox="allow-scripts" style="{style}" srcdoc="{html.escape(page)}"></iframe>'

@@ -1,0 +1,202 @@
+"""Two results files over the same prompts: which of them scores higher, by how much, and how surely.
+
+The unit is the prompt. Several clips of one prompt count as their mean: they are not independent, and a prompt with
+more of them must not weigh more. Differences are B - A throughout.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from dover_eval.evaluation.metrics import LEVEL, Interval
+from dover_eval.evaluation.tables import TableError
+from dover_eval.looking.results import Results
+from dover_eval.models.heads import SCORE_NAMES
+
+RESAMPLES = 9999
+BATCH_VALUES = 4_000_000  # resampled numbers in memory at once
+
+
+@dataclass(frozen=True)
+class ScoreDifference:
+    """How B differs from A in one score, over the prompts.
+
+    difference: mean of B - A with its paired bootstrap interval. p: of the permutation test that swaps A and B within
+    prompts, two-sided. p_holm: the same, corrected (Holm) for all scores together. wins, losses, ties: prompts where B
+    is higher, lower, equal. win_rate: wins and half the ties, of all, with Wilson's interval.
+    """
+
+    name: str
+    mean_a: float
+    mean_b: float
+    difference: Interval
+    p: float
+    p_holm: float
+    wins: int
+    losses: int
+    ties: int
+    win_rate: Interval
+
+    @property
+    def shown(self) -> bool:
+        """Whether the corrected test tells A and B apart at the level of the intervals."""
+        return self.p_holm < 1 - LEVEL
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """A and B over the N prompts that both scored.
+
+    scores_a, scores_b: (N,5) means by prompt. clips_a, clips_b: rows of each prompt's scored clips in its file.
+    only_a, only_b: prompts that the other file lacks. failed: prompts in both files that one has no scored clip of.
+    left_out: failed clips, in A and in B, of prompts that other clips speak for.
+    """
+
+    a: Results
+    b: Results
+    prompts: tuple[str, ...]
+    scores_a: NDArray[np.float64]
+    scores_b: NDArray[np.float64]
+    clips_a: tuple[tuple[int, ...], ...]
+    clips_b: tuple[tuple[int, ...], ...]
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+    failed: tuple[str, ...]
+    left_out: tuple[int, int]
+    differences: tuple[ScoreDifference, ...]
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What tells the files apart: their names, with the folder where those are the same."""
+        a, b = self.a.path, self.b.path
+        return (a.name, b.name) if a.name != b.name else (str(a), str(b))
+
+    @property
+    def repeated(self) -> int:
+        """Prompts with more than one clip in A or in B."""
+        return sum(max(len(a), len(b)) > 1 for a, b in zip(self.clips_a, self.clips_b, strict=True))
+
+    def largest(self, column: int, count: int) -> list[int]:
+        """The prompts that differ most in a score, the largest difference first."""
+        size = np.abs(self.scores_b[:, column] - self.scores_a[:, column])
+        return np.argsort(-size, kind="stable")[:count].tolist()
+
+
+def compare_results(a: Results, b: Results, *, resamples: int = RESAMPLES, seed: int = 0) -> Comparison:
+    """Compare two files of one fingerprint over the prompts that they share.
+
+    Raises TableError where a comparison would mean nothing: other fingerprints, a clip that is there twice, fewer
+    than two prompts with scores in both.
+    """
+    if a.fingerprint != b.fingerprint:
+        raise TableError(
+            f"{a.path} has fingerprint {a.fingerprint} and {b.path} has {b.fingerprint}: scores of different models, "
+            "samplings or precisions do not compare; score both alike"
+        )
+    rows_a, rows_b = _by_prompt(a), _by_prompt(b)
+    shared = [prompt for prompt in rows_a if prompt in rows_b]
+    if not shared:
+        raise TableError(f"{a.path} and {b.path} have no prompt in common, expected the same prompts in both")
+    good_a = {prompt: [i for i in rows_a[prompt] if a.errors[i] is None] for prompt in shared}
+    good_b = {prompt: [i for i in rows_b[prompt] if b.errors[i] is None] for prompt in shared}
+    used = [prompt for prompt in shared if good_a[prompt] and good_b[prompt]]
+    if len(used) < 2:
+        raise TableError(
+            f"{a.path} and {b.path} have {len(used)} prompts with scores in both, expected at least 2 "
+            f"({len(shared)} in common)"
+        )
+    mean = lambda results, good: np.stack([results.scores[good[prompt]].mean(axis=0) for prompt in used])
+    scores_a, scores_b = mean(a, good_a), mean(b, good_b)
+    lost = lambda rows, good: sum(len(rows[prompt]) - len(good[prompt]) for prompt in used)
+    return Comparison(
+        a=a,
+        b=b,
+        prompts=tuple(used),
+        scores_a=scores_a,
+        scores_b=scores_b,
+        clips_a=tuple(tuple(good_a[prompt]) for prompt in used),
+        clips_b=tuple(tuple(good_b[prompt]) for prompt in used),
+        only_a=tuple(prompt for prompt in rows_a if prompt not in rows_b),
+        only_b=tuple(prompt for prompt in rows_b if prompt not in rows_a),
+        failed=tuple(prompt for prompt in shared if prompt not in set(used)),
+        left_out=(lost(rows_a, good_a), lost(rows_b, good_b)),
+        differences=score_differences(scores_a, scores_b, resamples=resamples, seed=seed),
+    )
+
+
+def score_differences(
+    a: NDArray[np.float64], b: NDArray[np.float64], *, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[ScoreDifference, ...]:
+    """One result a column of the paired scores (N,5), N >= 2."""
+    gain = np.ascontiguousarray((b - a).T)  # (5,N)
+    options: dict[str, Any] = {
+        "n_resamples": resamples,
+        "batch": max(1, BATCH_VALUES // gain.size),
+        "vectorized": True,
+        "axis": -1,
+    }
+    interval = stats.bootstrap(
+        (gain,), np.mean, confidence_level=LEVEL, method="percentile", rng=np.random.default_rng(seed), **options
+    ).confidence_interval
+    test = stats.permutation_test(
+        (gain, np.zeros_like(gain)),
+        lambda x, y, axis: np.mean(x - y, axis=axis),
+        permutation_type="samples",
+        rng=np.random.default_rng(seed),
+        **options,
+    )
+    corrected = holm(test.pvalue)
+    results = []
+    for i, name in enumerate(SCORE_NAMES):
+        wins, losses = int((gain[i] > 0).sum()), int((gain[i] < 0).sum())
+        results.append(
+            ScoreDifference(
+                name=name,
+                mean_a=float(a[:, i].mean()),
+                mean_b=float(b[:, i].mean()),
+                difference=Interval(float(gain[i].mean()), float(interval.low[i]), float(interval.high[i])),
+                p=float(test.pvalue[i]),
+                p_holm=float(corrected[i]),
+                wins=wins,
+                losses=losses,
+                ties=len(a) - wins - losses,
+                win_rate=_win_rate(wins, len(a) - wins - losses, len(a)),
+            )
+        )
+    return tuple(results)
+
+
+def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Holm's step-down correction (1979) of p-values (M,): the chance of a single false alarm stays in bounds."""
+    order = np.argsort(p, kind="stable")
+    steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
+    corrected = np.empty_like(steps)
+    corrected[order] = steps
+    return corrected
+
+
+def _win_rate(wins: int, ties: int, count: int) -> Interval:
+    """Wilson's score interval, written out, for with half ties the wins are no whole number."""
+    rate = (wins + ties / 2) / count
+    z = stats.norm.ppf((1 + LEVEL) / 2)
+    middle = (rate + z**2 / (2 * count)) / (1 + z**2 / count)
+    reach = z * np.sqrt(rate * (1 - rate) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
+    return Interval(rate, float(middle - reach), float(middle + reach))
+
+
+def _by_prompt(results: Results) -> dict[str, list[int]]:
+    rows: dict[str, list[int]] = defaultdict(list)
+    seen: dict[tuple[str, str], int] = {}
+    for i, key in enumerate(zip(results.videos, results.prompts, strict=True)):
+        if seen.setdefault(key, i) != i:
+            raise TableError(
+                f"{results.path}: rows {seen[key] + 1} and {i + 1} are both {key[0]}, expected each clip once"
+            )
+        rows[key[1]].append(i)
+    return rows

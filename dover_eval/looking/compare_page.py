@@ -1,0 +1,81 @@
+"""The page of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from dover_eval.evaluation.metrics import LEVEL
+from dover_eval.looking.compare import Comparison
+from dover_eval.looking.page import render_page
+from dover_eval.looking.report import columns, make_previews
+from dover_eval.models.heads import SCORE_NAMES
+
+
+def compare_page(
+    comparison: Comparison,
+    *,
+    prompts: int = 6,
+    folders: tuple[Path | None, Path | None] = (None, None),
+    progress: Callable[[int, int], None] | None = None,
+) -> str:
+    """The page, as HTML text that needs nothing else; `prompts` is how many are shown side by side, by each score."""
+    c = comparison
+    largest = [c.largest(i, prompts) for i in range(len(SCORE_NAMES))]
+    shown = sorted({i for rows in largest for i in rows})
+    previews = []
+    for done, (results, clips, folder) in enumerate(((c.a, c.clips_a, folders[0]), (c.b, c.clips_b, folders[1]))):
+        step = (lambda n, _, done=done: progress(done * len(shown) + n, 2 * len(shown))) if progress else None
+        made = make_previews([results.videos[clips[i][0]] for i in shown], folder, step)
+        previews.append({str(i): preview for i, preview in zip(shown, made, strict=True)})
+    data = {
+        "names": SCORE_NAMES,
+        "files": c.names,
+        "prompts": c.prompts,
+        "videos": [[r.videos[clips[0]] for clips in rows] for r, rows in ((c.a, c.clips_a), (c.b, c.clips_b))],
+        "clips": [[len(clips) for clips in rows] for rows in (c.clips_a, c.clips_b)],
+        "scores": [[columns(s[:, i]) for i in range(len(SCORE_NAMES))] for s in (c.scores_a, c.scores_b)],
+        "largest": largest,
+        "previews": previews,
+        "differences": [
+            {
+                "name": d.name,
+                "mean": d.difference.value,
+                "low": d.difference.low,
+                "high": d.difference.high,
+                "shown": d.shown,
+            }
+            for d in c.differences
+        ],
+    }
+    return render_page(
+        "compare.html",
+        title=f"{c.names[0]} and {c.names[1]}: comparison",
+        data=data,
+        scripts=("common.js", "table.js", "compare.js"),
+        kind="comparison",
+        c=c,
+        names=SCORE_NAMES,
+        level=round(100 * LEVEL),
+        remarks=remarks(c),
+    )
+
+
+def remarks(c: Comparison) -> list[str]:
+    """What a reader must know beside the figures: everything that is not in them."""
+    listed = lambda prompts: ", ".join(f'"{prompt}"' for prompt in prompts[:3])
+    some = lambda prompts: listed(prompts) + (" and others" if len(prompts) > 3 else "")
+    plural = lambda count, noun: f"{count:,} {noun}{'' if count == 1 else 's'}"
+    said = []
+    for name, prompts in zip(c.names, (c.only_a, c.only_b), strict=True):
+        if prompts:
+            said.append(f"{plural(len(prompts), 'prompt')} only in {name}, not compared: {some(prompts)}")
+    if c.failed:
+        few = "without a scored clip in one file, not compared"
+        said.append(f"{plural(len(c.failed), 'prompt')} {few}: {some(c.failed)}")
+    for name, count in zip(c.names, c.left_out, strict=True):
+        if count:
+            said.append(f"{plural(count, 'failed clip')} of {name} left out of its prompt's mean")
+    if c.repeated:
+        said.append(f"{plural(c.repeated, 'prompt')} with several clips: their means are compared")
+    return said

@@ -1,0 +1,121 @@
+"""The app as a process of its own, used in a real browser."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.looking.conftest import expect, write_clip
+
+if os.environ.get("CI") != "true":
+    pytest.importorskip("gradio")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def address(checkpoint, tmp_path_factory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("app")
+    port, log = free_port(), folder / "log"
+    command = [sys.executable, "-m", "dover_eval", "app", "--port", str(port), "--model", checkpoint]
+    environment = os.environ | {"GRADIO_TEMP_DIR": str(folder / "uploads")}
+    with log.open("w") as file:
+        process = subprocess.Popen([*command, "--device", "cpu"], stdout=file, stderr=file, env=environment)
+    try:
+        deadline = time.monotonic() + 280
+        while True:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            try:
+                if httpx.get(f"http://127.0.0.1:{port}/").status_code == 200:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.3)
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def upload(page, position: int, clip) -> None:
+    """Into the file field of the given number, counting those that are still empty."""
+    before = page.locator("video").count()
+    page.locator("input[type=file]").nth(position).set_input_files(clip)
+    expect(page.locator("video")).to_have_count(before + 1)
+
+
+def test_a_clip_and_a_prompt_become_an_explanation(address, visit, tmp_path):
+    page = visit(address)
+    prompt = "a square <img src=x onerror=window.hacked=1> ${7*7} {{7*7}} </script>"
+    upload(page, 0, write_clip(tmp_path / "<svg onload=window.hacked=1>.mp4"))
+    page.get_by_label("Prompt", exact=True).fill(prompt)
+    page.get_by_role("button", name="Score").click()
+    inside = page.frame_locator("#explanation iframe")
+    inside.locator("#curves svg").wait_for()
+    assert inside.locator(".lead").inner_text() == prompt
+    assert all(1 <= float(text) <= 5 for text in inside.locator(".tile .value").all_inner_texts())
+    assert page.locator("#explanation iframe").get_attribute("sandbox") == "allow-scripts"
+
+
+def test_two_clips_are_compared(address, visit, tmp_path):
+    page = visit(address)
+    page.get_by_role("tab", name="Two clips").click()
+    upload(page, 0, write_clip(tmp_path / "one.mp4"))
+    upload(page, 0, write_clip(tmp_path / "two.mp4", frames=18))
+    page.get_by_label("Prompt of both").fill("a square")
+    page.get_by_role("button", name="Compare").click()
+    inside = page.frame_locator("#pair iframe")
+    inside.locator("#curves svg").wait_for()
+    assert inside.locator("h1").inner_text() == "two.mp4 against one.mp4"
+    assert inside.get_by_role("row").count() == 6
+    inside.get_by_role("button", name="Play both").click()
+    expect(inside.get_by_role("button", name="Pause both")).to_be_visible()
+
+
+def test_what_is_missing_or_broken_is_said(address, visit, tmp_path):
+    page = visit(address)
+    page.get_by_role("button", name="Score").click()
+    expect(page.get_by_text("Drop a clip first.")).to_be_visible()
+    broken = tmp_path / "broken.mp4"
+    broken.write_text("no video")
+    page.locator("input[type=file]").first.set_input_files(broken)
+    page.get_by_label("Prompt", exact=True).fill("a square")
+    page.wait_for_timeout(1500)
+    page.get_by_role("button", name="Score").click()
+    expect(page.get_by_text(re.compile("broken.mp4: cannot be decoded as a video"))).to_be_visible()
+
+
+def test_it_listens_on_loopback_alone(address):
+    port = int(address.rstrip("/").rsplit(":", 1)[1])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # sends nothing; tells the address by which others reach this machine
+        own = probe.getsockname()[0]
+    if own.startswith("127."):
+        pytest.skip("this machine has no address but loopback")
+    with pytest.raises(OSError, match="refused"), socket.create_connection((own, port), timeout=5):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--host", "0.0.0.0"], "--host 0.0.0.0 is open to others: give --auth NAME:PASSWORD"),
+        (["--auth", "name"], "expected NAME:PASSWORD"),
+    ],
+)
+def test_others_are_let_in_with_a_password_alone(dover, options, words):
+    result = dover("app", *options)
+    assert result.exit_code == 2
+    assert words in result.stderr

@@ -1,0 +1,177 @@
+"""Two results files: differences, intervals and tests against known answers; what does not compare is refused."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from tests.looking.conftest import SCORES, make_row, make_rows, write_rows
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Writes rows as A and B, and reads them back."""
+    from dover_eval.looking.results import read_results
+
+    def write(a, b):
+        return [read_results(write_rows(rows, tmp_path / f"{name}.jsonl")) for name, rows in (("a", a), ("b", b))]
+
+    return write
+
+
+def shifted(rows, **shifts):
+    """The rows of another model: other files, the same prompts, some scores moved."""
+    moved = []
+    for i, row in enumerate(rows):
+        noise = 0.02 * (-1) ** i
+        scores = [row[name] + shifts.get(name, 0) + (noise if name in shifts else 0) for name in SCORES]
+        moved.append(make_row(f"b/{row['video_name']}", row["Prompt"], [min(5, max(1, s)) for s in scores]))
+    return moved
+
+
+def test_a_difference_that_is_there_is_shown_and_one_that_is_not_is_not(files):
+    from dover_eval.looking.compare import compare_results
+
+    rows = make_rows(40)
+    comparison = compare_results(*files(rows, shifted(rows, Alignment=0.1, Temporal=-0.1)), resamples=999)
+    found = {d.name: d for d in comparison.differences}
+    assert [d.name for d in comparison.differences if d.shown] == ["Alignment", "Temporal"]
+    assert found["Alignment"].difference.value == pytest.approx(0.1, abs=1e-6)
+    assert 0.09 < found["Alignment"].difference.low < 0.1 < found["Alignment"].difference.high < 0.11
+    assert (found["Alignment"].wins, found["Alignment"].losses, found["Alignment"].ties) == (40, 0, 0)
+    assert found["Temporal"].win_rate.value == 0
+    assert found["Aesthetic"].difference.value == 0
+    assert found["Aesthetic"].win_rate.value == 0.5
+
+
+def test_a_file_against_itself_differs_in_nothing(files):
+    from dover_eval.looking.compare import compare_results
+
+    rows = make_rows(12)
+    for d in compare_results(*files(rows, rows), resamples=199).differences:
+        assert (d.difference.value, d.difference.low, d.difference.high) == (0, 0, 0)
+        assert d.p == d.p_holm == 1
+        assert not d.shown
+
+
+def test_few_prompts_have_the_exact_p_of_all_swaps():
+    """Eight prompts have 256 swaps of A and B: all are counted, here and in the test, one by one."""
+    from dover_eval.looking.compare import score_differences
+
+    rng = np.random.default_rng(3)
+    a, b = rng.uniform(1, 5, (2, 8, 5))
+    gain = b - a
+    signs = np.array(list(itertools.product((1, -1), repeat=8)))
+    null = signs @ gain / 8
+    # scipy doubles the smaller tail.
+    seen = gain.mean(axis=0)
+    tails = np.minimum((null >= seen - 1e-12).mean(axis=0), (null <= seen + 1e-12).mean(axis=0))
+    found = [d.p for d in score_differences(a, b)]
+    np.testing.assert_allclose(found, np.minimum(2 * tails, 1))
+
+
+def test_intervals_agree_with_students_where_he_is_right():
+    from scipy import stats
+
+    from dover_eval.looking.compare import score_differences
+
+    rng = np.random.default_rng(0)
+    a = rng.uniform(2, 4, (400, 5))
+    b = a + rng.normal(0.05, 0.3, (400, 5))
+    for i, d in enumerate(score_differences(a, b)):
+        low, high = stats.ttest_rel(b[:, i], a[:, i]).confidence_interval(0.95)
+        assert d.difference.low == pytest.approx(low, abs=0.004)
+        assert d.difference.high == pytest.approx(high, abs=0.004)
+
+
+def test_holms_correction_as_in_his_paper():
+    from dover_eval.looking.compare import holm
+
+    np.testing.assert_allclose(holm(np.array([0.01, 0.04, 0.03, 0.005])), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(holm(np.array([0.5, 0.9])), [1, 1])
+
+
+def test_the_same_files_give_the_same_figures(files):
+    from dover_eval.looking.compare import compare_results
+
+    rows = make_rows(20)
+    a, b = files(rows, shifted(rows, Overall=0.05))
+    assert compare_results(a, b, resamples=199).differences == compare_results(a, b, resamples=199).differences
+
+
+def test_several_clips_of_a_prompt_count_as_their_mean(files):
+    from dover_eval.looking.compare import compare_results
+
+    a = [make_row("1.mp4", "p", [2] * 5), make_row("2.mp4", "p", [4] * 5), make_row("3.mp4", "q", [3] * 5)]
+    b = [make_row("1.mp4", "p", [3.5] * 5), make_row("3.mp4", "q", [3] * 5)]
+    comparison = compare_results(*files(a, b), resamples=99)
+    assert comparison.prompts == ("p", "q")
+    assert comparison.scores_a[:, 0].tolist() == [3, 3]
+    assert comparison.differences[0].difference.value == pytest.approx(0.25)
+    assert comparison.repeated == 1
+
+
+def test_what_is_not_in_the_figures_is_told(files):
+    from dover_eval.looking.compare import compare_results
+    from dover_eval.looking.compare_page import remarks
+
+    a, b = make_rows(8), make_rows(8)
+    a[2] = make_row(a[2]["video_name"], a[2]["Prompt"], [0] * 5, "broken")
+    b[3]["Prompt"] = "another"
+    b.append(make_row("b/extra.mp4", "scene 5", [0] * 5, "broken"))
+    comparison = compare_results(*files(a, b), resamples=99)
+    assert len(comparison.prompts) == 6
+    assert remarks(comparison) == [
+        '1 prompt only in a.jsonl, not compared: "scene 3"',
+        '1 prompt only in b.jsonl, not compared: "another"',
+        '1 prompt without a scored clip in one file, not compared: "scene 2"',
+        "1 failed clip of b.jsonl left out of its prompt's mean",
+    ]
+
+
+def test_the_prompts_that_differ_most_come_first(files):
+    from dover_eval.looking.compare import compare_results
+
+    rows = make_rows(10)
+    moved = shifted(rows)
+    moved[4]["Overall"] -= 0.9
+    moved[7]["Overall"] += 0.5
+    assert compare_results(*files(rows, moved), resamples=99).largest(4, 2) == [4, 7]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda rows: [row | {"fingerprint": "ba9876543210"} for row in rows], "scores of different models"),
+        (lambda rows: [row | {"Prompt": "else"} for row in rows[:1]], "have no prompt in common"),
+        (lambda rows: rows[:1], "have 1 prompts with scores in both, expected at least 2 (1 in common)"),
+        (lambda rows: [*rows, rows[0]], "rows 1 and 7 are both out/000.mp4, expected each clip once"),
+    ],
+)
+def test_what_does_not_compare_is_refused(dover, tmp_path, change, words):
+    rows = make_rows(6)
+    a, b = write_rows(rows, tmp_path / "a.jsonl"), write_rows(change(rows), tmp_path / "b.csv")
+    result = dover("compare", a, b, "-o", tmp_path / "p.html")
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert not (tmp_path / "p.html").exists()
+
+
+def test_the_table_in_the_terminal(dover, tmp_path):
+    rows = make_rows(30)
+    rows[3]["Prompt"] = "[bold]a prompt[/nonsense] with markup"
+    a = write_rows(rows, tmp_path / "a.parquet")
+    b = write_rows([*shifted(rows, Overall=0.1), make_row("x.mp4", "only here", [3] * 5)], tmp_path / "b.jsonl")
+    result = dover("compare", a, b)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0] == "A is a.parquet, B is b.jsonl; 30 prompts, fingerprint 0123456789ab"
+    (overall,) = (line.split() for line in lines if line.split()[:1] == ["Overall"] and "to" in line)
+    assert overall[3] == "+0.100"
+    assert overall[-1] == "100%"
+    assert '1 prompt only in b.jsonl, not compared: "only here"' in result.stdout
+    rows[3]["Overall"] += 0.9
+    result = dover("compare", a, write_rows(shifted(rows), tmp_path / "c.jsonl"))
+    assert "+0.90  [bold]a prompt[/nonsense] with markup" in result.stdout

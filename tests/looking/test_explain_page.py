@@ -1,0 +1,114 @@
+"""The explanation: its page in a real browser, its overlay as a video, its command."""
+
+from __future__ import annotations
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from tests.looking.conftest import INJECTIONS, accessible, expect, fits, until, write_clip
+
+
+@pytest.fixture(scope="module")
+def explanation(dover, checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("explanation")
+    clip, page = write_clip(folder / "clip.mp4"), folder / "page.html"
+    result = dover("explain", clip, "--prompt", "a square on noise", "-o", page, "--model", checkpoint, "--windows", 6)
+    assert result.exit_code == 0, result.output
+    return page
+
+
+def test_it_shows_curves_places_moments_and_words(explanation, visit):
+    page = visit(explanation)
+    assert page.locator("h1").inner_text() == "clip.mp4"
+    assert page.locator(".tile .value").count() == 5
+    page.locator("#curves svg .mark-line path").first.wait_for(state="attached")
+    assert page.locator("#curves svg .mark-line path").count() == 5
+    assert page.locator(".film figure").count() == 5
+    assert page.locator(".words > span").all_inner_texts()[0].startswith("a")
+    assert page.evaluate("[...document.querySelectorAll('.film img')].every(i => i.naturalWidth > 0)")
+
+
+def test_both_players_go_together_and_to_the_worst_moment(explanation, visit):
+    page = visit(explanation)
+    until(page, "document.getElementById('original').readyState >= 3")
+    page.evaluate("document.getElementById('original').play()")
+    until(page, "document.getElementById('coloured').currentTime > 0.1")
+    go = page.locator(".go").nth(3)
+    go.focus()
+    page.keyboard.press("Enter")
+    wanted = float(go.get_attribute("data-time"))
+    until(page, f"Math.abs(document.getElementById('original').currentTime - {wanted}) < 0.01")
+    until(page, f"Math.abs(document.getElementById('coloured').currentTime - {wanted}) < 0.05")
+    assert page.evaluate("document.getElementById('original').paused")
+    page.get_by_label("Colour shows").select_option("aesthetic quality")
+    until(page, "document.getElementById('coloured').readyState >= 2")
+    expect(page.locator("[data-map=aesthetic]")).to_be_visible()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (375, "dark")])
+def test_everyone_can_read_it(explanation, visit, width, scheme):
+    page = visit(explanation, width=width, scheme=scheme)
+    page.locator("#curves svg").wait_for()
+    assert fits(page)
+    accessible(page)
+
+
+def test_html_in_prompt_and_name_is_text(dover, checkpoint, tmp_path, visit):
+    clip = write_clip(tmp_path / "<img src=x onerror=window.hacked=1>.mp4", frames=12)
+    page_file, prompt = tmp_path / "p.html", " ".join(INJECTIONS)
+    options = ["--prompt", prompt, "-o", page_file, "--model", checkpoint, "--windows", 2]
+    assert dover("explain", clip, *options).exit_code == 0
+    page = visit(page_file)
+    page.locator("#curves svg").wait_for()
+    assert page.locator("h1").inner_text() == clip.name
+    assert " ".join(page.locator(".lead").inner_text().split()) == " ".join(prompt.split())
+    assert page.locator("img").count() == 5
+
+
+def test_the_overlay_keeps_the_files_times_and_warms_the_worst_places(small_scorer, write_video, tmp_path):
+    from dataclasses import replace
+
+    from dover_eval.looking.overlay import write_overlay
+
+    times = [0, 40, 80, 300, 340, 900, 940, 980]
+    path = write_video(np.full((8, 48, 64, 3), 90, np.uint8), "grey.mkv", times=times)
+    found = small_scorer.explain(path, "a square", windows=2)
+    maps = torch.ones(len(found.map_times), 2, 2)
+    maps[:, 0, 0] = -1  # bad at the upper left
+    output = tmp_path / "o.mp4"
+    write_overlay(replace(found, technical_map=maps), "technical", output)
+    with av.open(str(output)) as container:
+        frames = list(container.decode(video=0))
+    assert [round(1000 * frame.time) for frame in frames] == times
+    pixels = frames[3].to_ndarray(format="rgb24").astype(float)
+    assert pixels[:12, :16, 0].mean() > 160
+    assert pixels[-12:, -16:].mean() == pytest.approx(90, abs=6)
+
+
+def test_the_command_tells_the_lowest_and_writes_the_video(dover, checkpoint, tmp_path):
+    clip, output = write_clip(tmp_path / "clip.mp4", frames=12), tmp_path / "o.mp4"
+    options = ["--prompt", "a square", "--model", checkpoint, "--windows", 3, "--video", output, "--map", "aesthetic"]
+    result = dover("explain", clip, *options)
+    assert result.exit_code == 0, result.output
+    assert "words that look the most narrowly: " in result.stdout
+    with av.open(str(output)) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 12
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "words"),
+    [
+        (["--prompt", " "], 2, "--prompt is empty"),
+        (["--prompt", "a", "-o", "page.pdf"], 2, "ends in .html"),
+        (["--prompt", "a", "--video", "o.gif"], 2, "ends in .mp4"),
+        (["--prompt", "a", "--map", "x"], 2, "expected technical or aesthetic"),
+        (["--prompt", "a", "--seconds", "0"], 2, "expected more than 0"),
+        (["--prompt", "a"], 1, "no such file"),
+    ],
+)
+def test_what_was_not_understood_ends_with_its_reason(dover, checkpoint, tmp_path, options, status, words):
+    result = dover("explain", tmp_path / "gone.mp4", *options, "--model", checkpoint)
+    assert result.exit_code == status
+    assert words in " ".join(result.stderr.split())
