@@ -1,7 +1,7 @@
 """Makes the embedded default: moves and spoils pictures, teaches `nano`, measures it on others, writes the card.
 
     python -m examples.train_default out/default                                      # two hours on two CPU cores
-    python -m examples.train_default out/try --contents 50 --steps 20 --scenes 3      # a look at the whole path
+    python -m examples.train_default out/try --contents 50 --most-steps 20 --scenes 3  # the whole path
 
 `README.md` beside this file says what to install first. The folder can go into `dover_eval/assets` as it is. Seeded:
 a run on the same machine repeats up to rounding.
@@ -13,7 +13,8 @@ import argparse
 import json
 import logging
 import time
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,11 @@ from examples.train_default import pictures
 from examples.train_default.card import write_card
 from examples.train_default.features import make
 from examples.train_default.measure import measure
-from examples.train_default.train import TrainingSettings, start_from, train
+from examples.train_default.train import RUNS, TrainingSettings, start_from, train_and_average
 
 logger = logging.getLogger("train_default")
+
+VARIANTS = 3  # versions of each scene
 
 
 def store_in_half(folder: Path) -> None:
@@ -39,21 +42,16 @@ def store_in_half(folder: Path) -> None:
     save_file({name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in state.items()}, path)
 
 
-def make_default(folder: Path, start: Path | None, settings: TrainingSettings, processes: int) -> DOVERModel:
-    """A trained `nano`; what its backbone saw stays in `folder`/seen, so that a stopped run goes on."""
-    torch.manual_seed(settings.seed)
+def make_default(asked: argparse.Namespace, runs: Sequence[TrainingSettings]) -> DOVERModel:
+    """A trained `nano`; what its backbone saw stays in the folder's `seen`, so that a stopped run goes on."""
+    torch.manual_seed(0)
     model = DOVERModel(None, config="nano").eval()
-    if start:
-        logger.info("%s", start_from(model, start))
+    if asked.start:
+        logger.info("%s", start_from(model, asked.start))
     seen = make(
-        model,
-        folder / "seen",
-        settings.contents,
-        seed=settings.seed,
-        variants=settings.variants,
-        processes=processes,
+        model, asked.folder / "seen", asked.contents, seed=asked.seed, variants=VARIANTS, processes=asked.processes
     )
-    return train(model, seen, settings)
+    return train_and_average(model, seen, runs)
 
 
 def real_clips(scorer: VideoScorer, folder: Path, title: str) -> dict[str, Any]:
@@ -69,9 +67,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--start", type=Path, help="a model.safetensors to begin with, where its tensors fit")
-    parser.add_argument("--contents", type=int, default=TrainingSettings.contents)
-    parser.add_argument("--steps", type=int, default=TrainingSettings.steps)
-    parser.add_argument("--seed", type=int, default=TrainingSettings.seed)
+    parser.add_argument("--contents", type=int, default=2562, help="scenes to learn from, in three versions each")
+    parser.add_argument("--most-steps", type=int, default=10**6, help="of each run, for a quick look")
+    parser.add_argument("--seed", type=int, default=11, help="of the scenes")
     parser.add_argument("--processes", type=int, default=2, help="that make and look at clips")
     parser.add_argument("--scenes", type=int, default=24, help="held-out scenes to measure with")
     parser.add_argument("--real", type=Path, help="a folder of real clips with a prompts.csv, for the card")
@@ -84,12 +82,16 @@ def main() -> None:
 
     record = arguments.folder / "training.json"
     if not arguments.measure_only:
-        settings = TrainingSettings(contents=arguments.contents, steps=arguments.steps, seed=arguments.seed)
+        runs = [replace(run, steps=min(run.steps, arguments.most_steps)) for run in RUNS]
         started = time.monotonic()
-        model = make_default(arguments.folder, arguments.start, settings, arguments.processes)
+        model = make_default(arguments, runs)
         model.save_pretrained(arguments.folder)
         store_in_half(arguments.folder)
-        told = asdict(settings) | {
+        told = {
+            "contents": arguments.contents,
+            "variants": VARIANTS,
+            "seed": arguments.seed,
+            "runs": [asdict(run) for run in runs],
             "start": str(arguments.start) if arguments.start else None,
             "minutes": round((time.monotonic() - started) / 60, 1),
             "device": f"{arguments.processes} processes on a CPU ({torch.backends.cpu.get_cpu_capability()})",

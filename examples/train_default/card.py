@@ -102,8 +102,9 @@ def write_card(folder: Path, scorer: VideoScorer, figures: Mapping[str, Any], tr
         things=training["things"],
         places=training["places"],
         drawn=DRAWN,
-        settings=f"{training['contents']:,} scenes, {training['steps']} steps, seed {training['seed']}, "
-        f"{training['minutes']} minutes on {training['device']}.{start}",
+        settings=f"{training['contents']:,} scenes of seed {training['seed']}, seen by a frozen backbone; everything "
+        f"else trained in {len(training['runs'])} ways ({' and '.join(str(r['steps']) for r in training['runs'])} "
+        f"steps), whose weights were averaged; {training['minutes']} minutes on {training['device']}.{start}",
         best=BEST,
         worst=WORST,
         scenes=figures["scenes"],

@@ -22,7 +22,7 @@ from examples.train_default.contents import make_content, matches
 from examples.train_default.features import look, make
 from examples.train_default.pictures import Place, Thing
 from examples.train_default.spoil import SPOILED, Camera, badness, spoil
-from examples.train_default.train import TrainingSettings, losses_of, start_from, train, video_of
+from examples.train_default.train import TrainingSettings, losses_of, start_from, train, train_and_average, video_of
 
 pytest.importorskip("pytorch_msssim")
 
@@ -161,7 +161,7 @@ def test_what_was_kept_stands_for_the_frames(made, config, monkeypatch):
 
 
 def settings_of(steps, **changes):
-    return TrainingSettings(contents=8, steps=steps, batch=4, held_back=0.2, **changes)
+    return TrainingSettings(steps=steps, batch=4, held_back=0.2, **changes)
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -174,6 +174,14 @@ def test_training_learns_and_leaves_the_backbone(made):
     assert not model.training
     for name, value in model.dover_model.backbone.state_dict().items():
         assert torch.equal(value, backbone[name]), name
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_runs_are_averaged(made):
+    runs = settings_of(2), settings_of(3, noise=0.5)
+    ends = [train(copy.deepcopy(made[0]), made[1], run).fusion.query.weight for run in runs]
+    mean = train_and_average(copy.deepcopy(made[0]), made[1], runs).fusion.query.weight
+    torch.testing.assert_close(mean, (ends[0] + ends[1]) / 2)
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -220,7 +228,7 @@ def test_measuring_and_the_card(config, tmp_path):
     assert set(figures["defects"]) == set(ASPECT_OF)
     for told in figures["captions"].values():
         assert 0 <= told["low"] <= told["mean"] <= told["high"] <= 1
-    training = {"steps": 1, "contents": 2, "variants": 3, "seed": 0, "minutes": 0.1, "device": "a CPU"}
+    training = {"runs": [{"steps": 1}], "contents": 2, "variants": 3, "seed": 0, "minutes": 0.1, "device": "a CPU"}
     write_card(tmp_path, scorer, json.loads(json.dumps(figures)), training | {"things": 4, "places": 5})
     card = (tmp_path / "README.md").read_text()
     assert "No human rated anything" in card
