@@ -35,7 +35,7 @@ def make_app(scorer: VideoScorer) -> gr.Blocks:
         gr.Markdown("# dover-eval\nScores a generated video against its prompt, from 1 (bad) to 5 (excellent).")
         with gr.Tab("One clip"):
             with gr.Row():
-                video = _video("Clip")
+                video = _video("Clip", "clip")
                 with gr.Column():
                     prompt = gr.Textbox(label="Prompt", lines=3, max_length=4000)
                     button = gr.Button("Score", variant="primary")
@@ -43,7 +43,7 @@ def make_app(scorer: VideoScorer) -> gr.Blocks:
             button.click(look, [video, prompt], shown, concurrency_limit=1, concurrency_id="model")
         with gr.Tab("Two clips"):
             with gr.Row():
-                video_a, video_b = _video("Clip A"), _video("Clip B")
+                video_a, video_b = _video("Clip A", "clip-a"), _video("Clip B", "clip-b")
             both = gr.Textbox(label="Prompt of both", lines=2, max_length=4000)
             second = gr.Button("Compare", variant="primary")
             pair = gr.HTML(elem_id="pair")
@@ -66,8 +66,8 @@ def launch_options(host: str, port: int, auth: tuple[str, str] | None) -> dict[s
     }
 
 
-def _video(label: str) -> gr.Video:
-    return gr.Video(label=label, sources=["upload"], height=300, buttons=[])
+def _video(label: str, name: str) -> gr.Video:
+    return gr.Video(label=label, elem_id=name, sources=["upload"], height=300, buttons=[])
 
 
 def _explain(scorer: VideoScorer, video: str | None, prompt: str, name: str = "a clip") -> Explanation:

@@ -49,17 +49,16 @@ def address(checkpoint, tmp_path_factory) -> Iterator[str]:
         process.wait(20)
 
 
-def upload(page, position: int, clip) -> None:
-    """Into the file field of the given number, counting those that are still empty."""
-    before = page.locator("video").count()
-    page.locator("input[type=file]").nth(position).set_input_files(clip)
-    expect(page.locator("video")).to_have_count(before + 1)
+def upload(page, name: str, clip) -> None:
+    """Into the field of that name, until its clip is to be seen."""
+    page.locator(f"#{name} input[type=file]").set_input_files(clip)
+    expect(page.locator(f"#{name} video")).to_be_visible()
 
 
 def test_a_clip_and_a_prompt_become_an_explanation(address, visit, tmp_path):
     page = visit(address)
     prompt = "a square <img src=x onerror=window.hacked=1> ${7*7} {{7*7}} </script>"
-    upload(page, 0, write_clip(tmp_path / "<svg onload=window.hacked=1>.mp4"))
+    upload(page, "clip", write_clip(tmp_path / "<svg onload=window.hacked=1>.mp4"))
     page.get_by_label("Prompt", exact=True).fill(prompt)
     page.get_by_role("button", name="Score").click()
     inside = page.frame_locator("#explanation iframe")
@@ -72,8 +71,8 @@ def test_a_clip_and_a_prompt_become_an_explanation(address, visit, tmp_path):
 def test_two_clips_are_compared(address, visit, tmp_path):
     page = visit(address)
     page.get_by_role("tab", name="Two clips").click()
-    upload(page, 0, write_clip(tmp_path / "one.mp4"))
-    upload(page, 0, write_clip(tmp_path / "two.mp4", frames=18))
+    upload(page, "clip-a", write_clip(tmp_path / "one.mp4"))
+    upload(page, "clip-b", write_clip(tmp_path / "two.mp4", frames=18))
     page.get_by_label("Prompt of both").fill("a square")
     page.get_by_role("button", name="Compare").click()
     inside = page.frame_locator("#pair iframe")
@@ -90,7 +89,7 @@ def test_what_is_missing_or_broken_is_said(address, visit, tmp_path):
     expect(page.get_by_text("Drop a clip first.")).to_be_visible()
     broken = tmp_path / "broken.mp4"
     broken.write_text("no video")
-    page.locator("input[type=file]").first.set_input_files(broken)
+    page.locator("#clip input[type=file]").set_input_files(broken)
     page.get_by_label("Prompt", exact=True).fill("a square")
     page.wait_for_timeout(1500)
     page.get_by_role("button", name="Score").click()
