@@ -69,10 +69,6 @@ def test_a_freeze_holds_one_picture_and_then_goes_on_where_the_clip_would_be(fra
     assert all(np.array_equal(frozen[t], frames[held[0] - 1]) for t in held)
 
 
-def test_what_training_draws_is_not_changed_by_defects_for_testing():
-    assert not {"banding", "freeze"} & set(ASPECT_OF)
-
-
 def test_h264_is_real_and_takes_odd_sizes(frames):
     assert h264(frames, 20).shape == frames.shape
     assert difference(h264(frames, 51), frames) > 3 * difference(h264(frames, 18), frames)

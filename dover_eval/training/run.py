@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import time
@@ -102,6 +103,8 @@ def train(settings: TrainSettings, *, resume: bool = False) -> TrainResult | Non
         trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
         state = asdict(trainer.state)
     _save(trainer, model, output)
+    del trainer
+    gc.collect()  # it is in a cycle with its loaders, whose processes would outlive it
     if arguments.process_index != 0:
         return None
 

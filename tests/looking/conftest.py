@@ -92,7 +92,7 @@ def write_clip(path: Path, frames: int = 24, rate: int = 12) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     sync_api = pytest.importorskip("playwright.sync_api")
     chromium = shutil.which("chromium")

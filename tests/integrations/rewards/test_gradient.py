@@ -28,7 +28,7 @@ def test_checkpointing_in_slices_changes_neither_reward_nor_gradient(reward, vid
 
 
 def test_the_gradient_is_the_numeric_one_on_nano():
-    """Central differences along the gradient and along smooth random directions."""
+    """Central differences along the gradient and along smooth random directions, in small steps: clips of noise make it bend."""
     torch.manual_seed(0)
     model = DOVERModel(None, config="nano")
     reward = DoverReward(model, layout="BCTHW", value_range=(-1, 1), device="cpu")
@@ -44,10 +44,10 @@ def test_the_gradient_is_the_numeric_one_on_nano():
         return ((up - down) / (2 * step)).item()
 
     along = frames.grad.norm().item()
-    assert slope(gradient, 0.5) == pytest.approx(along, rel=0.02)
+    assert slope(gradient, 0.03) == pytest.approx(along, rel=0.02)
     mixed = torch.nn.functional.avg_pool3d(torch.randn(clip.shape, generator=generator), 3, 1, 1)
     mixed = gradient + mixed / mixed.norm()
-    assert slope(mixed, 0.5) == pytest.approx((frames.grad * mixed).sum().item(), rel=0.03)
+    assert slope(mixed, 0.03) == pytest.approx((frames.grad * mixed).sum().item(), rel=0.03)
 
 
 def test_a_step_along_the_gradient_raises_the_reward(reward, videos, prompts):
