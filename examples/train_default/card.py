@@ -74,7 +74,7 @@ EfficientNet-Lite0 (Apache-2.0).
 
 REAL = """
 ## Measured on real clips
-{title} (`dover-eval sanity`, whose checks say what they ask for; {clips} clips, {passed} of {checked} checks pass).
+{title}. `dover-eval sanity`, whose help says what each check asks for: {passed} of {checked} pass on {clips} clips{failed}.
 
 | done | should fall | clips | rank | falls | next to move | verdict |
 |---|---|---|---|---|---|---|
@@ -137,10 +137,12 @@ def _real(report: Mapping[str, Any] | None) -> str:
         f"{c['other'] or '-'} {number(c['other_move'])} | {c['status']} |"
         for c in checks
     ]
+    failed = [check["name"] for check in checks if check["status"] == "fail"]
     return REAL.format(
         title=report["title"],
         clips=report["clips"],
         passed=sum(check["status"] == "pass" for check in checks),
+        failed="; do not trust it with " + ", ".join(failed) if failed else "",
         checked=len(checks),
         table="\n".join(rows),
     )
