@@ -74,7 +74,8 @@ EfficientNet-Lite0 (Apache-2.0).
 
 REAL = """
 ## Measured on real clips
-{title}. `dover-eval sanity`, whose help says what each check asks for: {passed} of {checked} pass on {clips} clips{failed}.
+{title}. `dover-eval sanity`, whose help says what each check asks for:
+{passed} of {checked} pass on {clips} clips{failed}.
 
 | done | should fall | clips | rank | falls | next to move | verdict |
 |---|---|---|---|---|---|---|

@@ -28,7 +28,7 @@ def test_checkpointing_in_slices_changes_neither_reward_nor_gradient(reward, vid
 
 
 def test_the_gradient_is_the_numeric_one_on_nano():
-    """Central differences along the gradient and along smooth random directions, in small steps: clips of noise make it bend."""
+    """Central differences along the gradient and along smooth random directions; short, for clips of noise bend it."""
     torch.manual_seed(0)
     model = DOVERModel(None, config="nano")
     reward = DoverReward(model, layout="BCTHW", value_range=(-1, 1), device="cpu")
