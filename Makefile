@@ -28,7 +28,9 @@ browser: ## Install the browser that tests of pages need, where apt-get can
 
 .PHONY: test
 test: $(INSTALLED) ## Run the tests, the kernel's interpreter tests among them
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --ignore tests/scale --ignore tests/looking
+	# In fresh processes: these fork decoders and drive a browser, and other tests' loaders would be forked with them.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile tests/scale tests/looking
 
 .PHONY: lint
 lint: $(INSTALLED) ## Check style, formatting and types
