@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,11 +78,12 @@ def decode_ahead(
     at = 0
     while at < len(order):
         try:
-            for found in _load(clips, order[at:], decode, workers, pin):
-                if isinstance(found, RunError):
-                    raise found
-                at += 1
-                yield found
+            with _loading(clips, order[at:], decode, workers, pin) as loaded:
+                for found in loaded:
+                    if isinstance(found, RunError):
+                        raise found
+                    at += 1
+                    yield found
         except WORKER_LOST as error:
             if not _is_lost(error):
                 raise
@@ -93,7 +95,8 @@ def decode_ahead(
 def decode_apart(clips: Sequence[Clip], index: int, decode: Decode) -> Decoded:
     """One clip, decoded in a process that nothing else depends on."""
     try:
-        found = next(_load(clips, [index], decode, 1, pin=False))
+        with _loading(clips, [index], decode, 1, pin=False) as loaded:
+            found = next(loaded)
     except WORKER_LOST as error:
         if not _is_lost(error):
             raise
@@ -109,9 +112,10 @@ def _is_lost(error: Exception) -> bool:
     return not isinstance(error, RuntimeError) or str(error).startswith("DataLoader worker (")
 
 
-def _load(
+@contextmanager
+def _loading(
     clips: Sequence[Clip], order: Sequence[int], decode: Decode, workers: int, pin: bool
-) -> Iterator[Decoded | RunError]:
+) -> Iterator[Iterator[Decoded | RunError]]:
     loader: Any = DataLoader(
         _Files(clips, decode),
         sampler=order,
@@ -123,7 +127,14 @@ def _load(
         # Forked workers share the list of clips and need no second import of torch.
         multiprocessing_context="fork" if sys.platform == "linux" else None,
     )
-    return iter(loader)
+    loaded = iter(loader)
+    try:
+        yield loaded
+    finally:
+        # How a worker ends after its clips were taken, or given up, is no news; left to the garbage collector, a worker
+        # that ends badly would be reported there, in the middle of something else.
+        with suppress(RuntimeError):
+            loaded._shutdown_workers()
 
 
 def _as_it_is(found: Any) -> Any:
