@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dover_eval.scorer import VideoScorer
-from examples.train_default.contents import BEST, DRAWN, WORST
+from examples.train_default.contents import BEST, WORST
 
 CARD = """---
 license: apache-2.0
@@ -27,7 +27,8 @@ have captions that are true by construction, and others with one word wrong; oth
 well. They were spoiled in known ways: blur, noise, H.264 at a constant rate factor of 28 to 51, down- and
 upscaling, banding (Traditional); flicker, dropped, shuffled and frozen frames, jitter (Temporal); under- and
 overexposure, washed-out colours, colour casts (Aesthetic). Traditional was taught what MS-SSIM says of the spoiled
-clip against the whole one, the others the strength of the defect. Dark scenes, camera shake, letterboxes, grain,
+clip against the whole one, or 0.55 of the defect's strength where that is more; the others the strength.
+Dark scenes, camera shake, letterboxes, grain,
 cuts and light encodings were shown as what is no fault of a clip. How much each aspect weighs in Overall was taught
 by phrases such as ", in sharp detail" or ", smooth motion".
 
@@ -102,7 +103,6 @@ def write_card(folder: Path, scorer: VideoScorer, figures: Mapping[str, Any], tr
         clips=training["contents"] * training["variants"],
         things=training["things"],
         places=training["places"],
-        drawn=DRAWN,
         settings=f"{training['contents']:,} scenes of seed {training['seed']}, seen by a frozen backbone; everything "
         f"else trained in {len(training['runs'])} ways ({' and '.join(str(r['steps']) for r in training['runs'])} "
         f"steps), whose weights were averaged; {training['minutes']} minutes on {training['device']}.{start}",

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from pytorch_msssim import ms_ssim
 
 from dover_eval.distortions import ASPECT_OF, DISTORTIONS, Frames, _shift, distort, h264
@@ -135,8 +134,3 @@ def _resized(frames: Frames, scale: float = 1.0, *, size: tuple[int, ...] | None
     x = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
     x = F.interpolate(x, (int(height), int(width)), mode="bilinear", antialias=True)
     return x.round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
-
-
-def one_frame_later(frames: NDArray[np.uint8]) -> tuple[Frames, Frames]:
-    """Two clips that begin a frame apart, of a clip that is a frame longer."""
-    return frames[:-1], frames[1:]

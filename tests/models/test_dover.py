@@ -50,7 +50,7 @@ def test_outputs_of_the_whole_model(small_model, frames):
         "mos": (2, 5),
         "aesthetic_map": (2, 1, 4, 1, 1),
         "technical_map": (2, 1, 4, 1, 1),
-        "attention": tuple(output["attention"].shape),  # words by places: `tests/models/test_fusion.py`
+        "attention": (2, 8, 16, 2),  # heads, tokens of the longer prompt, places
     }
     assert torch.equal(output["mos"], scores)
     assert torch.equal(output["quality_weights"], small_model.get_quality_weights(PROMPTS))
