@@ -21,6 +21,7 @@ from dover_eval.models.convnext3d import ConvNeXt3D
 from dover_eval.models.fusion import QualityAwareFusion
 from dover_eval.models.heads import MOSPredictor, QualityHead, StatisticsPool
 from dover_eval.models.semantic import SemanticEncoder, SemanticEncoderError
+from dover_eval.models.signals import PIXEL_STATISTICS, SIGHTS, pixel_statistics, sights
 from dover_eval.models.text import TextEncoder, TextEncoderError, TextFeatures
 from dover_eval.weights import (
     LoadReport,
@@ -91,7 +92,7 @@ class DOVERModelSimple(nn.Module, _HubModel, **HUB):
         self.projection = nn.Linear(dim, config.feature_dim)
         if config.statistics:
             channels = 2 + len(config.signals) + sum(config.dims[:-1])
-            moments = StatisticsPool.MOMENTS * channels * len(config.views)
+            moments = (StatisticsPool.MOMENTS * channels + PIXEL_STATISTICS) * len(config.views)
             self.statistics = StatisticsPool(moments)
             self.statistics_projection = nn.Linear(moments, config.feature_dim)
         if device is not None:
@@ -150,13 +151,18 @@ class DOVERModelSimple(nn.Module, _HubModel, **HUB):
         return [x.unflatten(0, (*given, runs)) for x in self.backbone.forward_stages(frames)]
 
     def moments(self, stages: list[Tensor]) -> Tensor:
-        """The statistics (B,M) of `forward_stages`' maps, before they are standardised: by view, the mean over runs.
+        """The statistics (B,M) of `forward_stages`' maps, before they are standardised, by view.
 
-        Of the last stage there are none: in a trial with them, ridge regression explained less on other clips.
+        Moments of the maps, the mean over runs, and `pixel_statistics` of the frames. Of the last stage there are none:
+        in a trial with them, ridge regression explained less on other clips.
         """
         batch, views, runs = stages[0].shape[:3]
-        raw = self.statistics.raw([x.flatten(0, 2) for x in stages[:-2]])
-        by_view = raw.unflatten(0, (batch, views, runs)).mean(dim=2)
+        with torch.autocast(stages[0].device.type, enabled=False):
+            raw = self.statistics.raw([x.flatten(0, 2) for x in stages[:-2]]).unflatten(0, (batch, views, runs))
+            pixels = pixel_statistics(stages[0][:, :, :, :3].flatten(0, 1), self.config.std).unflatten(
+                0, (batch, views)
+            )
+            by_view = torch.cat([raw.mean(dim=2), pixels], dim=2)
         return by_view.expand(-1, len(self.config.views), -1).flatten(1)
 
 
@@ -213,7 +219,7 @@ class DOVERModel(nn.Module, _HubModel, **HUB):
         semantics = load_semantic_encoder(config)
         object.__setattr__(self, "semantic_encoder", semantics)  # frozen, as the text encoder
         self.fusion = QualityAwareFusion(
-            config.feature_dim, config.text_dim, config.fusion_dim, semantics.dim if semantics else None
+            config.feature_dim, config.text_dim, config.fusion_dim, semantics.dim + SIGHTS if semantics else None
         )
         self.mos_predictor = MOSPredictor(config.fusion_dim // 2, config.mos_dim)
         if config.text_encoder_trained:
@@ -271,14 +277,19 @@ class DOVERModel(nn.Module, _HubModel, **HUB):
         return self.mos_predictor(fused, weights)
 
     def semantics(self, frames: Tensor) -> Tensor | None:
-        """(B,D) of what the semantic encoder sees in the middle of each run of the whole frames; None without one."""
+        """What is to be seen in the whole frames, (B,D), fp32; None without a semantic encoder.
+
+        What the encoder sees in the middle of each run, the mean over runs, and `sights`, which it does not tell.
+        """
         if self.semantic_encoder is None:
             return None
         whole = frames if frames.ndim == 5 else frames[:, 0]
-        runs = self.config.windows if whole.shape[2] % self.config.windows == 0 else 1
-        length = whole.shape[2] // runs
-        pictures = whole[:, :, length // 2 :: length].movedim(2, 1)
-        return self.semantic_encoder(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2]).mean(dim=1)
+        runs = whole.unflatten(2, (self.config.windows if whole.shape[2] % self.config.windows == 0 else 1, -1))
+        runs = runs.movedim(2, 1)  # (B,R,3,T,H,W)
+        pictures = runs[:, :, :, runs.shape[3] // 2]
+        seen = self.semantic_encoder(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2]).mean(dim=1)
+        with torch.autocast(frames.device.type, enabled=False):
+            return torch.cat([seen, sights(runs, self.config.mean, self.config.std)], dim=1)
 
     @torch.no_grad()
     def get_quality_weights(self, prompts: Sequence[str]) -> Tensor:

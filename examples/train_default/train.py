@@ -16,9 +16,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from dover_eval.distortions import ASPECT_OF
 from dover_eval.models.dover import DOVERModel
 from dover_eval.models.heads import ASPECTS, MOS_MAX, MOS_MIN
 from dover_eval.models.semantic import imagenet_classes
+from dover_eval.models.signals import SIGHTS
 from dover_eval.training.losses import rank_loss, weights_loss
 from dover_eval.training.synthetic import STRESSES
 from examples.train_default.contents import BEST, WORST, caption, matches, near_miss, some_stress
@@ -27,8 +29,11 @@ from examples.train_default.scenes import Scene
 
 logger = logging.getLogger(__name__)
 
+# How bad a defect of Traditional at full strength is at least, 0 to 1: MS-SSIM hardly sees banding, people do.
+LEAST = 0.4
 QUALITY = [ASPECTS.index(name) for name in ("Traditional", "Aesthetic", "Temporal")]  # in the order of `SPOILED`
 ALIGNMENT = ASPECTS.index("Alignment")
+_TRADITIONAL = [i for i, aspect in enumerate(ASPECT_OF.values()) if aspect == "Traditional"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,7 @@ def train(model: DOVERModel, seen: Sequence[Seen], settings: TrainingSettings) -
     logger.info("readouts fitted, %.0f s", time.monotonic() - started)
     model.train()
     model.dover_model.backbone.requires_grad_(False)
+    model.fusion.semantics.eval()  # as it was fitted
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -121,7 +127,7 @@ def fit_readouts(model: DOVERModel, seen: Sequence[Seen], settings: TrainingSett
     """
     if model.config.statistics:
         moments, variants = torch.cat([s.moments for s in seen]), len(seen[0].moments)
-        wanted = torch.cat([torch.cat([s.bad, s.defects], dim=1) for s in seen])
+        wanted = torch.cat([torch.cat([badness(s), s.defects], dim=1) for s in seen])
         _fit_statistics(model, moments, wanted, variants, settings)
     if model.semantic_encoder is not None:
         _fit_semantics(model, torch.stack([s.semantics[0] for s in seen if s.semantics is not None]), seen, settings)
@@ -144,21 +150,23 @@ def _fit_statistics(
 
 
 def _fit_semantics(model: DOVERModel, saw: Tensor, seen: Sequence[Seen], settings: TrainingSettings) -> None:
-    """The projection into the space of prompts: class names weighed by their probabilities, and a ridge on features."""
+    """Two ways into the space of prompts: class names weighed by their probabilities, and ridge regression."""
     pooled = lambda texts: F.normalize(model.text_encoder.encode_batch(texts).pooled, dim=1)
     encode = lambda texts: torch.cat([pooled(texts[i : i + 64]) for i in range(0, len(texts), 64)])
-    names = encode([f"a {line.split(', ')[0]}" for line in imagenet_classes()])
-    features = saw[:, : -len(names)]
-    center, scale = features.mean(dim=0), features.std(dim=0).clamp_min(1e-2)
-    x = ((features - center) / scale).double()
+    names = encode([f"a photo of a {line.split(', ')[0]}" for line in imagenet_classes()])
+    pool, projection = model.fusion.semantics, model.fusion.semantic_proj
+    pool.fit(saw)
+    x = pool.standardise(saw).double()
     target = encode([_nouns(s.scene) for s in seen])
     y = (target - target.mean(dim=0)).double()
     gram = x.T @ x + 10 * settings.ridge * torch.eye(x.shape[1], dtype=x.dtype)
-    weight = torch.linalg.solve(gram, x.T @ y).float() / scale[:, None]
-    projection = model.fusion.semantic_proj
-    projection.weight.copy_(torch.cat([weight, names - names.mean(dim=0)]).T)
-    projection.bias.copy_(-(center @ weight))
-    model.fusion.agreement.weight.copy_(0.5 * torch.randn(len(model.fusion.agreement.weight), 1))
+    projection.weight.copy_(torch.linalg.solve(gram, x.T @ y).T)
+    projection.bias.zero_()
+    classes = slice(saw.shape[1] - SIGHTS - len(names), saw.shape[1] - SIGHTS)  # the probabilities, before the sights
+    model.fusion.prior.zero_()
+    model.fusion.prior[:, classes] = (names - names.mean(dim=0)).T
+    agreement = model.fusion.agreement.weight
+    agreement.copy_(0.5 * torch.randn(len(agreement), 1))
 
 
 def _nouns(scene: object) -> str:
@@ -167,6 +175,12 @@ def _nouns(scene: object) -> str:
         place = scene.place.words[0]
         return f"a {scene.colour or ''} {scene.thing.name}, {place}" if scene.thing is not None else place
     return caption(scene, np.random.default_rng(0), "none")  # type: ignore[arg-type]
+
+
+def badness(seen: Seen) -> Tensor:
+    """(V,3) how bad each of `SPOILED` is, 0 to 1: Traditional by MS-SSIM, and by `LEAST` where that sees too little."""
+    strongest = seen.defects[:, _TRADITIONAL].amax(dim=1)
+    return torch.cat([torch.maximum(seen.bad[:, :1], LEAST * strongest[:, None]), seen.bad[:, 1:]], dim=1)
 
 
 def within(x: Tensor, variants: int) -> Tensor:
@@ -186,14 +200,17 @@ def losses_of(model: DOVERModel, seen: Sequence[Seen], rng: np.random.Generator,
     share = torch.tensor([[matches(seen[i].scene, described[j]) for j in row] for i, row in enumerate(which.tolist())])
     which, share = (x.repeat_interleave(variants, dim=0) for x in (which, share))
     fits = share == 1
-    wanted = BEST - (BEST - WORST) * torch.cat([s.bad for s in seen])
+    wanted = BEST - (BEST - WORST) * torch.cat([badness(s) for s in seen])
     aligned = torch.where(fits, torch.tensor(BEST), WORST + 2.4 * share)
 
     video = video_of(model, seen, noise)
     captions = which.shape[1]
     by_clip = lambda x: x.repeat_interleave(captions, dim=0)
     by_caption = lambda x: x[which.flatten()]
-    semantics = None if seen[0].semantics is None else torch.cat([s.semantics for s in seen if s.semantics is not None])
+    semantics = None
+    if seen[0].semantics is not None:
+        semantics = torch.cat([s.semantics for s in seen if s.semantics is not None])
+        semantics = semantics + noise * model.fusion.semantics.scale * torch.randn_like(semantics)
     fused, weights = model.fusion(
         by_clip(video["tokens"]),
         by_caption(text.tokens),

@@ -1,0 +1,138 @@
+"""What is told of pixels without learning: flat and frozen shares, colours, and where things move."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dover_eval.config import IMAGENET_MEAN, IMAGENET_STD, PRESETS
+from dover_eval.distortions import distort
+from dover_eval.models.dover import DOVERModelSimple
+from dover_eval.models.signals import (
+    BASIC_COLOURS,
+    FLAT,
+    FLOW_GRID,
+    FROZEN,
+    PIXEL_STATISTICS,
+    SIGHTS,
+    pixel_statistics,
+    sights,
+)
+
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def normalised(frames: np.ndarray, runs: int = 2) -> Tensor:
+    """(T,H,W,3) uint8 as (1,R,3,T/R,H,W)."""
+    mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    x = (torch.from_numpy(frames).permute(3, 0, 1, 2).float() / 255 - mean) / std
+    return x.unflatten(1, (runs, -1)).movedim(1, 0)[None]
+
+
+def sliding(step: tuple[float, float] = (0.0, 1.5), count: int = 16) -> np.ndarray:
+    """A soft blob on a slope of grey, `step` pixels a frame down and right: (T,64,64,3)."""
+    rows, columns = np.mgrid[:64, :64]
+    frames = []
+    for t in range(count):
+        y, x = 32 + step[0] * (t - count / 2), 32 + step[1] * (t - count / 2)
+        blob = 90 * np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / 150)
+        frames.append(np.repeat((40 + columns + blob)[..., None], 3, axis=2))
+    return np.stack(frames).round().astype(np.uint8)
+
+
+def flat_shares(frames: np.ndarray) -> Tensor:
+    return pixel_statistics(normalised(frames), IMAGENET_STD)[0, : len(FLAT)]
+
+
+def frozen_shares(frames: np.ndarray) -> Tensor:
+    return pixel_statistics(normalised(frames), IMAGENET_STD)[0, 2 * len(FLAT) :][: len(FROZEN)]
+
+
+def test_banding_makes_more_of_a_clip_flat_the_stronger_it_is() -> None:
+    clip = sliding()
+    shares = [flat_shares(distort(clip, "banding", s, np.random.default_rng(0)))[0].item() for s in STRENGTHS]
+    assert shares == sorted(shares)
+    assert shares[-1] > shares[0] + 0.3
+
+
+def test_noise_makes_less_of_it_flat() -> None:
+    clip = sliding()
+    noisy = distort(clip, "noise", 0.5, np.random.default_rng(0))
+    assert (flat_shares(noisy)[:3] < flat_shares(clip)[:3]).all()
+
+
+def test_shares_of_flat_places_rise_with_the_level_and_are_shares() -> None:
+    shares = flat_shares(distort(sliding(), "noise", 0.3, np.random.default_rng(0)))
+    assert (shares.diff() > 0).all()
+    assert shares[0] > 0
+    assert shares[-1] <= 1
+
+
+def test_a_freeze_shows_as_the_share_of_the_clip_that_it_holds() -> None:
+    """Even where it holds the whole of one run, and whichever of them it is."""
+    clip = sliding(step=(0.0, 4.0))
+    for frozen, share in ((4, 3 / 14), (8, 7 / 14), (11, 9 / 14)):  # of the 14 pairs within runs
+        order = [*[0] * frozen, *range(frozen, 16)]
+        assert frozen_shares(clip[order])[2].item() == pytest.approx(share, abs=0.02)
+
+
+def test_nothing_is_frozen_in_a_clip_that_never_moves() -> None:
+    assert frozen_shares(sliding(step=(0.0, 0.0)))[2] < 0.01
+
+
+def test_colours_are_told_by_their_names() -> None:
+    for index, colour in enumerate(BASIC_COLOURS):
+        frames = np.broadcast_to((np.array(colour) * 255).astype(np.uint8), (4, 32, 32, 3)).copy()
+        told = sights(normalised(frames, runs=1), IMAGENET_MEAN, IMAGENET_STD)[0]
+        everywhere, most, centre = told[: 3 * len(BASIC_COLOURS)].view(3, -1)
+        assert everywhere.argmax() == most.argmax() == centre.argmax() == index
+
+
+def test_a_small_coloured_thing_shows_where_it_is_most() -> None:
+    frames = np.full((2, 64, 64, 3), 255, np.uint8)
+    frames[:, 48:, 48:] = (255 * np.array(BASIC_COLOURS[3])).astype(np.uint8)
+    everywhere, most, centre = sights(normalised(frames, runs=1), IMAGENET_MEAN, IMAGENET_STD)[0, :33].view(3, -1)
+    assert most[3] > 0.9
+    assert everywhere[3] < 0.1
+    assert centre[3] < 0.01
+
+
+@pytest.mark.parametrize(
+    ("step", "right", "down"), [((0, 1), 1, 0), ((0, -1), -1, 0), ((1, 0), 0, 1), ((-1, 0), 0, -1), ((0, 0), 0, 0)]
+)
+def test_motion_is_told_with_its_direction(step: tuple[float, float], right: int, down: int) -> None:
+    told = sights(normalised(sliding(step)), IMAGENET_MEAN, IMAGENET_STD)[0, 3 * len(BASIC_COLOURS) :]
+    across, along, _ = told.view(3, FLOW_GRID**2)
+    middle = FLOW_GRID**2 // 2
+    # Of 64 pixels one is 28/64 of a pixel in a picture of 28.
+    assert across[middle].item() == pytest.approx(right * 28 / 64, abs=0.12)
+    assert along[middle].item() == pytest.approx(down * 28 / 64, abs=0.12)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 1, 32, 32), (1, 3, 2, 32, 48), (2, 3, 5, 33, 31)])
+def test_odd_and_short_clips_have_finite_figures(shape: tuple[int, ...]) -> None:
+    runs = torch.randn(2, *shape)
+    assert pixel_statistics(runs, IMAGENET_STD).isfinite().all()
+    assert pixel_statistics(runs, IMAGENET_STD).shape == (2, PIXEL_STATISTICS)
+    assert sights(runs, IMAGENET_MEAN, IMAGENET_STD).isfinite().all()
+    assert sights(runs, IMAGENET_MEAN, IMAGENET_STD).shape == (2, SIGHTS)
+
+
+def test_gradients_reach_every_frame_and_are_finite_even_where_nothing_moves() -> None:
+    for frames in (sliding(), sliding((0, 0))):
+        runs = normalised(frames).requires_grad_()
+        total = pixel_statistics(runs, IMAGENET_STD).sum() + sights(runs, IMAGENET_MEAN, IMAGENET_STD).sum()
+        (gradient,) = torch.autograd.grad(total, runs)
+        assert gradient.isfinite().all()
+        assert (gradient.abs().amax(dim=(0, 2, 4, 5)) > 0).all()
+
+
+def test_autocast_does_not_round_them() -> None:
+    """In bfloat16 a step of one level between neighbours would be lost."""
+    model = DOVERModelSimple(PRESETS["nano"].replace(semantic_encoder_name=None)).eval()
+    frames = torch.randn(1, 2, 3, 16, 112, 112)
+    stages = model.forward_stages(frames)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model.moments(stages)
+    assert rounded.dtype == torch.float32
+    assert torch.equal(rounded, model.moments(stages))
