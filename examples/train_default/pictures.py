@@ -130,10 +130,7 @@ class Thing:
     name: str
     source: str
     held_out: bool
-
-    @property
-    def is_photograph(self) -> bool:
-        return self.source.startswith(str(STAMPS))
+    is_photograph: bool = False
 
 
 class PicturesMissing(RuntimeError):
@@ -176,7 +173,7 @@ def things() -> tuple[Thing, ...]:
             named.append((name, str(path)))
     stamps = [path for kind in _STAMP_KINDS for path in sorted((STAMPS / kind).rglob("*.png"))]
     named += [(name, str(path)) for path in stamps if (name := _stamp_name(path))]
-    return tuple(Thing(name, source, _is_held_out(name)) for name, source in named)
+    return tuple(Thing(name, source, _is_held_out(name), source.startswith(str(STAMPS))) for name, source in named)
 
 
 def _stamp_name(path: Path) -> str | None:

@@ -90,7 +90,8 @@ def train(model: DOVERModel, seen: Sequence[Seen], settings: TrainingSettings) -
     logger.info("readouts fitted, %.0f s", time.monotonic() - started)
     model.train()
     model.dover_model.backbone.requires_grad_(False)
-    model.fusion.semantics.eval()  # as it was fitted
+    if model.semantic_encoder is not None:
+        model.fusion.semantics.eval()  # as it was fitted
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(

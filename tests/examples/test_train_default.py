@@ -50,7 +50,7 @@ def some_pictures(tmp_path, monkeypatch):
             (shape.ellipse if name == "ball" else shape.rectangle)((8, 8, 56, 56), fill=(200, 120, 40, 255))
             path = tmp_path / f"{name}{held_out}.png"
             picture.save(path)
-            found_things.append(Thing(name, str(path), held_out))
+            found_things.append(Thing(name, str(path), held_out, is_photograph=name == "box"))
         found[held_out] = (tuple(found_places), tuple(found_things))
     monkeypatch.setattr(scenes, "_places", lambda held_out: found[held_out][0])
     monkeypatch.setattr(scenes, "_things", lambda held_out: found[held_out][1])

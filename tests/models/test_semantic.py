@@ -10,6 +10,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 from dover_eval import DOVERConfig, DOVERModel
 from dover_eval.config import EFFICIENTNET_LITE0
 from dover_eval.models.semantic import SemanticEncoder, SemanticEncoderError
+from dover_eval.models.signals import SIGHTS
 from dover_eval.video.sample import prepare_clip
 
 BUILDINGS = {442: "bell cote", 663: "monastery", 698: "palace", 832: "stupa"}  # of ImageNet's classes
@@ -101,7 +102,7 @@ def test_a_repository_out_of_reach_is_named(monkeypatch):
 def test_a_model_with_one_listens_to_it(semantic_config, frames):
     model = DOVERModel(None, config=semantic_config).eval()
     seen = model.semantics(frames)
-    assert seen.shape == (2, 2280)
+    assert seen.shape == (2, 2280 + SIGHTS)
     with torch.no_grad():
         before = model(frames, ["a dog", "a cat"])
         model.fusion.agreement.weight.mul_(50)
