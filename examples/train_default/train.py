@@ -40,9 +40,9 @@ _TRADITIONAL = [i for i, aspect in enumerate(ASPECT_OF.values()) if aspect == "T
 class TrainingSettings:
     """`steps` of `batch` contents, of those that a frozen backbone has seen.
 
-    ridge: of the closed-form readouts, on standardised statistics. readout_scale: so that a dozen guesses are heard
-    among a thousand features. noise: added to standardised statistics, against learning clips by heart. held_back: the
-    share of contents that only watches.
+    ridge: of the closed-form readouts, on standardised statistics; components: how many main components join them.
+    noise: added to standardised statistics, against learning clips by heart. held_back: the share of contents that only
+    watches.
     """
 
     steps: int = 1800
@@ -50,7 +50,7 @@ class TrainingSettings:
     seed: int = 0
     learning_rate: float = 1e-3
     ridge: float = 300.0
-    readout_scale: float = 1.0
+    components: int = 64
     noise: float = 0.1
     weight_decay: float = 0.05
     warmup: float = 0.1
@@ -89,7 +89,11 @@ def train(model: DOVERModel, seen: Sequence[Seen], settings: TrainingSettings) -
     fit_readouts(model, learning, settings)
     logger.info("readouts fitted, %.0f s", time.monotonic() - started)
     model.train()
-    model.dover_model.backbone.requires_grad_(False)
+    frozen = [model.dover_model.backbone]
+    if model.config.statistics:
+        frozen.append(model.dover_model.statistics_projection)  # descent would only learn the clips by heart
+    for part in frozen:
+        part.requires_grad_(False)
     if model.semantic_encoder is not None:
         model.fusion.semantics.eval()  # as it was fitted
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -114,7 +118,8 @@ def train(model: DOVERModel, seen: Sequence[Seen], settings: TrainingSettings) -
             logger.info("step %d, %.0f s: %s", step + 1, time.monotonic() - started, said(losses))
             logger.info("  held back: %s", said(watched))
     model.load_state_dict(average.module.state_dict())
-    model.dover_model.backbone.requires_grad_(True)
+    for part in frozen:
+        part.requires_grad_(True)
     return model.eval()
 
 
@@ -137,17 +142,30 @@ def fit_readouts(model: DOVERModel, seen: Sequence[Seen], settings: TrainingSett
 def _fit_statistics(
     model: DOVERModel, moments: Tensor, wanted: Tensor, variants: int, settings: TrainingSettings
 ) -> None:
+    """What is wanted by ridge regression, from differences within scenes and from all, and the main components."""
     pool = model.dover_model.statistics
     pool.fit(moments)
-    x = within(pool.standardise(moments).double(), variants)
-    y = within(wanted.double(), variants)
-    solution = torch.linalg.solve(x.T @ x + settings.ridge * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y)
-    scaled = settings.readout_scale * solution / (x @ solution).std(dim=0).clamp_min(1e-6)
-    count = y.shape[1]
+    x = pool.standardise(moments).double()
+    y = wanted.double()
+    readouts = [_ridge(within(x, variants), within(y, variants), settings.ridge)]
+    readouts += [_ridge(x, y - y.mean(dim=0), settings.ridge)]
+    count = min(settings.components, *x.shape)
+    readouts += [torch.linalg.eigh(x.T @ x).eigenvectors[:, -count:]] if count else []
+    weight = torch.cat(readouts, dim=1)
+    weight = weight / (x @ weight).std(dim=0).clamp_min(1e-6)
     projection, places = model.dover_model.statistics_projection, model.dover_model.projection
-    projection.weight[:count] = scaled.T.float()
-    for parameter in (projection.bias, places.weight, places.bias):
-        parameter[:count] = 0
+    told = weight.shape[1]
+    if told > len(projection.weight):
+        raise ValueError(f"expected at least {told} features for as many readouts, got {len(projection.weight)}")
+    projection.weight.zero_()
+    projection.bias.zero_()
+    projection.weight[:told] = weight.T.float()
+    for parameter in (places.weight, places.bias):
+        parameter[:told] = 0
+
+
+def _ridge(x: Tensor, y: Tensor, ridge: float) -> Tensor:
+    return torch.linalg.solve(x.T @ x + ridge * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y)
 
 
 def _fit_semantics(model: DOVERModel, saw: Tensor, seen: Sequence[Seen], settings: TrainingSettings) -> None:
@@ -160,8 +178,7 @@ def _fit_semantics(model: DOVERModel, saw: Tensor, seen: Sequence[Seen], setting
     x = pool.standardise(saw).double()
     target = encode([_nouns(s.scene) for s in seen])
     y = (target - target.mean(dim=0)).double()
-    gram = x.T @ x + 10 * settings.ridge * torch.eye(x.shape[1], dtype=x.dtype)
-    projection.weight.copy_(torch.linalg.solve(gram, x.T @ y).T)
+    projection.weight.copy_(_ridge(x, y, 10 * settings.ridge).T)
     projection.bias.zero_()
     classes = slice(saw.shape[1] - SIGHTS - len(names), saw.shape[1] - SIGHTS)  # the probabilities, before the sights
     model.fusion.prior.zero_()
@@ -191,54 +208,57 @@ def within(x: Tensor, variants: int) -> Tensor:
 
 
 def losses_of(model: DOVERModel, seen: Sequence[Seen], rng: np.random.Generator, noise: float) -> dict[str, Tensor]:
-    """Every version of every content against three captions: a right one, a nearly right one, and another content's."""
+    """Every version of every content under a right caption; one of them under a nearly right and another content's."""
     variants, count = len(seen[0].moments), len(seen)
+    own = np.arange(count)
     described = [s.scene for s in seen] + [near_miss(s.scene, rng) for s in seen]
     stresses = [some_stress(rng) for _ in described]
     text = model.text_encoder.encode_batch([caption(d, rng, s) for d, s in zip(described, stresses, strict=True)])
-    others = (np.arange(count) + rng.integers(1, count, count)) % count
-    which = torch.tensor([[i, count + i, int(others[i])] for i in range(count)])  # of the captions, by content
-    share = torch.tensor([[matches(seen[i].scene, described[j]) for j in row] for i, row in enumerate(which.tolist())])
-    which, share = (x.repeat_interleave(variants, dim=0) for x in (which, share))
-    fits = share == 1
-    wanted = BEST - (BEST - WORST) * torch.cat([badness(s) for s in seen])
-    aligned = torch.where(fits, torch.tensor(BEST), WORST + 2.4 * share)
+    others = (own + rng.integers(1, count, count)) % count
+    one = own * variants + rng.integers(0, variants, count)  # version of each content
+    # Of every row, first those under right captions: its version, and its caption among `described`.
+    clip = torch.from_numpy(np.concatenate([np.arange(count * variants), one, one]))
+    which = torch.from_numpy(np.concatenate([own.repeat(variants), count + own, others]))
+    share = torch.tensor(
+        [matches(seen[i].scene, described[j]) for i, j in zip((clip // variants).tolist(), which.tolist(), strict=True)]
+    )
+    wanted = (BEST - (BEST - WORST) * torch.cat([badness(s) for s in seen]))[clip]
+    aligned = torch.where(share == 1, torch.tensor(BEST), WORST + 2.4 * share)
 
     video = video_of(model, seen, noise)
-    captions = which.shape[1]
-    by_clip = lambda x: x.repeat_interleave(captions, dim=0)
-    by_caption = lambda x: x[which.flatten()]
     semantics = None
     if seen[0].semantics is not None:
         semantics = torch.cat([s.semantics for s in seen if s.semantics is not None])
         semantics = semantics + noise * model.fusion.semantics.scale * torch.randn_like(semantics)
     fused, weights = model.fusion(
-        by_clip(video["tokens"]),
-        by_caption(text.tokens),
-        dover_pooled=by_clip(video["features"]),
-        text_pooled=by_caption(text.pooled),
-        text_mask=by_caption(text.mask),
-        semantics=None if semantics is None else by_clip(semantics),
+        video["tokens"][clip],
+        text.tokens[which],
+        dover_pooled=video["features"][clip],
+        text_pooled=text.pooled[which],
+        text_mask=text.mask[which],
+        semantics=None if semantics is None else semantics[clip],
     )
-    logits = model.mos_predictor.aspect_logits(fused).unflatten(0, which.shape)
+    logits = model.mos_predictor.aspect_logits(fused)
     scores = logits.sigmoid() * (MOS_MAX - MOS_MIN) + MOS_MIN
-    quality, alignment = scores[..., QUALITY], scores[..., ALIGNMENT]
-    means = quality.mean(dim=1)
-    asked = torch.tensor([STRESSES[stress][0] for stress in stresses])[which.flatten()]
+    quality, alignment = scores[:, QUALITY], scores[:, ALIGNMENT]
+    right = slice(count * variants)
+    near = count * variants + own
+    choices = logits[:, ALIGNMENT][torch.from_numpy(np.stack([one, near, near + count], axis=1))]
+    asked = torch.tensor([STRESSES[stress][0] for stress in stresses])[which]
     return {
-        "quality": 3 * F.smooth_l1_loss(quality, wanted[:, None].expand_as(quality), beta=0.5),
+        "quality": 3 * F.smooth_l1_loss(quality, wanted, beta=0.5),
         # Between the versions of one scene the defect is all there is to see: this is what teaches the scale.
-        "within": 6 * F.smooth_l1_loss(within(means, variants), within(wanted, variants), beta=0.25),
-        "rank": torch.stack([rank_loss(means[:, i], wanted[:, i]) for i in range(len(QUALITY))]).mean(),
+        "within": 6 * F.smooth_l1_loss(within(quality[right], variants), within(wanted[right], variants), beta=0.25),
+        "rank": torch.stack([rank_loss(quality[right, i], wanted[right, i]) for i in range(len(QUALITY))]).mean(),
         "alignment": F.smooth_l1_loss(alignment, aligned, beta=0.5),
-        "matching": F.cross_entropy(2 * logits[..., ALIGNMENT], torch.zeros(len(logits), dtype=torch.long)),
+        "matching": F.cross_entropy(2 * choices, torch.zeros(count, dtype=torch.long)),
         # A version is no other scene: its defects must not move Alignment.
-        "invariance": 4 * within(alignment, variants).abs().mean(),
+        "invariance": 4 * within(alignment[right], variants).abs().mean(),
         "weights": weights_loss(weights, asked),
         "heads": 0.3
         * (
-            F.smooth_l1_loss(video["technical_score"], wanted[:, 0] - 3)
-            + F.smooth_l1_loss(video["aesthetic_score"], wanted[:, 1] - 3)
+            F.smooth_l1_loss(video["technical_score"], wanted[right, 0] - 3)
+            + F.smooth_l1_loss(video["aesthetic_score"], wanted[right, 1] - 3)
         ),
     }
 
