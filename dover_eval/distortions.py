@@ -91,7 +91,7 @@ def jitter(frames: Frames, strength: float, rng: np.random.Generator) -> Frames:
     """Every frame shifted by its own offset, up to one sixteenth of the height."""
     reach = strength * frames.shape[1] / 16
     shifts = rng.uniform(-reach, reach, (len(frames), 2)).round().astype(int)
-    return np.stack([_shift(frame, dy, dx) for frame, (dy, dx) in zip(frames, shifts, strict=True)])
+    return np.stack([shift(frame, dy, dx) for frame, (dy, dx) in zip(frames, shifts, strict=True)])
 
 
 def darken(frames: Frames, strength: float, rng: np.random.Generator) -> Frames:
@@ -156,12 +156,13 @@ def h264(frames: Frames, crf: int, *, preset: str = "veryfast", rate: int = 16) 
     return np.stack(decoded)[:, :height, :width]
 
 
-def _to_frames(x: torch.Tensor) -> Frames:
-    return x.clamp(0, 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
-
-
-def _shift(frame: NDArray[np.uint8], dy: int, dx: int) -> NDArray[np.uint8]:
+def shift(frame: NDArray[np.uint8], dy: int, dx: int) -> NDArray[np.uint8]:
+    """A frame (H,W,3) seen from `dy` pixels further down and `dx` further right; what is beyond its edge repeats it."""
     height, width = frame.shape[:2]
     rows = np.clip(np.arange(height) + dy, 0, height - 1)
     columns = np.clip(np.arange(width) + dx, 0, width - 1)
     return frame[rows[:, None], columns]
+
+
+def _to_frames(x: torch.Tensor) -> Frames:
+    return x.clamp(0, 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()

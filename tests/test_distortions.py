@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dover_eval.distortions import ASPECT_OF, distort, h264
+from dover_eval.distortions import ASPECT_OF, distort, h264, shift
 from dover_eval.training.synthetic import Scene, draw
 
 NAMES = [*ASPECT_OF]
@@ -86,3 +86,11 @@ def test_h264_gives_the_same_frames_the_same_bits_whatever_lies_in_memory():
 def test_strengths_out_of_range_are_refused(frames):
     with pytest.raises(ValueError, match=r"in \[0,1\], got 1.5"):
         distort(frames, "blur", 1.5, np.random.default_rng(0))
+
+
+def test_a_shift_looks_further_down_and_right_and_repeats_the_edge():
+    rows, columns = np.mgrid[:4, :5].astype(np.uint8)
+    frame = np.stack([rows, columns, rows], axis=-1)
+    moved = shift(frame, 1, -2)
+    assert moved[:, 0, 0].tolist() == [1, 2, 3, 3]
+    assert moved[0, :, 1].tolist() == [0, 0, 0, 1, 2]

@@ -25,14 +25,19 @@ MAY_IMPORT = {
 }
 
 
-def imported_packages(path: Path) -> set[str]:
+def imported_modules(path: Path) -> set[str]:
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            names.add(node.module.split(".")[0])
+            names.add(node.module)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
+
+
+def imported_packages(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imported_modules(path)}
 
 
 @pytest.mark.parametrize("package", ROOTS)
@@ -43,6 +48,16 @@ def test_imports_point_one_way(package: str) -> None:
     if package == "dover_eval":  # its command line is where the integrations' server becomes a command
         files = [file for file in files if file.name != "serve.py"]
     wrong = {str(file): found for file in files if (found := imported_packages(file) & forbidden)}
+    assert not wrong
+
+
+def test_the_library_does_not_import_its_command_line() -> None:
+    library = ROOTS["dover_eval"]
+    doors = {library / "__main__.py", *(library / "cli").rglob("*.py")}
+    files = set(library.rglob("*.py")) - doors
+    assert files
+    is_command = lambda name: f"{name}.".startswith("dover_eval.cli.")
+    wrong = {str(file): found for file in files if (found := set(filter(is_command, imported_modules(file))))}
     assert not wrong
 
 

@@ -42,7 +42,7 @@ def calibrate(
     """
     from dover_eval.cli.evaluate import score_items
     from dover_eval.cli.loading import extra, load_scorer, score_with_progress
-    from dover_eval.cli.score import find_videos, match_prompts, read_prompts
+    from dover_eval.scale.inputs import find_videos, match_prompts, read_prompts
 
     with extra("evaluation"):
         from dover_eval.evaluation import BENCHMARKS
@@ -64,7 +64,7 @@ def calibrate(
         scorer = load_scorer(model, device)
         keys, scores, missing = score_items(items, videos, scorer, batch_size)
         among = None
-        if reference is not None:
+        if reference is not None and reference_prompts is not None:
             files = find_videos([str(reference)])
             texts = match_prompts(files, read_prompts(reference_prompts))
             among = score_with_progress(scorer, files, texts, batch_size)

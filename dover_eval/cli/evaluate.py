@@ -39,7 +39,7 @@ def evaluate(
     whole benchmark, 1 when clips are missing or failed, 2 when the command or the table was not understood.
     """
     from dover_eval.cli.loading import extra, load_scorer
-    from dover_eval.cli.score import write_scores
+    from dover_eval.scale.results import write_results
 
     with extra("evaluation"):
         from dover_eval.evaluation import BENCHMARKS, TableError, read_scores
@@ -71,7 +71,7 @@ def evaluate(
                 thresholds = {name: limit for name, limit in limits.items() if limit is not None}
             keys, scored, _ = score_items(items, videos, scorer, batch_size)
             if save_scores is not None:
-                write_scores(scored, save_scores)
+                write_results(scored.to_dicts(), save_scores)
             rows = (dict(zip(scored.names, row, strict=True)) for row in scored.values.tolist())
             values, fingerprint = dict(zip(keys, rows, strict=True)), str(scored.fingerprint)
         report = compare(
@@ -97,8 +97,8 @@ def score_items(
 ) -> tuple[list[tuple[str, str]], VideoScores, list[str]]:
     """(video, prompt) as the items call them, their scores, and the names of clips that are not in the folder."""
     from dover_eval.cli.loading import score_with_progress
-    from dover_eval.cli.score import find_videos
     from dover_eval.evaluation import ClipIndex, match_clips, wanted_clips
+    from dover_eval.scale.inputs import find_videos
 
     wanted = wanted_clips(items)
     found = match_clips(items, ClipIndex((str(path) for path in find_videos([str(folder)])), str(folder)))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from dover_eval.cli.score import find_videos, match_prompts, read_prompts
+from dover_eval.scale.inputs import find_videos, match_prompts, read_prompts
 
 if TYPE_CHECKING:
     from dover_eval.distillation import Labels, Scale
@@ -62,7 +62,11 @@ def label(
         options = dict(_option(text) for text in option or [])
         scales = dict(_scale(text) for text in scale or [])
         files = find_videos(videos)
-        texts = [prompt] * len(files) if prompt is not None else match_prompts(files, read_prompts(prompts))
+        if prompt is not None:
+            texts = [prompt] * len(files)
+        else:
+            assert prompts is not None
+            texts = match_prompts(files, read_prompts(prompts))
         clips = list(zip(_names(files, videos), files, texts, strict=True))
         with _progress(len(clips), show=not quiet) as progress:
             done = run(

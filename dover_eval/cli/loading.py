@@ -47,7 +47,7 @@ def load_scorer(model: str | None, device: str | None, calibration: Path | None 
 
 
 def score_with_progress(
-    scorer: VideoScorer, files: Sequence[Path], texts: Sequence[str], batch_size: int, *, show: bool = True
+    scorer: VideoScorer, files: Sequence[Path], texts: Sequence[str], batch_size: int
 ) -> VideoScores:
     """Scores of files, with a bar on standard error where that is a terminal."""
     from rich.console import Console
@@ -55,6 +55,6 @@ def score_with_progress(
 
     console = Console(stderr=True)
     columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not (show and console.is_terminal), transient=True) as bar:
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("scoring", total=len(files))
         return scorer.score(list(files), texts, batch_size=batch_size, progress=lambda done: bar.advance(task, done))

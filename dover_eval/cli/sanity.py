@@ -34,7 +34,6 @@ def sanity(
     command was not understood or a clip cannot be read.
     """
     from dover_eval.cli.loading import extra, load_scorer
-    from dover_eval.cli.score import find_videos, match_prompts, read_prompts
 
     with extra("evaluation"):
         import scipy.stats  # noqa: F401  before minutes of scoring, not after them
@@ -42,6 +41,7 @@ def sanity(
         if plot is not None:
             import matplotlib  # noqa: F401
     from dover_eval.sanity import check_scorer, drawn_clips, load_clip
+    from dover_eval.scale.inputs import find_videos, match_prompts, read_prompts
     from dover_eval.video.decode import VideoError
 
     for path in (plot, output):
@@ -49,10 +49,10 @@ def sanity(
             _usage(f"{path}: there is no folder {path.parent}")
     if prompts is not None and not videos:
         _usage("--prompts goes with --videos: drawn clips have their own")
-    files = find_videos(videos)[:count] if videos else []
-    texts = match_prompts(files, read_prompts(prompts)) if prompts is not None else None
-    scorer = load_scorer(model, device)
     try:
+        files = find_videos(videos)[:count] if videos else []
+        texts = match_prompts(files, read_prompts(prompts)) if prompts is not None else None
+        scorer = load_scorer(model, device)
         if files:
             clips = [load_clip(path, scorer.decode) for path in files]
         else:

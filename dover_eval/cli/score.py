@@ -10,17 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from dover_eval.scale.inputs import (
-    VIDEO_SUFFIXES,
-    InputError,
-    NoPromptError,
-    find_files,
-    list_clips,
-    video_file_name,
-    with_prompts,
-)
-from dover_eval.scale.inputs import read_prompts as read_prompt_table
-from dover_eval.scale.results import SCORES, SUFFIXES, write_results
+from dover_eval.scale.inputs import InputError, NoPromptError, list_clips, read_prompts, video_file_name
+from dover_eval.scale.results import SCORES, SUFFIXES
 from dover_eval.scale.run import (
     ROWS_SHOWN,
     Claim,
@@ -36,7 +27,6 @@ from dover_eval.scale.runlog import RunError, Scored, recorded
 
 if TYPE_CHECKING:
     from dover_eval.scale.files import Clip
-    from dover_eval.scores import VideoScores
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 ENGINES = ("local", "ray")
@@ -109,7 +99,7 @@ def score(
     elif address is not None or num_gpus is not None:
         _usage("--address and --num-gpus go with --engine ray")
     try:
-        texts = read_prompt_table(prompts) if prompts is not None else None
+        texts = read_prompts(prompts) if prompts is not None else None
         clips = list_clips(paths, prompt, texts)
     except NoPromptError as error:
         _usage(str(error) if texts is not None else f"give either --prompt TEXT or --prompts FILE.csv: {error}")
@@ -195,30 +185,6 @@ def _is_gpu(device: str | None) -> bool:
     return device.startswith("cuda")
 
 
-def find_videos(paths: list[str]) -> list[Path]:
-    """Files as they are named, the videos of folders (with their subfolders) and of patterns, sorted, each once."""
-    with _input_errors():
-        return list(dict.fromkeys(Path(file) for name in paths for file in find_files(name, VIDEO_SUFFIXES)))
-
-
-def read_prompts(path: Path | None) -> dict[str, str]:
-    """Prompts by file name, from a table with `video_name` and `Prompt`; further columns are allowed."""
-    assert path is not None
-    with _input_errors():
-        return read_prompt_table(path)
-
-
-def match_prompts(files: list[Path], texts: dict[str, str]) -> list[str]:
-    """Each file's prompt, by its path, its name, or its name without the suffix."""
-    with _input_errors():
-        return [clip.prompt for clip in with_prompts([(str(file), None, None) for file in files], prompts=texts)]
-
-
-def write_scores(scores: VideoScores, output: Path) -> None:
-    """The rows as .parquet, .jsonl, .csv or .json; the file appears whole or not at all."""
-    write_results(scores.to_dicts(), output)
-
-
 @contextmanager
 def _progress(total: int, *, show: bool) -> Iterator[Callable[[int], None]]:
     """A bar on standard error, where that is a terminal."""
@@ -270,14 +236,6 @@ def _needs(package: str, extra: str) -> None:
     if importlib.util.find_spec(package) is None:
         typer.echo(f"dover-eval score: {package} is not installed: pip install 'dover-eval[{extra}]'", err=True)
         raise typer.Exit(EXIT_FAILED)
-
-
-@contextmanager
-def _input_errors() -> Iterator[None]:
-    try:
-        yield
-    except InputError as error:
-        _usage(str(error))
 
 
 def _usage(message: str) -> NoReturn:

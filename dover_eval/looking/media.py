@@ -100,10 +100,10 @@ def _rising(frames: Iterable[tuple[NDArray[np.uint8], float]]) -> Iterator[tuple
             last = ticks
 
 
-def webp(image: NDArray[np.uint8], *, quality: int = 80) -> str:
+def webp(image: NDArray[np.uint8]) -> str:
     """(H,W,3) uint8 as a data URI."""
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "WEBP", quality=quality)
+    Image.fromarray(image).save(buffer, "WEBP", quality=80)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

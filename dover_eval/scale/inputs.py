@@ -89,6 +89,14 @@ def find_files(name: str, suffixes: Set[str] = VIDEO_SUFFIXES | {SHARD_SUFFIX}) 
     return [str(path)]  # a missing file becomes a row with its error
 
 
+def find_videos(names: Sequence[str]) -> list[Path]:
+    """Files as they are named, the videos of folders (with their subfolders) and of patterns, sorted, each once.
+
+    Raises InputError for a folder or a pattern without any.
+    """
+    return list(dict.fromkeys(Path(file) for name in names for file in find_files(name, VIDEO_SUFFIXES)))
+
+
 def _find_remote(name: str, suffixes: Set[str]) -> list[str]:
     try:
         files = filesystem(name)
@@ -154,6 +162,11 @@ def read_prompts(path: Path) -> dict[str, str]:
         if texts.setdefault(name, text) != text:
             raise InputError(f"{path}, line {line}: a second prompt for {name}")
     return texts
+
+
+def match_prompts(files: Sequence[Path], texts: Mapping[str, str]) -> list[str]:
+    """Each file's prompt, as `match_prompt` finds it. Raises NoPromptError, which names some that have none."""
+    return [clip.prompt for clip in with_prompts([(str(file), None, None) for file in files], prompts=texts)]
 
 
 def match_prompt(video: str, texts: Mapping[str, str]) -> str | None:

@@ -1,1 +1,1 @@
-"""How a checkpoint is made: drawn clips, known distortions, losses, and the loop."""
+"""How a checkpoint is made: from ratings and preferences of real clips, or from drawn ones whose content is known."""

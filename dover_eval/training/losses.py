@@ -10,9 +10,10 @@ from dover_eval.models.heads import ASPECTS
 
 
 def rank_loss(predicted: Tensor, target: Tensor, margin: float = 0.3) -> Tensor:
-    """Every pair of (N,) whose targets differ must come out in that order, by up to `margin`, as in DOVER's ranking.
+    """Every pair of (N,) whose targets differ must come out in that order, by up to `margin`.
 
     The margin asked of a pair is the smaller of `margin` and the difference of its targets. Zero for fewer than two.
+    For targets that are known exactly, as of drawn clips: these may ask for a distance, and not for an order alone.
     """
     wanted = target[:, None] - target[None, :]
     pairs = wanted > 0
@@ -20,20 +21,6 @@ def rank_loss(predicted: Tensor, target: Tensor, margin: float = 0.3) -> Tensor:
         return predicted.sum() * 0
     found = predicted[:, None] - predicted[None, :]
     return F.relu(wanted.clamp(max=margin) - found)[pairs].mean()
-
-
-def matching_loss(logits: Tensor, fits: Tensor) -> Tensor:
-    """Cross-entropy over the rows and the columns of (V,P): of all prompts, the clip's own must fit it best.
-
-    `fits` (V,P) marks the pairs that belong together; a row or a column without one is left out.
-    """
-    losses = []
-    for scores, positive in ((logits, fits), (logits.T, fits.T)):
-        rows = positive.any(dim=1)
-        if rows.any():
-            matched = torch.where(positive[rows], scores[rows], -torch.inf).logsumexp(dim=1)
-            losses.append((scores[rows].logsumexp(dim=1) - matched).mean())
-    return torch.stack(losses).mean() if losses else logits.sum() * 0
 
 
 def weights_loss(predicted: Tensor, target: Tensor) -> Tensor:
@@ -79,7 +66,7 @@ def dover_rank_loss(predicted: Tensor, target: Tensor, rated: Tensor) -> Tensor:
     """DOVER's ranking loss by column, and the mean over the columns with at least two ratings.
 
     A pair in the wrong order costs how far apart its predictions are; the sum over ordered pairs is divided by their
-    number and by one plus the largest of them.
+    number and by one plus the largest of them. For people's ratings: those tell an order better than a distance.
     """
     if not len(predicted):
         return predicted.sum() * 0

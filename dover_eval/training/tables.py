@@ -11,6 +11,7 @@ from dover_eval.evaluation import BENCHMARKS, ClipIndex, JudgedPair, RatedClip, 
 from dover_eval.evaluation.benchmarks import read_ratings
 from dover_eval.evaluation.tables import choice, number, read_rows, text
 from dover_eval.models.heads import MOS_MAX, MOS_MIN, SCORE_NAMES
+from dover_eval.scale.inputs import VIDEO_SUFFIXES
 from dover_eval.training.settings import TableSettings
 
 LABELS = {"A": (1.0, 0.0, 0.0), "B": (0.0, 1.0, 0.0), "tie": (0.0, 0.0, 1.0)}
@@ -178,8 +179,6 @@ def _renamed(example: Example, places: Mapping[str, str]) -> Example:
 
 
 def _video_files(folder: Path) -> Iterable[Path]:
-    from dover_eval.cli.score import VIDEO_SUFFIXES
-
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
 
 

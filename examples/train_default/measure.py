@@ -17,7 +17,7 @@ from dover_eval.distortions import ASPECT_OF, Frames, distort, h264
 from dover_eval.models.heads import ASPECTS
 from dover_eval.scorer import VideoScorer
 from examples.train_default import scenes
-from examples.train_default.spoil import NEED_MOTION, UNSEEN, _resized, ms_ssim_of
+from examples.train_default.spoil import NEED_MOTION, UNSEEN, ms_ssim_of, resized
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 QUALITY = ("Traditional", "Aesthetic", "Temporal")
@@ -145,8 +145,8 @@ def steadiness(scorer: VideoScorer, longer: Sequence[Frames], captions: Sequence
     harmless = {
         "encoded at CRF 18": [h264(clip, 18) for clip in clips],
         "a frame later": [clip[1:] for clip in longer],
-        "10% smaller": [_resized(clip, 0.9) for clip in clips],
-        "10% larger": [_resized(clip, 1.1) for clip in clips],
+        "10% smaller": [resized(clip, 0.9) for clip in clips],
+        "10% larger": [resized(clip, 1.1) for clip in clips],
     }
     return {
         name: Estimate.of(np.abs(_score(scorer, after, captions) - before).mean(axis=1))

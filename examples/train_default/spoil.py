@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from pytorch_msssim import ms_ssim
 
-from dover_eval.distortions import ASPECT_OF, DISTORTIONS, Frames, _shift, distort, h264
+from dover_eval.distortions import ASPECT_OF, DISTORTIONS, Frames, distort, h264, shift
 
 SPOILED = ("Traditional", "Aesthetic", "Temporal")
 NEED_MOTION = ("drop", "shuffle", "freeze")
@@ -51,7 +51,7 @@ class Camera:
         if self.shake:
             steps = rng.normal(0, self.shake * frames.shape[1], (len(frames), 2))
             path = np.cumsum((steps + np.roll(steps, 1, axis=0) + np.roll(steps, 2, axis=0)) / 3, axis=0)
-            frames = np.stack([_shift(f, int(y), int(x)) for f, (y, x) in zip(frames, path.round(), strict=True)])
+            frames = np.stack([shift(f, int(y), int(x)) for f, (y, x) in zip(frames, path.round(), strict=True)])
         if self.light != 1.0 or self.glow:
             wave = np.sin(np.linspace(0, rng.uniform(0.5, 2.5), len(frames)) + rng.uniform(0, 6))
             gains = (self.light * (1 + self.glow * wave)).astype(np.float32)
@@ -67,7 +67,7 @@ class Camera:
     def recorded(self, frames: Frames, rng: np.random.Generator) -> Frames:
         """The losses on the way to a file."""
         if self.shrink != 1.0:
-            frames = _resized(_resized(frames, self.shrink), size=frames.shape[1:3])
+            frames = resized(resized(frames, self.shrink), size=frames.shape[1:3])
         if self.grain:
             noise = rng.standard_normal(frames.shape, dtype=np.float32) * self.grain
             frames = np.clip(frames + noise, 0, 255).astype(np.uint8)
@@ -123,11 +123,11 @@ def ms_ssim_of(before: Frames, after: Frames) -> float:
 def _harmless(frames: Frames, rng: np.random.Generator) -> Frames:
     """Now and then what must not move a score: a light encoding, or another size."""
     if rng.random() < 0.25:
-        frames = _resized(frames, float(rng.uniform(0.88, 1.12)))
+        frames = resized(frames, float(rng.uniform(0.88, 1.12)))
     return h264(frames, int(rng.integers(14, 20))) if rng.random() < 0.25 else frames
 
 
-def _resized(frames: Frames, scale: float = 1.0, *, size: tuple[int, ...] | None = None) -> Frames:
+def resized(frames: Frames, scale: float = 1.0, *, size: tuple[int, ...] | None = None) -> Frames:
     height, width = size or [max(16, round(side * scale)) for side in frames.shape[1:3]]
     x = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
     x = F.interpolate(x, (int(height), int(width)), mode="bilinear", antialias=True)

@@ -11,21 +11,10 @@ import pytest
 import yaml
 
 from dover_eval import VideoScorer
+from tests.training.small import CLIPS, TINY_MODEL
 
 REPOSITORY = Path(__file__).parents[2]
-CLIPS = REPOSITORY / "examples" / "clips"
 PROMPTS = REPOSITORY / "examples" / "prompts.csv"
-SMALL = {
-    "preset": "nano",
-    "dims": [8, 16, 24, 32],
-    "depths": [1, 1, 1, 1],
-    "feature_dim": 64,
-    "fusion_dim": 32,
-    "mos_dim": 16,
-    "head_hidden": 8,
-    "num_frames": 4,
-    "frame_size": [32, 48],
-}
 
 
 def dover(*arguments: object) -> None:
@@ -65,7 +54,7 @@ def test_a_student_learns_from_two_teachers_tables(tmp_path):
     ]
     settings = {
         "output": "student",
-        "model": SMALL,
+        "model": TINY_MODEL,
         "data": {"train": tables, "validation_share": 0, "workers": 0, "cache": "cache"},
         "training": {"steps": 2, "batch_size": 4, "device": "cpu"},
         "card": {"licence": "apache-2.0", "notes": "Taught by frame differences and SSIM."},

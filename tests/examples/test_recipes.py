@@ -17,28 +17,15 @@ import yaml
 
 from dover_eval import DOVERModel, VideoScorer
 from examples.recipes.tables import SchemaError, from_votes
+from tests.training.small import CLIPS, HEART, STAR, TINY_MODEL
 
 REPOSITORY = Path(__file__).parents[2]
-CLIPS = REPOSITORY / "examples" / "clips"
-HEART = "a yellow heart moving right over a striped wall"
-STAR = "a pink star spinning in front of a starry night sky"
 # (prompt, A, B), of two contents, and the share of the votes for A.
 PAIRS = (
     (HEART, "heart_clean.mp4", "heart_blurred.mp4", 0.9),
     (HEART, "heart_flickering.mp4", "heart_clean.mp4", 0.25),
     (STAR, "star_clean.mp4", "star_noisy.mp4", 0.5),
 )
-SMALL = {
-    "preset": "nano",
-    "dims": [8, 16, 24, 32],
-    "depths": [1, 1, 1, 1],
-    "feature_dim": 64,
-    "fusion_dim": 32,
-    "mos_dim": 16,
-    "head_hidden": 8,
-    "num_frames": 4,
-    "frame_size": [32, 48],
-}
 
 
 def write_parquet(path: Path, rows: list[dict]) -> None:
@@ -196,7 +183,7 @@ def test_a_recipe_trains_to_a_checkpoint_with_its_card(name, tmp_path):
     settings = yaml.safe_load((work / "train.yaml").read_text())
     assert settings["start"]["kind"] == "imagenet"
     del settings["start"]
-    settings["model"] = SMALL
+    settings["model"] = TINY_MODEL
     settings["data"] |= {"workers": 0, "cache": "cache", "near_duplicates": 0, "validation_share": 0.3}
     if name == "videofeedback":  # of one content
         settings["data"]["validation_share"] = 0

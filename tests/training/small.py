@@ -34,8 +34,8 @@ STAR_PAIRS = (
     (STAR, "star_shuffled.mp4", "star_clean.mp4", "Overall", "B", 0.2),
     (STAR, "star_noisy.mp4", "star_clean.mp4", "Temporal", "tie", ""),
 )
-# Every feature of the large ones, and stochastic depth, whose random numbers a resumed run must draw again.
-MODEL = {
+# Every part that a model has, each of them small.
+TINY_MODEL = {
     "preset": "nano",
     "dims": [8, 16, 24, 32],
     "depths": [1, 1, 1, 1],
@@ -44,8 +44,7 @@ MODEL = {
     "mos_dim": 16,
     "head_hidden": 8,
     "num_frames": 4,
-    "windows": 2,
     "frame_size": [32, 48],
-    "semantic_encoder_name": None,
-    "drop_path_rate": 0.3,
 }
+# Every feature of the large ones, and stochastic depth, whose random numbers a resumed run must draw again.
+MODEL = TINY_MODEL | {"windows": 2, "semantic_encoder_name": None, "drop_path_rate": 0.3}

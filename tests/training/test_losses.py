@@ -11,7 +11,6 @@ from dover_eval.training.losses import (
     contrast_loss,
     dover_rank_loss,
     masked_smooth_l1,
-    matching_loss,
     plcc_loss,
     rank_loss,
     scale_loss,
@@ -35,30 +34,6 @@ def test_rank_loss_is_zero_in_order_and_without_pairs():
     assert rank_loss(target, target) == 0
     assert rank_loss(torch.randn(3), torch.ones(3)) == 0
     assert rank_loss(-target, target) > 1
-
-
-def test_matching_loss_is_the_loop():
-    logits = torch.randn(3, 4)
-    fits = torch.tensor([[1, 0, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]], dtype=torch.bool)
-
-    def one_way(scores, positive):
-        losses = []
-        for row, good in zip(scores.tolist(), positive.tolist(), strict=True):
-            if any(good):
-                total = sum(math.exp(v) for v in row)
-                losses.append(-math.log(sum(math.exp(v) for v, g in zip(row, good, strict=True) if g) / total))
-        return sum(losses) / len(losses)
-
-    expected = (one_way(logits, fits) + one_way(logits.T, fits.T)) / 2
-    assert matching_loss(logits, fits).item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_matching_loss_without_a_match_is_zero_and_has_a_gradient():
-    logits = torch.randn(2, 2, requires_grad=True)
-    loss = matching_loss(logits, torch.zeros(2, 2, dtype=torch.bool))
-    loss.backward()
-    assert loss == 0
-    assert logits.grad.isfinite().all()
 
 
 def test_weights_loss_is_the_divergence():
