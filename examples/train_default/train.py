@@ -18,12 +18,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dover_eval.distortions import ASPECT_OF
 from dover_eval.models.dover import DOVERModel
-from dover_eval.models.heads import ASPECTS, MOS_MAX, MOS_MIN
+from dover_eval.models.heads import ASPECTS, MOS_MAX, MOS_MIN, masked_mean
 from dover_eval.models.semantic import imagenet_classes
 from dover_eval.models.signals import SIGHTS
 from dover_eval.training.losses import rank_loss, weights_loss
-from dover_eval.training.synthetic import STRESSES
-from examples.train_default.contents import BEST, WORST, caption, matches, near_miss, some_stress
+from dover_eval.training.synthetic import COLOURS, MOTIONS, NUMBERS, STRESSES
+from examples.train_default.contents import BEST, WORST, AnyScene, caption, matches, near_miss, some_stress
 from examples.train_default.features import Seen
 from examples.train_default.scenes import Scene
 
@@ -33,6 +33,12 @@ logger = logging.getLogger(__name__)
 LEAST = 0.4
 QUALITY = [ASPECTS.index(name) for name in ("Traditional", "Aesthetic", "Temporal")]  # in the order of `SPOILED`
 ALIGNMENT = ASPECTS.index("Alignment")
+# What a caption says of a thing, in phrases by value.
+ATTRIBUTES: dict[str, dict[str, tuple[str, ...]]] = {
+    "colour": {name: (name,) for name in COLOURS},
+    "motion": MOTIONS,
+    "number": {name: (name,) for name in NUMBERS},
+}
 _TRADITIONAL = [i for i, aspect in enumerate(ASPECT_OF.values()) if aspect == "Traditional"]
 
 
@@ -40,7 +46,8 @@ _TRADITIONAL = [i for i, aspect in enumerate(ASPECT_OF.values()) if aspect == "T
 class TrainingSettings:
     """`steps` of `batch` contents, of those that a frozen backbone has seen.
 
-    ridge: of the closed-form readouts, on standardised statistics; components: how many main components join them.
+    ridge: of the closed-form readouts, on standardised statistics; components: how many main components join them;
+    emphasis: of colours and motion over a thousand features of pictures, when they tell an attribute.
     noise: added to standardised statistics, against learning clips by heart. held_back: the share of contents that only
     watches.
     """
@@ -51,6 +58,7 @@ class TrainingSettings:
     learning_rate: float = 1e-3
     ridge: float = 300.0
     components: int = 64
+    emphasis: float = 6.0
     noise: float = 0.1
     weight_decay: float = 0.05
     warmup: float = 0.1
@@ -136,7 +144,7 @@ def fit_readouts(model: DOVERModel, seen: Sequence[Seen], settings: TrainingSett
         wanted = torch.cat([torch.cat([badness(s), s.defects], dim=1) for s in seen])
         _fit_statistics(model, moments, wanted, variants, settings)
     if model.semantic_encoder is not None:
-        _fit_semantics(model, torch.stack([s.semantics[0] for s in seen if s.semantics is not None]), seen, settings)
+        _fit_semantics(model, seen, settings)
 
 
 def _fit_statistics(
@@ -168,31 +176,62 @@ def _ridge(x: Tensor, y: Tensor, ridge: float) -> Tensor:
     return torch.linalg.solve(x.T @ x + ridge * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y)
 
 
-def _fit_semantics(model: DOVERModel, saw: Tensor, seen: Sequence[Seen], settings: TrainingSettings) -> None:
-    """Two ways into the space of prompts: class names weighed by their probabilities, and ridge regression."""
-    pooled = lambda texts: F.normalize(model.text_encoder.encode_batch(texts).pooled, dim=1)
-    encode = lambda texts: torch.cat([pooled(texts[i : i + 64]) for i in range(0, len(texts), 64)])
+def _fit_semantics(model: DOVERModel, seen: Sequence[Seen], settings: TrainingSettings) -> None:
+    """What is to be seen, brought to the words of prompts: of pictures as a whole, of attributes, and of classes."""
+    fusion = model.fusion
+    saw = torch.cat([s.semantics for s in seen if s.semantics is not None])
+    fusion.semantics.fit(saw)
+    x = fusion.semantics.standardise(saw).double()
+    versions = len(saw) // len(seen)
+
+    encode = lambda texts: torch.cat([_pooled(model, texts[i : i + 64]) for i in range(0, len(texts), 64)])
+    target = encode([_nouns(s.scene) for s in seen]).repeat_interleave(versions, dim=0).double()
+    as_text = _ridge(x, target - target.mean(dim=0), 10 * settings.ridge).T.float()
+    fusion.semantic_proj.weight.copy_(as_text)
+    fusion.semantic_proj.bias.zero_()
+
     names = encode([f"a photo of a {line.split(', ')[0]}" for line in imagenet_classes()])
-    pool, projection = model.fusion.semantics, model.fusion.semantic_proj
-    pool.fit(saw)
-    x = pool.standardise(saw).double()
-    target = encode([_nouns(s.scene) for s in seen])
-    y = (target - target.mean(dim=0)).double()
-    projection.weight.copy_(_ridge(x, y, 10 * settings.ridge).T)
-    projection.bias.zero_()
     classes = slice(saw.shape[1] - SIGHTS - len(names), saw.shape[1] - SIGHTS)  # the probabilities, before the sights
-    model.fusion.prior.zero_()
-    model.fusion.prior[:, classes] = (names - names.mean(dim=0)).T
-    agreement = model.fusion.agreement.weight
-    agreement.copy_(0.5 * torch.randn(len(agreement), 1))
+    fusion.prior.zero_()
+    fusion.prior[:, classes] = (names - names.mean(dim=0)).T
+    fusion.agreement.weight.copy_(0.5 * torch.randn(len(fusion.agreement.weight), 1))
+
+    # As a word that the prompt's words are compared with: the nouns, and the attributes' phrases where they are seen.
+    of_size_one = lambda weight: weight / (x.float() @ weight.T).std(dim=0).norm().clamp_min(1e-6)
+    sight = of_size_one(fusion.text_proj.weight @ as_text)
+    emphasis = torch.ones(x.shape[1], dtype=x.dtype)
+    emphasis[-SIGHTS:] = settings.emphasis
+    for attribute, phrases in ATTRIBUTES.items():
+        words = torch.stack([_as_words(model, said) for said in phrases.values()])
+        values = [_value(s.scene, attribute) for s in seen for _ in range(versions)]
+        told = [i for i, value in enumerate(values) if value in phrases]
+        shown = F.one_hot(torch.tensor([list(phrases).index(values[i]) for i in told]), len(phrases)).double()
+        guess = _ridge(x[told] * emphasis, shown - shown.mean(dim=0), 10 * settings.ridge) * emphasis[:, None]
+        sight = sight + of_size_one((words - words.mean(dim=0)).T @ guess.T.float())
+    fusion.sight_proj.weight.copy_(sight)
+    fusion.sight_proj.bias.zero_()
 
 
-def _nouns(scene: object) -> str:
+def _pooled(model: DOVERModel, texts: Sequence[str]) -> Tensor:
+    return F.normalize(model.text_encoder.encode_batch(texts).pooled, dim=1)
+
+
+def _as_words(model: DOVERModel, phrases: Sequence[str]) -> Tensor:
+    """The mean word of some phrases, as the fusion sees words."""
+    text = model.text_encoder.encode_batch(phrases)
+    return masked_mean(model.fusion.text_norm(model.fusion.text_proj(text.tokens)), text.mask).mean(dim=0)
+
+
+def _nouns(scene: AnyScene) -> str:
     """What is to be seen in a picture, without motion and number."""
     if isinstance(scene, Scene):
         place = scene.place.words[0]
         return f"a {scene.colour or ''} {scene.thing.name}, {place}" if scene.thing is not None else place
-    return caption(scene, np.random.default_rng(0), "none")  # type: ignore[arg-type]
+    return caption(scene, np.random.default_rng(0), "none")
+
+
+def _value(scene: AnyScene, attribute: str) -> str | None:
+    return None if isinstance(scene, Scene) and scene.thing is None else getattr(scene, attribute)
 
 
 def badness(seen: Seen) -> Tensor:
