@@ -16,6 +16,7 @@ class QualityAwareFusion(nn.Module):
     Every word of the prompt asks the space-time places of the video (8-head cross-attention); what it asked for, what
     it found and their product go through a small MLP, and the mean over words joins the mean over places.
     Attention over a single key would be a constant: give sequences, not pooled vectors, where there are any.
+    What the video is worth whatever the prompt is the first half of the features, how both go together the second.
 
     With a `semantic_dim`, what is to be seen in the pictures meets the prompt in three ways. Every word is compared
     with all of it. It is brought into the space of prompts, and where both agree is added to the fused features:
@@ -47,16 +48,16 @@ class QualityAwareFusion(nn.Module):
             nn.Linear(told * hidden_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, hidden_dim)
         )
         self.norm = nn.LayerNorm(2 * hidden_dim)
-        self.mlp = nn.Sequential(
-            nn.Linear(2 * hidden_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, hidden_dim // 2)
-        )
+        half = hidden_dim // 4  # of the fused features
+        self.mlp = nn.Sequential(nn.Linear(2 * hidden_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, half))
+        self.quality = nn.Sequential(nn.Linear(dover_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, half))
         if semantic_dim is not None:
             self.semantics = StatisticsPool(semantic_dim)
             self.semantic_proj = nn.Linear(semantic_dim, text_dim)
             self.sight_proj = nn.Linear(semantic_dim, hidden_dim)
             self.sight_norm = nn.LayerNorm(hidden_dim)
             self.register_buffer("prior", torch.zeros(text_dim, semantic_dim))
-            self.agreement = nn.Linear(text_dim + 1, hidden_dim // 2, bias=False)
+            self.agreement = nn.Linear(text_dim + 1, half, bias=False)
 
     def forward(
         self,
@@ -92,15 +93,15 @@ class QualityAwareFusion(nn.Module):
             standard = self.semantics(semantics).to(words.dtype)
             told.append(words * self.sight_norm(self.sight_proj(standard))[:, None])
         matched = masked_mean(self.match(torch.cat(told, dim=-1)), text_mask)
-        fused = self.mlp(self.norm(torch.cat([self.dover_proj(dover_pooled), matched], dim=-1)))
+        together = self.mlp(self.norm(torch.cat([self.dover_proj(dover_pooled), matched], dim=-1)))
         if semantics is not None:
             meant = F.normalize(text_pooled, dim=-1)
             agrees = F.normalize(self.semantic_proj(standard), dim=-1) * meant * meant.shape[-1] ** 0.5
             known = (F.normalize(F.linear(semantics.to(meant.dtype), self.prior), dim=-1) * meant).sum(
                 dim=-1, keepdim=True
             )
-            fused = fused + self.agreement(torch.cat([agrees, PRIOR_GAIN * known], dim=-1))
-        return fused, self.quality_weights(text_pooled)
+            together = together + self.agreement(torch.cat([agrees, PRIOR_GAIN * known], dim=-1))
+        return torch.cat([self.quality(dover_pooled), together], dim=-1), self.quality_weights(text_pooled)
 
     def quality_weights(self, text_pooled: Tensor) -> Tensor:
         """How much each aspect matters to prompts (B,text_dim): (B,4), rows summing to one, fp32."""

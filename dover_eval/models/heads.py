@@ -104,15 +104,21 @@ class MOSPredictor(nn.Module):
     """Five mean-opinion scores from the fused features: (B,input_dim) -> (B,5), each in [1, 5].
 
     Columns: Traditional, Alignment, Aesthetic, Temporal, and Overall, the convex combination of the four with
-    `quality_weights`; so Overall lies between the least and the greatest of them.
+    `quality_weights`; so Overall lies between the least and the greatest of them. Alignment reads the second half of
+    the features, where the prompt is; the other three read the first, so that no prompt can move them.
     """
 
     def __init__(self, input_dim: int, hidden_dim: int = 256) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(input_dim)
-        self.fc1 = nn.Linear(input_dim, hidden_dim)
-        self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden_dim, len(ASPECTS))
+        if input_dim % 2:
+            raise ValueError(f"expected an even input_dim, half for the video and half for the prompt, got {input_dim}")
+        half = input_dim // 2
+        self.quality = nn.Sequential(
+            nn.LayerNorm(half), nn.Linear(half, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, len(ASPECTS) - 1)
+        )
+        self.alignment = nn.Sequential(
+            nn.LayerNorm(half), nn.Linear(half, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, 1)
+        )
 
     def forward(self, fused: Tensor, quality_weights: Tensor | None = None) -> Tensor:
         """`fused` (B,input_dim); `quality_weights` (B,4), each row summing to one; None weighs all alike."""
@@ -126,7 +132,9 @@ class MOSPredictor(nn.Module):
 
     def aspect_logits(self, fused: Tensor) -> Tensor:
         """The four aspects before the sigmoid, (B,4)."""
-        return self.fc2(self.act(self.fc1(self.norm(fused))))
+        video, prompt = fused.chunk(2, dim=-1)
+        traditional, aesthetic, temporal = self.quality(video).unbind(dim=-1)
+        return torch.stack([traditional, self.alignment(prompt)[..., 0], aesthetic, temporal], dim=-1)
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:

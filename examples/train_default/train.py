@@ -21,7 +21,7 @@ from dover_eval.models.dover import DOVERModel
 from dover_eval.models.heads import ASPECTS, MOS_MAX, MOS_MIN, masked_mean
 from dover_eval.models.semantic import imagenet_classes
 from dover_eval.models.signals import SIGHTS
-from dover_eval.training.losses import rank_loss, weights_loss
+from dover_eval.training.losses import weights_loss
 from dover_eval.training.synthetic import COLOURS, MOTIONS, NUMBERS, STRESSES
 from examples.train_default.contents import BEST, WORST, AnyScene, caption, matches, near_miss, some_stress
 from examples.train_default.features import Seen
@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 
 # How bad a defect of Traditional at full strength is at least, 0 to 1: MS-SSIM hardly sees banding, people do.
 LEAST = 0.4
-QUALITY = [ASPECTS.index(name) for name in ("Traditional", "Aesthetic", "Temporal")]  # in the order of `SPOILED`
 ALIGNMENT = ASPECTS.index("Alignment")
 # What a caption says of a thing, in phrases by value.
 ATTRIBUTES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -44,15 +43,18 @@ _TRADITIONAL = [i for i, aspect in enumerate(ASPECT_OF.values()) if aspect == "T
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """`steps` of `batch` contents, of those that a frozen backbone has seen.
+    """Of the two lessons: quality, then prompts. Each in `steps` of `batch` contents that a frozen backbone has seen.
 
     ridge: of the closed-form readouts, on standardised statistics; components: how many main components join them;
     emphasis: of colours and motion over a thousand features of pictures, when they tell an attribute.
-    noise: added to standardised statistics, against learning clips by heart. held_back: the share of contents that only
-    watches.
+    quality_noise and noise: added to readouts and to what is seen, against learning clips by heart. held_back: the
+    share of contents that only watches.
     """
 
-    steps: int = 1800
+    quality_steps: int = 1500
+    quality_batch: int = 48
+    quality_noise: float = 0.3
+    steps: int = 600
     batch: int = 16
     seed: int = 0
     learning_rate: float = 1e-3
@@ -93,13 +95,64 @@ def train(model: DOVERModel, seen: Sequence[Seen], settings: TrainingSettings) -
     order = rng.permutation(len(seen))
     held = max(2, round(len(seen) * settings.held_back))
     watching, learning = [seen[i] for i in order[:held]], [seen[i] for i in order[held:]]
-    started = time.monotonic()
     fit_readouts(model, learning, settings)
-    logger.info("readouts fitted, %.0f s", time.monotonic() - started)
+    learn_quality(model, learning, watching, settings)
+    learn_prompts(model, learning, watching, rng, settings)
+    return model.eval()
+
+
+def learn_quality(
+    model: DOVERModel, learning: Sequence[Seen], watching: Sequence[Seen], settings: TrainingSettings
+) -> None:
+    """From the closed-form readouts alone to the three scores that do not ask for the prompt: seconds of descent.
+
+    In trials everything else that the model sees of a clip taught it the clips by heart: better where it had learned,
+    worse on clips from life.
+    """
+    quality, head = model.fusion.quality, model.mos_predictor.quality
+    projection = model.dover_model.statistics_projection
+    readouts = int((projection.weight != 0).any(dim=1).sum())
+    with torch.no_grad():
+        quality[0].weight[:, readouts:] = 0
+
+    def told(seen: Sequence[Seen]) -> tuple[Tensor, Tensor]:
+        moments = torch.stack([s.moments for s in seen])
+        with torch.no_grad():
+            return projection(model.dover_model.statistics.standardise(moments)), _wanted(seen)
+
+    def losses(x: Tensor, wanted: Tensor) -> Tensor:
+        return quality_losses(_scores(head(quality(x))).flatten(0, 1), wanted, x.shape[1])
+
+    x, wanted = told(learning)
+    parameters = [*quality.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, settings.quality_steps)
+    loss = torch.zeros(())
+    for _ in range(settings.quality_steps):
+        chosen = torch.randint(len(x), (settings.quality_batch,))
+        noise = torch.zeros_like(x[chosen])
+        noise[..., :readouts] = settings.quality_noise * torch.randn(*noise.shape[:2], readouts)
+        loss = losses(x[chosen] + noise, wanted.unflatten(0, x.shape[:2])[chosen].flatten(0, 1))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 5.0)
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        logger.info("quality: %.3f, held back %.3f", loss, losses(*told(watching)))
+
+
+def learn_prompts(
+    model: DOVERModel,
+    learning: Sequence[Seen],
+    watching: Sequence[Seen],
+    rng: np.random.Generator,
+    settings: TrainingSettings,
+) -> None:
+    """Alignment and the weights of the aspects; the scores of quality stay as they were learned."""
     model.train()
-    frozen = [model.dover_model.backbone]
-    if model.config.statistics:
-        frozen.append(model.dover_model.statistics_projection)  # descent would only learn the clips by heart
+    video = model.dover_model
+    frozen = (video.backbone, video.statistics_projection, model.fusion.quality, model.mos_predictor.quality)
     for part in frozen:
         part.requires_grad_(False)
     if model.semantic_encoder is not None:
@@ -110,6 +163,7 @@ def train(model: DOVERModel, seen: Sequence[Seen], settings: TrainingSettings) -
         optimizer, settings.learning_rate, settings.steps, pct_start=settings.warmup
     )
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
+    started = time.monotonic()
     for step in range(settings.steps):
         chosen = [learning[i] for i in rng.choice(len(learning), settings.batch, replace=False)]
         losses = losses_of(model, chosen, rng, settings.noise)
@@ -121,14 +175,13 @@ def train(model: DOVERModel, seen: Sequence[Seen], settings: TrainingSettings) -
         average.update_parameters(model)
         if step % 100 == 99 or step == settings.steps - 1:
             with torch.no_grad():
-                watched = losses_of(average.module, watching[:30], np.random.default_rng(0), 0.0)
+                watched = losses_of(average.module, watching[:60], np.random.default_rng(0), 0.0)
             said = lambda parts: " ".join(f"{name} {value.item():.3f}" for name, value in parts.items())
             logger.info("step %d, %.0f s: %s", step + 1, time.monotonic() - started, said(losses))
             logger.info("  held back: %s", said(watched))
     model.load_state_dict(average.module.state_dict())
     for part in frozen:
         part.requires_grad_(True)
-    return model.eval()
 
 
 @torch.no_grad()
@@ -139,10 +192,9 @@ def fit_readouts(model: DOVERModel, seen: Sequence[Seen], settings: TrainingSett
     in directions of small variance; ridge regression finds those at once, even on a random backbone. It looks at the
     differences between the versions of one scene: between scenes, texture says more than any defect.
     """
-    if model.config.statistics:
-        moments, variants = torch.cat([s.moments for s in seen]), len(seen[0].moments)
-        wanted = torch.cat([torch.cat([badness(s), s.defects], dim=1) for s in seen])
-        _fit_statistics(model, moments, wanted, variants, settings)
+    moments, variants = torch.cat([s.moments for s in seen]), len(seen[0].moments)
+    wanted = torch.cat([torch.cat([badness(s), s.defects], dim=1) for s in seen])
+    _fit_statistics(model, moments, wanted, variants, settings)
     if model.semantic_encoder is not None:
         _fit_semantics(model, seen, settings)
 
@@ -246,6 +298,21 @@ def within(x: Tensor, variants: int) -> Tensor:
     return (grouped - grouped.mean(dim=1, keepdim=True)).flatten(0, 1)
 
 
+def _wanted(seen: Sequence[Seen]) -> Tensor:
+    """The scores (N x V,3) of quality that are taught."""
+    return BEST - (BEST - WORST) * torch.cat([badness(s) for s in seen])
+
+
+def _scores(logits: Tensor) -> Tensor:
+    return logits.sigmoid() * (MOS_MAX - MOS_MIN) + MOS_MIN
+
+
+def quality_losses(scores: Tensor, wanted: Tensor, variants: int) -> Tensor:
+    """Of scores (N x V,3). Between the versions of one scene the defect is all there is to see: it sets the scale."""
+    apart = F.smooth_l1_loss(within(scores, variants), within(wanted, variants), beta=0.25)
+    return 3 * F.smooth_l1_loss(scores, wanted, beta=0.5) + 6 * apart
+
+
 def losses_of(model: DOVERModel, seen: Sequence[Seen], rng: np.random.Generator, noise: float) -> dict[str, Tensor]:
     """Every version of every content under a right caption; one of them under a nearly right and another content's."""
     variants, count = len(seen[0].moments), len(seen)
@@ -261,10 +328,9 @@ def losses_of(model: DOVERModel, seen: Sequence[Seen], rng: np.random.Generator,
     share = torch.tensor(
         [matches(seen[i].scene, described[j]) for i, j in zip((clip // variants).tolist(), which.tolist(), strict=True)]
     )
-    wanted = (BEST - (BEST - WORST) * torch.cat([badness(s) for s in seen]))[clip]
     aligned = torch.where(share == 1, torch.tensor(BEST), WORST + 2.4 * share)
 
-    video = video_of(model, seen, noise)
+    video = video_of(model, seen)
     semantics = None
     if seen[0].semantics is not None:
         semantics = torch.cat([s.semantics for s in seen if s.semantics is not None])
@@ -277,18 +343,13 @@ def losses_of(model: DOVERModel, seen: Sequence[Seen], rng: np.random.Generator,
         text_mask=text.mask[which],
         semantics=None if semantics is None else semantics[clip],
     )
-    logits = model.mos_predictor.aspect_logits(fused)
-    scores = logits.sigmoid() * (MOS_MAX - MOS_MIN) + MOS_MIN
-    quality, alignment = scores[:, QUALITY], scores[:, ALIGNMENT]
-    right = slice(count * variants)
+    logits = model.mos_predictor.aspect_logits(fused)[:, ALIGNMENT]
+    alignment = _scores(logits)
+    right, wanted = slice(count * variants), _wanted(seen)
     near = count * variants + own
-    choices = logits[:, ALIGNMENT][torch.from_numpy(np.stack([one, near, near + count], axis=1))]
+    choices = logits[torch.from_numpy(np.stack([one, near, near + count], axis=1))]
     asked = torch.tensor([STRESSES[stress][0] for stress in stresses])[which]
     return {
-        "quality": 3 * F.smooth_l1_loss(quality, wanted, beta=0.5),
-        # Between the versions of one scene the defect is all there is to see: this is what teaches the scale.
-        "within": 6 * F.smooth_l1_loss(within(quality[right], variants), within(wanted[right], variants), beta=0.25),
-        "rank": torch.stack([rank_loss(quality[right, i], wanted[right, i]) for i in range(len(QUALITY))]).mean(),
         "alignment": F.smooth_l1_loss(alignment, aligned, beta=0.5),
         "matching": F.cross_entropy(2 * choices, torch.zeros(count, dtype=torch.long)),
         # A version is no other scene: its defects must not move Alignment.
@@ -296,24 +357,21 @@ def losses_of(model: DOVERModel, seen: Sequence[Seen], rng: np.random.Generator,
         "weights": weights_loss(weights, asked),
         "heads": 0.3
         * (
-            F.smooth_l1_loss(video["technical_score"], wanted[right, 0] - 3)
-            + F.smooth_l1_loss(video["aesthetic_score"], wanted[right, 1] - 3)
+            F.smooth_l1_loss(video["technical_score"], wanted[:, 0] - 3)
+            + F.smooth_l1_loss(video["aesthetic_score"], wanted[:, 1] - 3)
         ),
     }
 
 
-def video_of(model: DOVERModel, seen: Sequence[Seen], noise: float) -> dict[str, Tensor]:
+def video_of(model: DOVERModel, seen: Sequence[Seen]) -> dict[str, Tensor]:
     """What `DOVERModelSimple` makes of its backbone's output, from what was kept of that."""
     video = model.dover_model
     pooled = torch.cat([s.pooled for s in seen])
     places = torch.cat([s.places for s in seen]).float()
-    features = video.projection(pooled[:, 0])
-    if model.config.statistics:
-        standard = video.statistics.standardise(torch.cat([s.moments for s in seen]))
-        features = features + video.statistics_projection(standard + noise * torch.randn_like(standard))
+    standard = video.statistics.standardise(torch.cat([s.moments for s in seen]))
     at_places = lambda head, x: head(x.transpose(1, 2)[..., None, None]).mean(dim=(1, 2, 3, 4))
     return {
-        "features": features,
+        "features": video.projection(pooled[:, 0]) + video.statistics_projection(standard),
         "tokens": video.projection(places),
         "aesthetic_score": at_places(video.aesthetic_head, places),
         "technical_score": at_places(video.technical_head, pooled[:, -1:]),

@@ -98,7 +98,7 @@ def test_fingerprints_are_not_mixed(dover, small_model, clips, tmp_path):
     dover(clips / "a.mp4", "--prompt", "a square", "-o", output)
     other = copy.deepcopy(small_model)
     with torch.no_grad():
-        other.mos_predictor.fc2.bias.add_(0.1)
+        other.mos_predictor.quality[-1].bias.add_(0.1)
     other.save_pretrained(tmp_path / "other")
     before = output.read_bytes()
     for given in ([clips / "a.mp4"], [clips / "a.mp4", clips / "b.mp4"]):  # without and with a row to add
