@@ -18,14 +18,15 @@ class QualityAwareFusion(nn.Module):
     Attention over a single key would be a constant: give sequences, not pooled vectors, where there are any.
     What the video is worth whatever the prompt is the first half of the features, how both go together the second.
 
-    With a `semantic_dim`, what is to be seen in the pictures meets the prompt in three ways. Every word is compared
-    with all of it. It is brought into the space of prompts, and where both agree is added to the fused features:
-    similarity there is a product, which carries over to things that were never in the training set. And `prior`, a map
-    into that space that is given and not trained (the embeddings of a classifier's class names, say; zero in a fresh
-    fusion), adds one similarity that no training set can narrow down.
+    With a `semantic_dim`, what is to be seen in the pictures is brought into the space of prompts, and where it agrees
+    with what this prompt has over the usual one (`usual_text`, zero in a fresh fusion) is added: similarity there is a
+    product, which carries over to things that were never in the training set. `prior`, a map into that space that is
+    given and not trained (the embeddings of a classifier's class names, say; zero in a fresh fusion), adds one
+    similarity that no training set can narrow down.
     """
 
     prior: Tensor
+    usual_text: Tensor
 
     def __init__(
         self, dover_dim: int = 1024, text_dim: int = 1024, hidden_dim: int = 512, semantic_dim: int | None = None
@@ -43,10 +44,7 @@ class QualityAwareFusion(nn.Module):
         self.query = nn.Linear(hidden_dim, hidden_dim)
         self.key_value = nn.Linear(hidden_dim, 2 * hidden_dim)
         self.attended = nn.Linear(hidden_dim, hidden_dim)
-        told = 3 if semantic_dim is None else 4
-        self.match = nn.Sequential(
-            nn.Linear(told * hidden_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, hidden_dim)
-        )
+        self.match = nn.Sequential(nn.Linear(3 * hidden_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, hidden_dim))
         self.norm = nn.LayerNorm(2 * hidden_dim)
         half = hidden_dim // 4  # of the fused features
         self.mlp = nn.Sequential(nn.Linear(2 * hidden_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, half))
@@ -54,9 +52,8 @@ class QualityAwareFusion(nn.Module):
         if semantic_dim is not None:
             self.semantics = StatisticsPool(semantic_dim)
             self.semantic_proj = nn.Linear(semantic_dim, text_dim)
-            self.sight_proj = nn.Linear(semantic_dim, hidden_dim)
-            self.sight_norm = nn.LayerNorm(hidden_dim)
             self.register_buffer("prior", torch.zeros(text_dim, semantic_dim))
+            self.register_buffer("usual_text", torch.zeros(text_dim))
             self.agreement = nn.Linear(text_dim + 1, half, bias=False)
 
     def forward(
@@ -88,19 +85,13 @@ class QualityAwareFusion(nn.Module):
         places = self.video_norm(self.dover_proj(video))
         words = self.text_norm(self.text_proj(text))
         found = self._attend(words, places, video_mask)
-        told = [words, found, words * found]
-        if semantics is not None:
-            standard = self.semantics(semantics).to(words.dtype)
-            told.append(words * self.sight_norm(self.sight_proj(standard))[:, None])
-        matched = masked_mean(self.match(torch.cat(told, dim=-1)), text_mask)
+        matched = masked_mean(self.match(torch.cat([words, found, words * found], dim=-1)), text_mask)
         together = self.mlp(self.norm(torch.cat([self.dover_proj(dover_pooled), matched], dim=-1)))
         if semantics is not None:
-            meant = F.normalize(text_pooled, dim=-1)
-            agrees = F.normalize(self.semantic_proj(standard), dim=-1) * meant * meant.shape[-1] ** 0.5
-            known = (F.normalize(F.linear(semantics.to(meant.dtype), self.prior), dim=-1) * meant).sum(
-                dim=-1, keepdim=True
-            )
-            together = together + self.agreement(torch.cat([agrees, PRIOR_GAIN * known], dim=-1))
+            meant = F.normalize(text_pooled, dim=-1) - self.usual_text
+            agrees = self.semantic_proj(self.semantics(semantics).to(meant.dtype)) * meant
+            known = F.normalize(F.linear(semantics.to(meant.dtype), self.prior), dim=-1) * meant
+            together = together + self.agreement(torch.cat([agrees, PRIOR_GAIN * known.sum(-1, keepdim=True)], dim=-1))
         return torch.cat([self.quality(dover_pooled), together], dim=-1), self.quality_weights(text_pooled)
 
     def quality_weights(self, text_pooled: Tensor) -> Tensor:

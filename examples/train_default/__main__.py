@@ -13,7 +13,6 @@ import argparse
 import json
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from examples.train_default import pictures
 from examples.train_default.card import write_card
 from examples.train_default.features import make
 from examples.train_default.measure import measure
-from examples.train_default.train import RUNS, TrainingSettings, start_from, train_and_average
+from examples.train_default.train import TrainingSettings, start_from, train
 
 logger = logging.getLogger("train_default")
 
@@ -42,7 +41,7 @@ def store_in_half(folder: Path) -> None:
     save_file({name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in state.items()}, path)
 
 
-def make_default(asked: argparse.Namespace, runs: Sequence[TrainingSettings]) -> DOVERModel:
+def make_default(asked: argparse.Namespace, settings: TrainingSettings) -> DOVERModel:
     """A trained `nano`; what its backbone saw stays in the folder's `seen`, so that a stopped run goes on."""
     torch.manual_seed(0)
     model = DOVERModel(None, config="nano").eval()
@@ -51,7 +50,7 @@ def make_default(asked: argparse.Namespace, runs: Sequence[TrainingSettings]) ->
     seen = make(
         model, asked.folder / "seen", asked.contents, seed=asked.seed, variants=VARIANTS, processes=asked.processes
     )
-    return train_and_average(model, seen, runs)
+    return train(model, seen, settings)
 
 
 def real_clips(scorer: VideoScorer, folder: Path, title: str) -> dict[str, Any]:
@@ -68,7 +67,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--start", type=Path, help="a model.safetensors to begin with, where its tensors fit")
     parser.add_argument("--contents", type=int, default=2562, help="scenes to learn from, in three versions each")
-    parser.add_argument("--most-steps", type=int, default=10**6, help="of each run, for a quick look")
+    parser.add_argument("--most-steps", type=int, default=10**6, help="of each lesson, for a quick look")
     parser.add_argument("--seed", type=int, default=11, help="of the scenes")
     parser.add_argument("--processes", type=int, default=2, help="that make and look at clips")
     parser.add_argument("--scenes", type=int, default=24, help="held-out scenes to measure with")
@@ -82,16 +81,21 @@ def main() -> None:
 
     record = arguments.folder / "training.json"
     if not arguments.measure_only:
-        runs = [replace(run, steps=min(run.steps, arguments.most_steps)) for run in RUNS]
+        settings = TrainingSettings()
+        settings = replace(
+            settings,
+            steps=min(settings.steps, arguments.most_steps),
+            quality_steps=min(settings.quality_steps, arguments.most_steps),
+        )
         started = time.monotonic()
-        model = make_default(arguments, runs)
+        model = make_default(arguments, settings)
         model.save_pretrained(arguments.folder)
         store_in_half(arguments.folder)
         told = {
             "contents": arguments.contents,
             "variants": VARIANTS,
             "seed": arguments.seed,
-            "runs": [asdict(run) for run in runs],
+            "settings": asdict(settings),
             "start": str(arguments.start) if arguments.start else None,
             "minutes": round((time.monotonic() - started) / 60, 1),
             "device": f"{arguments.processes} processes on a CPU ({torch.backends.cpu.get_cpu_capability()})",

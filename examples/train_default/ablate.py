@@ -19,7 +19,7 @@ from dover_eval.config import DOVERConfig
 from dover_eval.distortions import ASPECT_OF
 from dover_eval.models.signals import PIXEL_STATISTICS
 from examples.train_default.spoil import SPOILED
-from examples.train_default.train import TrainingSettings, badness, within
+from examples.train_default.train import TrainingSettings, within
 
 KINDS = ("mean", "variance", "detail", "first difference", "second difference", "stillness")
 
@@ -53,7 +53,7 @@ def main() -> None:
     shards = sorted((arguments.folder / "seen").glob("seen-*.pt"))
     seen = [s for path in shards for s in torch.load(path, weights_only=False)]
     moments = torch.cat([s.moments for s in seen]).double()
-    wanted = torch.cat([torch.cat([badness(s), s.defects], dim=1) for s in seen]).double()
+    wanted = torch.cat([torch.cat([s.bad, s.defects], dim=1) for s in seen]).double()
     of = columns(config)
     still, detail = KINDS.index("stillness"), KINDS.index("detail")
     choices = {

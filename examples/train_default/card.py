@@ -8,7 +8,6 @@ from typing import Any
 
 from dover_eval.scorer import VideoScorer
 from examples.train_default.contents import BEST, WORST
-from examples.train_default.train import LEAST
 
 CARD = """---
 license: apache-2.0
@@ -28,7 +27,7 @@ a program draws. All have captions that are true by construction, and others wit
 are wrong as well. They were spoiled in known ways: blur, noise, H.264 at a constant rate factor of 28 to 51, down- and
 upscaling, banding (Traditional); flicker, dropped, shuffled and frozen frames, jitter (Temporal); under- and
 overexposure, washed-out colours, colour casts (Aesthetic). Traditional was taught what MS-SSIM says of the spoiled
-clip against the whole one, or {least} of the defect's strength where that is more; the others the strength.
+clip against the whole one; the others the defect's strength.
 Dark scenes, camera shake, letterboxes, grain, cuts and light encodings were shown as what is no fault of a clip. How
 much each aspect weighs in Overall was taught by phrases such as ", in sharp detail" or ", smooth motion".
 
@@ -103,10 +102,9 @@ def write_card(folder: Path, scorer: VideoScorer, figures: Mapping[str, Any], tr
         clips=training["contents"] * training["variants"],
         things=training["things"],
         places=training["places"],
-        settings=f"{training['contents']:,} scenes of seed {training['seed']}, seen by a frozen backbone; everything "
-        f"else trained in {len(training['runs'])} ways ({' and '.join(str(r['steps']) for r in training['runs'])} "
-        f"steps), whose weights were averaged; {training['minutes']} minutes on {training['device']}.{start}",
-        least=LEAST,
+        settings=f"{training['contents']:,} scenes of seed {training['seed']}, seen by a frozen backbone; quality "
+        f"taught in {training['settings']['quality_steps']} steps on closed-form readouts, prompts in "
+        f"{training['settings']['steps']}; {training['minutes']} minutes on {training['device']}.{start}",
         best=BEST,
         worst=WORST,
         scenes=figures["scenes"],
