@@ -89,7 +89,8 @@ class QualityAwareFusion(nn.Module):
         together = self.mlp(self.norm(torch.cat([self.dover_proj(dover_pooled), matched], dim=-1)))
         if semantics is not None:
             meant = F.normalize(text_pooled, dim=-1) - self.usual_text
-            agrees = self.semantic_proj(self.semantics(semantics).to(meant.dtype)) * meant
+            seen = F.normalize(self.semantic_proj(self.semantics(semantics).to(meant.dtype)), dim=-1)
+            agrees = seen * meant * meant.shape[-1] ** 0.5
             known = F.normalize(F.linear(semantics.to(meant.dtype), self.prior), dim=-1) * meant
             together = together + self.agreement(torch.cat([agrees, PRIOR_GAIN * known.sum(-1, keepdim=True)], dim=-1))
         return torch.cat([self.quality(dover_pooled), together], dim=-1), self.quality_weights(text_pooled)

@@ -66,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--start", type=Path, help="a model.safetensors to begin with, where its tensors fit")
-    parser.add_argument("--contents", type=int, default=2562, help="scenes to learn from, in three versions each")
+    parser.add_argument("--contents", type=int, default=5000, help="scenes to learn from, in three versions each")
     parser.add_argument("--most-steps", type=int, default=10**6, help="of each lesson, for a quick look")
     parser.add_argument("--seed", type=int, default=11, help="of the scenes")
     parser.add_argument("--processes", type=int, default=2, help="that make and look at clips")
