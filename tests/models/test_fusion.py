@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dover_eval import QualityAwareFusion
+from dover_eval.models.fusion import PRIOR_GAIN
 
 
 @pytest.fixture
@@ -24,6 +25,28 @@ def test_weights_sum_to_one(fusion):
     _, weights = fusion(torch.randn(3, 24), 100 * torch.randn(3, 16))
     torch.testing.assert_close(weights.sum(1), torch.ones(3))
     assert (weights >= 0).all()
+
+
+def test_the_first_half_of_the_features_is_the_videos_alone(fusion):
+    video = torch.randn(2, 5, 24)
+    (one, _), (other, _) = (fusion(video, torch.randn(2, 3, 16)) for _ in range(2))
+    assert torch.equal(one[:, :8], other[:, :8])
+    assert (one[:, 8:] != other[:, 8:]).any(dim=1).all()
+
+
+def test_a_prior_adds_the_similarity_of_what_is_seen_and_said():
+    """Two classes whose names are the first two directions of the prompts' space."""
+    fusion = QualityAwareFusion(dover_dim=24, text_dim=16, hidden_dim=32, semantic_dim=2).eval()
+    video, text, pooled = torch.randn(1, 24), torch.randn(1, 16), torch.eye(16)[:1]
+    with torch.no_grad():
+        fusion.semantic_proj.weight.zero_()
+        fusion.semantic_proj.bias.zero_()
+        fusion.agreement.weight.copy_(torch.eye(8, 17).flip(1))  # the first feature reads the prior alone
+        read = lambda seen: fusion(video, text, text_pooled=pooled, semantics=torch.tensor([seen]))[0][0, 8]
+        assert read([0.9, 0.1]) == read([0.1, 0.9])  # fresh: none
+        fusion.prior[:2] = torch.eye(2)
+        fits, does_not = read([1.0, 0.0]), read([0.0, 1.0])
+    assert (fits - does_not).item() == pytest.approx(PRIOR_GAIN, abs=1e-4)
 
 
 def test_padding_is_not_seen(fusion):

@@ -1,5 +1,6 @@
 """Scores are bounded, Overall is between the others, and statistics ignore the batch."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -44,3 +45,16 @@ def test_statistics_standardise_what_they_saw_and_do_not_depend_on_the_batch():
 def test_statistics_of_one_frame_are_finite():
     pool = StatisticsPool(6 * 3).train()
     assert pool(pool.raw([torch.randn(1, 3, 1, 4, 4)])).isfinite().all()
+
+
+def test_the_prompts_half_of_the_features_moves_alignment_alone() -> None:
+    head, fused = MOSPredictor(16, 8), torch.randn(4, 16)
+    other = torch.cat([fused[:, :8], torch.randn(4, 8)], dim=1)
+    before, after = head(fused), head(other)
+    assert torch.equal(before[:, [0, 2, 3]], after[:, [0, 2, 3]])
+    assert (before[:, 1] != after[:, 1]).all()
+
+
+def test_features_that_have_no_halves_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"even input_dim.*got 15"):
+        MOSPredictor(15, 8)
