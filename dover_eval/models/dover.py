@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin, constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dover_eval.config import DOVERConfig
 from dover_eval.models.convnext3d import ConvNeXt3D
@@ -159,9 +160,12 @@ class DOVERModelSimple(nn.Module, _HubModel, **HUB):
         batch, views, runs = stages[0].shape[:3]
         with torch.autocast(stages[0].device.type, enabled=False):
             raw = self.statistics.raw([x.flatten(0, 2) for x in stages[:-2]]).unflatten(0, (batch, views, runs))
-            pixels = pixel_statistics(stages[0][:, :, :, :3].flatten(0, 1), self.config.std).unflatten(
-                0, (batch, views)
-            )
+            frames = stages[0][:, :, :, :3].flatten(0, 1)
+            if torch.is_grad_enabled() and frames.requires_grad:  # cheap to compute again, and large to keep
+                pixels = checkpoint(pixel_statistics, frames, self.config.std, use_reentrant=False)
+            else:
+                pixels = pixel_statistics(frames, self.config.std)
+            pixels = pixels.unflatten(0, (batch, views))
             by_view = torch.cat([raw.mean(dim=2), pixels], dim=2)
         return by_view.expand(-1, len(self.config.views), -1).flatten(1)
 
