@@ -40,8 +40,7 @@ class TrainingSettings:
     ridge: of the closed-form readouts, on standardised statistics; components: how many main components join them;
     emphasis: of colours and motion over a thousand features of pictures, when they tell an attribute.
     quality_noise and noise: added to readouts and to the places that words look at, in standard deviations, against
-    learning clips by heart: on clips from life, longer lessons and less noise did worse. held_back: the share of
-    contents that only watches.
+    learning clips by heart. held_back: the share of contents that only watches.
     """
 
     quality_steps: int = 3000
@@ -87,8 +86,7 @@ def learn_quality(
 ) -> None:
     """From the closed-form readouts alone to the three scores that do not ask for the prompt: seconds of descent.
 
-    In trials everything else that the model sees of a clip taught it the clips by heart: better where it had learned,
-    worse on clips from life.
+    From nothing else, lest it learns the clips by heart.
     """
     quality, head = model.fusion.quality, model.mos_predictor.quality
     projection = model.dover_model.statistics_projection
