@@ -10,7 +10,9 @@ from typing import Any
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SIGNALS = ("rgb", "highpass", "difference", "global_difference")
-VIEWS = ("squash", "fragments")
+VIEWS = ("squash", "fragments", "pictures")
+
+QUARTERS = 4  # of a picture, which take the places of as many frames
 
 BGE_LARGE = "BAAI/bge-large-en-v1.5"
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -47,7 +49,8 @@ class DOVERConfig:
         windows: 1 samples the frames uniformly in time; more, in that many runs of consecutive frames, uniform in
             time, because motion between frames seconds apart says nothing about flicker or dropped frames.
         views: what each frame becomes, in this order: "squash", the whole frame resized, and "fragments", patches at
-            native resolution from fixed places, where blur and compression show. All go through one backbone.
+            native resolution from fixed places, where blur and compression show, both through one backbone; and
+            "pictures", every fourth frame at twice the size, in quarters, for the semantic encoder.
         mean, std: of RGB in [0, 1], subtracted and divided before the model.
     """
 
@@ -99,8 +102,15 @@ class DOVERConfig:
             raise ValueError(f"expected a frame_size divisible by the 4x4 fragments, got {self.frame_size}")
         if self.fusion_dim % 8:
             raise ValueError(f"expected a fusion_dim divisible by its 8 heads, got {self.fusion_dim}")
-        if self.views not in (VIEWS[:1], VIEWS):
-            raise ValueError(f"expected views {VIEWS[:1]} or {VIEWS}, got {self.views}")
+        if self.views not in (VIEWS[:1], VIEWS[:2], VIEWS):
+            raise ValueError(f"expected views {VIEWS[:1]}, {VIEWS[:2]} or {VIEWS}, got {self.views}")
+        if "pictures" in self.views and self.semantic_encoder_name is None:
+            raise ValueError("expected a semantic_encoder_name with the view 'pictures', which nothing else looks at")
+        if "pictures" in self.views and self.num_frames // self.windows % QUARTERS:
+            raise ValueError(
+                f"expected num_frames {self.num_frames} in {self.windows} windows of groups of {QUARTERS} with the view "
+                "'pictures'"
+            )
         if self.windows < 1 or self.num_frames % self.windows:
             raise ValueError(f"expected num_frames {self.num_frames} in windows of equal length, got {self.windows}")
         if self.num_frames // self.windows < self.stem_kernel[0]:
@@ -122,6 +132,11 @@ class DOVERConfig:
         if unknown:
             raise ValueError(f"unknown fields in the configuration: {unknown}; expected some of {sorted(names)}")
         return cls(**config)
+
+    @property
+    def backbone_views(self) -> tuple[str, ...]:
+        """The views that the backbone sees."""
+        return self.views[:2]
 
     def replace(self, **changes: Any) -> DOVERConfig:
         """A copy with some fields changed."""

@@ -17,13 +17,14 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dover_eval.config import DOVERConfig
+from dover_eval.config import QUARTERS, DOVERConfig
 from dover_eval.models.convnext3d import ConvNeXt3D
 from dover_eval.models.fusion import QualityAwareFusion
 from dover_eval.models.heads import MOSPredictor, QualityHead, StatisticsPool
 from dover_eval.models.semantic import SemanticEncoder, SemanticEncoderError
 from dover_eval.models.signals import PIXEL_STATISTICS, SIGHTS, pixel_statistics, sights
 from dover_eval.models.text import TextEncoder, TextEncoderError, TextFeatures
+from dover_eval.video.sample import join_quarters
 from dover_eval.weights import (
     LoadReport,
     WeightsError,
@@ -93,7 +94,7 @@ class DOVERModelSimple(nn.Module, _HubModel, **HUB):
         self.projection = nn.Linear(dim, config.feature_dim)
         if config.statistics:
             channels = 2 + len(config.signals) + sum(config.dims[:-1])
-            moments = (StatisticsPool.MOMENTS * channels + PIXEL_STATISTICS) * len(config.views)
+            moments = (StatisticsPool.MOMENTS * channels + PIXEL_STATISTICS) * len(config.backbone_views)
             self.statistics = StatisticsPool(moments)
             self.statistics_projection = nn.Linear(moments, config.feature_dim)
         if device is not None:
@@ -146,6 +147,8 @@ class DOVERModelSimple(nn.Module, _HubModel, **HUB):
                 f"expected frames (B,3,T,H,W), or (B,{len(self.config.views)},3,T,H,W) with the views "
                 f"{self.config.views}, got {tuple(frames.shape)}"
             )
+        else:
+            frames = frames[:, : len(self.config.backbone_views)]
         runs = self.config.windows if frames.shape[3] % self.config.windows == 0 else 1
         given = frames.shape[:2]
         frames = frames.unflatten(3, (runs, -1)).movedim(3, 2).flatten(0, 2)
@@ -167,7 +170,7 @@ class DOVERModelSimple(nn.Module, _HubModel, **HUB):
                 pixels = pixel_statistics(frames, self.config.std)
             pixels = pixels.unflatten(0, (batch, views))
             by_view = torch.cat([raw.mean(dim=2), pixels], dim=2)
-        return by_view.expand(-1, len(self.config.views), -1).flatten(1)
+        return by_view.expand(-1, len(self.config.backbone_views), -1).flatten(1)
 
 
 def _join_runs(x: Tensor) -> Tensor:
@@ -283,14 +286,20 @@ class DOVERModel(nn.Module, _HubModel, **HUB):
     def semantics(self, frames: Tensor) -> Tensor | None:
         """What is to be seen in the whole frames, (B,D), fp32; None without a semantic encoder.
 
-        What the encoder sees in the middle of each run, the mean over runs, and `sights`, which it does not tell.
+        What the encoder sees in the middle of each run, the mean over runs, and `sights`, which it does not tell. With
+        the view "pictures" it looks at those, at twice the size, else at the frames themselves.
         """
         if self.semantic_encoder is None:
             return None
-        whole = frames if frames.ndim == 5 else frames[:, 0]
-        runs = whole.unflatten(2, (self.config.windows if whole.shape[2] % self.config.windows == 0 else 1, -1))
-        runs = runs.movedim(2, 1)  # (B,R,3,T,H,W)
-        pictures = runs[:, :, :, runs.shape[3] // 2]
+        by_view = frames[:, None] if frames.ndim == 5 else frames
+        count = self.config.windows if by_view.shape[3] % self.config.windows == 0 else 1
+        by_view = by_view.unflatten(3, (count, -1)).movedim(3, 2)  # (B,V,R,3,T,H,W)
+        runs = by_view[:, 0]
+        if "pictures" in self.config.views and by_view.shape[1] > 1:
+            groups = by_view[:, -1].unflatten(3, (-1, QUARTERS))
+            pictures = join_quarters(groups[:, :, :, groups.shape[3] // 2])
+        else:
+            pictures = runs[:, :, :, runs.shape[3] // 2]
         seen = self.semantic_encoder(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2]).mean(dim=1)
         with torch.autocast(frames.device.type, enabled=False):
             return torch.cat([seen, sights(runs, self.config.mean, self.config.std)], dim=1)

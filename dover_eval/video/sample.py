@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dover_eval.config import DOVERConfig
+from dover_eval.config import QUARTERS, DOVERConfig
 
 FRAGMENTS = 4  # a side, as in FAST-VQA and DOVER, whose 7x7 are of 32 pixels each
 
@@ -47,10 +47,13 @@ def prepare_clip(clip: Tensor, config: DOVERConfig, device: torch.device | str |
     mean = torch.tensor(config.mean, device=device or clip.device).view(3, 1, 1)
     std = torch.tensor(config.std, device=device or clip.device).view(3, 1, 1)
     views: list[list[Tensor]] = [[] for _ in config.views]
-    for frame in clip.to(device):
+    for index, frame in enumerate(clip.to(device)):
         pixels = frame.float() / 255 if frame.dtype == torch.uint8 else frame.float()
         for name, frames in zip(config.views, views, strict=True):
-            frames.append((_VIEWS[name](pixels, config.frame_size) - mean) / std)
+            if name != "pictures":
+                frames.append((_VIEWS[name](pixels, config.frame_size) - mean) / std)
+            elif index % QUARTERS == 0:
+                frames += quarters((squash(pixels, picture_size(config)) - mean) / std)
     prepared = [torch.stack(frames, dim=1) for frames in views]
     return prepared[0] if len(prepared) == 1 else torch.stack(prepared)
 
@@ -76,6 +79,22 @@ def fragments(pixels: Tensor, size: tuple[int, int]) -> Tensor:
         for whole, patch in zip(pixels.shape[1:], (side // FRAGMENTS for side in size), strict=True)
     )
     return pixels[:, rows.to(pixels.device)][:, :, columns.to(pixels.device)]
+
+
+def picture_size(config: DOVERConfig) -> tuple[int, int]:
+    """(height, width) of a picture: twice a frame's."""
+    return 2 * config.frame_size[0], 2 * config.frame_size[1]
+
+
+def quarters(picture: Tensor) -> list[Tensor]:
+    """A picture (3,2h,2w) as four of (3,h,w), row by row."""
+    return [part for row in picture.chunk(2, dim=1) for part in row.chunk(2, dim=2)]
+
+
+def join_quarters(frames: Tensor) -> Tensor:
+    """What `quarters` cut, (...,3,4,h,w), whole again, (...,3,2h,2w)."""
+    rows = frames.unflatten(-3, (2, 2)).movedim(-3, -2)  # (...,3,2,h,2,w)
+    return rows.flatten(-2).flatten(-3, -2)
 
 
 _VIEWS: dict[str, Callable[[Tensor, tuple[int, int]], Tensor]] = {"squash": squash, "fragments": fragments}

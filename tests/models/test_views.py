@@ -4,6 +4,9 @@ import pytest
 import torch
 
 from dover_eval import DOVERConfig, DOVERModel, DOVERModelSimple, VideoScorer
+from dover_eval.config import EFFICIENTNET_LITE0
+from dover_eval.models.signals import SIGHTS
+from dover_eval.video.sample import prepare_clip, squash
 
 PROMPTS = ["a red circle moving left", "two dogs running over a beach"]
 
@@ -64,6 +67,36 @@ def test_frames_that_do_not_divide_are_one_run(simple):
     assert simple(torch.randn(1, 3, 5, 32, 48))["backbone_features"].shape == (1, 32, 5, 1, 1)
 
 
+@torch.no_grad()
+def test_pictures_are_for_the_semantic_encoder_alone(config):
+    torch.manual_seed(0)
+    closer = config.replace(
+        views=("squash", "fragments", "pictures"), num_frames=8, semantic_encoder_name=EFFICIENTNET_LITE0
+    )
+    model = DOVERModel(None, config=closer).eval()
+    clip = torch.randn(2, 3, 3, 8, 32, 48)
+    spoiled = clip.clone()
+    spoiled[:, 2] = torch.randn(2, 3, 8, 32, 48)
+    assert torch.equal(model.dover_model(clip)["features"], model.dover_model(spoiled)["features"])
+    before, after = model.semantics(clip), model.semantics(spoiled)
+    assert not torch.allclose(before[:, :-SIGHTS], after[:, :-SIGHTS])
+    assert torch.equal(before[:, -SIGHTS:], after[:, -SIGHTS:])
+    assert model(clip[:, 0], PROMPTS).shape == (2, 5)  # whole frames alone stand for all views
+
+
+@torch.no_grad()
+def test_the_semantic_encoder_sees_the_picture_in_the_middle_of_each_run(config):
+    closer = config.replace(
+        views=("squash", "fragments", "pictures"), num_frames=16, semantic_encoder_name=EFFICIENTNET_LITE0
+    )
+    model = DOVERModel(None, config=closer).eval()
+    clip = torch.rand(16, 3, 90, 120)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (closer.mean, closer.std))
+    middles = torch.stack([(squash(clip[i], (64, 96)) - mean) / std for i in (4, 12)])
+    seen = model.semantics(prepare_clip(clip, closer)[None])
+    torch.testing.assert_close(seen[0, :-SIGHTS], model.semantic_encoder(middles).mean(dim=0), rtol=1e-4, atol=1e-5)
+
+
 def test_another_number_of_views_is_refused(simple):
     with pytest.raises(ValueError, match=r"\(B,2,3,T,H,W\).*got \(1, 3, 3, 4, 32, 48\)"):
         simple(torch.randn(1, 3, 3, 4, 32, 48))
@@ -86,6 +119,17 @@ def test_a_file_and_its_frames_score_alike(config, write_video):
     ("changes", "message"),
     [
         ({"views": ("fragments",)}, "expected views"),
+        ({"views": ("squash", "pictures")}, "expected views"),
+        ({"views": ("squash", "fragments", "pictures")}, "expected a semantic_encoder_name"),
+        (
+            {
+                "views": ("squash", "fragments", "pictures"),
+                "semantic_encoder_name": EFFICIENTNET_LITE0,
+                "num_frames": 12,
+                "windows": 2,
+            },
+            "num_frames 12 in 2 windows of groups of 4",
+        ),
         ({"windows": 3}, "windows of equal length, got 3"),
         ({"views": ("squash", "fragments"), "frame_size": (30, 32)}, "divisible by the 4x4 fragments"),
     ],

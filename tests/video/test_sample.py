@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dover_eval import DOVERConfig
-from dover_eval.video.sample import prepare_clip, sample_indices, sample_times
+from dover_eval.config import EFFICIENTNET_LITE0
+from dover_eval.video.sample import join_quarters, prepare_clip, sample_indices, sample_times, squash
 
 CONFIG = DOVERConfig(num_frames=6, frame_size=(32, 40))
 
@@ -91,3 +92,16 @@ def test_small_frames_are_enlarged_before_they_are_cut():
 def test_a_frame_of_the_model_s_size_is_the_same_in_both_views():
     squash, fragments = prepare_clip(torch.rand(6, 3, 32, 40), CONFIG.replace(views=("squash", "fragments")))
     assert torch.equal(squash, fragments)
+
+
+def test_pictures_are_every_fourth_frame_at_twice_the_size():
+    config = CONFIG.replace(
+        num_frames=8, views=("squash", "fragments", "pictures"), semantic_encoder_name=EFFICIENTNET_LITE0
+    )
+    clip = torch.rand(8, 3, 90, 120)
+    prepared = prepare_clip(clip, config)
+    assert prepared.shape == (3, 3, 8, 32, 40)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.mean, config.std))
+    for group in range(2):
+        picture = join_quarters(prepared[2, :, 4 * group : 4 * group + 4])
+        torch.testing.assert_close(picture * std + mean, squash(clip[4 * group], (64, 80)))
