@@ -22,7 +22,8 @@ from dover_eval.models.convnext3d import ConvNeXt3D
 from dover_eval.models.fusion import QualityAwareFusion
 from dover_eval.models.heads import MOSPredictor, QualityHead, StatisticsPool
 from dover_eval.models.semantic import SemanticEncoder, SemanticEncoderError
-from dover_eval.models.signals import PIXEL_STATISTICS, SIGHTS, pixel_statistics, sights
+from dover_eval.models.sights import SIGHTS, sights
+from dover_eval.models.signals import PIXEL_STATISTICS, pixel_statistics
 from dover_eval.models.text import TextEncoder, TextEncoderError, TextFeatures
 from dover_eval.video.sample import join_quarters
 from dover_eval.weights import (

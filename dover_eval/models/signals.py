@@ -1,7 +1,7 @@
 """What a small backbone cannot learn in an hour and should not have to.
 
-Sharpness and change as planes for its input; shares of flat and of frozen places for the quality scores; colours and
-directions of motion for the prompt. All of it differentiable, and none of it learned.
+Sharpness and change as planes for its input, and shares of flat and of frozen places for the quality scores. All of it
+differentiable, and none of it learned. What prompts ask for is in `dover_eval.models.sights`.
 """
 
 import torch
@@ -15,24 +15,6 @@ FLAT = (0.7, 2.0, 6.0, 16.0, 48.0)
 FROZEN = (0.01, 0.03, 0.1, 0.3)
 MOTION_FLOOR = 0.05  # mean squared difference, of 255: what stands still by less than this stands still
 PIXEL_STATISTICS = 2 * len(FLAT) + len(FROZEN) + 4
-
-# The eleven basic colour terms (Berlin and Kay, "Basic Color Terms", 1969), as RGB in 0-1.
-BASIC_COLOURS = (
-    (0.0, 0.0, 0.0),
-    (1.0, 1.0, 1.0),
-    (0.5, 0.5, 0.5),
-    (0.86, 0.12, 0.12),  # red
-    (0.16, 0.67, 0.24),  # green
-    (0.16, 0.31, 0.86),  # blue
-    (0.94, 0.86, 0.16),  # yellow
-    (0.94, 0.55, 0.12),  # orange
-    (0.94, 0.59, 0.75),  # pink
-    (0.51, 0.2, 0.63),  # purple
-    (0.47, 0.27, 0.12),  # brown
-)
-COLOUR_SHARPNESS = 40.0
-FLOW_SIZE, FLOW_GRID, FLOW_RIDGE = 28, 3, 1e-3
-SIGHTS = 3 * len(BASIC_COLOURS) + 3 * FLOW_GRID**2
 
 
 def video_signals(frames: Tensor, names: tuple[str, ...]) -> Tensor:
@@ -84,50 +66,6 @@ def pixel_statistics(frames: Tensor, std: tuple[float, ...]) -> Tensor:
     frozen = [torch.exp(-relative / share).mean(dim=1) for share in FROZEN]
     logs = relative.log()
     return torch.stack([*flat, *frozen, logs.amax(1), logs.amin(1), logs.mean(1), mean[:, 0].log()], dim=1)
-
-
-def sights(frames: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """What a picture classifier does not tell of a clip: its colours and where things move. (B, SIGHTS), fp32.
-
-    `frames` (B,R,3,T,H,W), normalised by `mean` and `std`; the mean over runs. The shares of `BASIC_COLOURS` in the
-    middle frame: of all of it, of the one of 4x4 parts that has most, and of its centre. Then for 3x3 parts the motion
-    to the right and down, by least squares on brightness (Lucas and Kanade, IJCAI 1981), in pixels of a picture of
-    28x28, and the logarithm of its change.
-    """
-    runs = frames.float().flatten(0, 1)
-    told = torch.cat([_colours(runs[:, :, runs.shape[2] // 2], mean, std), _flow(runs)], dim=1)
-    return told.unflatten(0, frames.shape[:2]).mean(dim=1)
-
-
-def _colours(pictures: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """(N, 3 x colours) of pictures (N,3,H,W)."""
-    as_channels = lambda values: pictures.new_tensor(values).view(3, 1, 1)
-    rgb = F.adaptive_avg_pool2d(pictures * as_channels(std) + as_channels(mean), (56, 56))
-    distance = (rgb[:, None] - rgb.new_tensor(BASIC_COLOURS)[:, :, None, None]).square().sum(dim=2)
-    shares = (-COLOUR_SHARPNESS * distance).softmax(dim=1)
-    parts = F.adaptive_avg_pool2d(shares, (4, 4)).flatten(2)
-    return torch.cat([shares.mean(dim=(2, 3)), parts.amax(dim=2), shares[:, :, 14:42, 14:42].mean(dim=(2, 3))], dim=1)
-
-
-def _flow(runs: Tensor) -> Tensor:
-    """(N, 3 x parts) of runs (N,3,T,H,W)."""
-    luma = torch.einsum("ncthw,c->nthw", runs, runs.new_tensor(LUMA))
-    small = F.adaptive_avg_pool2d(luma, (FLOW_SIZE, FLOW_SIZE))
-    if small.shape[1] == 1:
-        small = small.expand(-1, 2, -1, -1)
-    taps = runs.new_tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
-    smooth = F.pad(small.flatten(0, 1)[:, None], (2, 2, 2, 2), mode="replicate")
-    smooth = F.conv2d(F.conv2d(smooth, taps.view(1, 1, 1, 5)), taps.view(1, 1, 5, 1)).view_as(small)
-    between = (smooth[:, 1:] + smooth[:, :-1]) / 2
-    dx = (between[:, :, 1:-1, 2:] - between[:, :, 1:-1, :-2]) / 2
-    dy = (between[:, :, 2:, 1:-1] - between[:, :, :-2, 1:-1]) / 2
-    dt = (smooth[:, 1:] - smooth[:, :-1])[:, :, 1:-1, 1:-1]
-    by_part = lambda x: F.adaptive_avg_pool2d(x, (FLOW_GRID, FLOW_GRID)).mean(dim=1)
-    xx, yy, xy = by_part(dx * dx) + FLOW_RIDGE, by_part(dy * dy) + FLOW_RIDGE, by_part(dx * dy)
-    xt, yt = by_part(dx * dt), by_part(dy * dt)
-    determinant = xx * yy - xy * xy
-    right, down = (xy * yt - yy * xt) / determinant, (xy * xt - xx * yt) / determinant
-    return torch.stack([right, down, torch.log(by_part(dt * dt) + 1e-6)], dim=1).flatten(1)
 
 
 def _levels(std: tuple[float, ...], like: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from dover_eval.models.dover import DOVERModel
 from dover_eval.models.heads import ASPECTS, MOS_MAX, MOS_MIN
 from dover_eval.models.semantic import imagenet_classes
-from dover_eval.models.signals import SIGHTS
+from dover_eval.models.sights import SIGHTS
 from dover_eval.training.losses import weights_loss
 from dover_eval.training.synthetic import COLOURS, MOTIONS, NUMBERS, STRESSES
 from examples.train_default.contents import BEST, WORST, AnyScene, caption, matches, near_miss, some_stress

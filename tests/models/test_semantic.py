@@ -10,7 +10,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 from dover_eval import DOVERConfig, DOVERModel
 from dover_eval.config import EFFICIENTNET_LITE0
 from dover_eval.models.semantic import SemanticEncoder, SemanticEncoderError
-from dover_eval.models.signals import SIGHTS
+from dover_eval.models.sights import SIGHTS
 from dover_eval.video.sample import prepare_clip
 
 BUILDINGS = {442: "bell cote", 663: "monastery", 698: "palace", 832: "stupa"}  # of ImageNet's classes

@@ -5,7 +5,7 @@ import torch
 
 from dover_eval import DOVERConfig, DOVERModel, DOVERModelSimple, VideoScorer
 from dover_eval.config import EFFICIENTNET_LITE0
-from dover_eval.models.signals import SIGHTS
+from dover_eval.models.sights import SIGHTS
 from dover_eval.video.sample import prepare_clip, squash
 
 PROMPTS = ["a red circle moving left", "two dogs running over a beach"]
