@@ -14,22 +14,34 @@ OURS, FLOOR = "dover", "copy"
 
 
 def table(report: dict[str, Any], direction: str) -> str:
-    """One row a problem: our time, the fastest other's, how often ours fits into it, and the shares that we reach."""
+    """One row a problem: our time, the fastest other's, how often ours fits into it, the shares that we reach, and both
+    peaks of memory. A time carries its spread, from the 20th to the 80th percentile, and an asterisk where it alone was
+    taken without a graph, with its launches."""
+    graphs = any(entry.get("graph") for entry in report["results"])
     lines = [
-        "| problem | ours, ms | fastest other, ms | which | ratio | of a copy | of FFMA peak |",
-        "|---|---|---|---|---|---|---|",
+        "| problem | ours, ms | fastest other, ms | which | ratio | of a copy | of FFMA peak | peak memory, MiB |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for problem, timed in by_problem(report, direction).items():
         others = {name: entry for name, entry in timed.items() if name not in (OURS, FLOOR)}
         if OURS not in timed or not others:
-            lines.append(f"| {problem} | not timed | | | | | |")
+            lines.append(f"| {problem} | not timed | | | | | | |")
             continue
         best = min(others, key=lambda name: others[name]["median_ms"])
-        ours, theirs = timed[OURS]["median_ms"], others[best]["median_ms"]
-        shares = [_percent(timed[OURS].get(share)) for share in ("copy_share", "ffma_share")]
-        row = (problem, f"{ours:.3f}", f"{theirs:.3f}", best, f"{theirs / ours:.2f}", *shares)
+        ours, theirs = timed[OURS], others[best]
+        ratio = f"{theirs['median_ms'] / ours['median_ms']:.2f}"
+        shares = [_percent(ours.get(share)) for share in ("copy_share", "ffma_share")]
+        peaks = [entry["peak_bytes"] for entry in (ours, theirs)]
+        memory = "" if None in peaks else " / ".join(f"{peak / 2**20:.0f}" for peak in peaks)
+        row = (problem, _time(ours, graphs), _time(theirs, graphs), best, ratio, *shares, memory)
         lines.append("| " + " | ".join(row) + " |")
-    return "\n".join(lines)
+    text = "\n".join(lines)
+    return f"{text}\n\n\\* timed with its launches: it could not be captured in a graph" if "\\*" in text else text
+
+
+def _time(entry: dict[str, Any], graphs: bool) -> str:
+    mark = "\\*" if graphs and not entry["graph"] else ""
+    return f"{entry['median_ms']:.3f}{mark} ({entry['p20_ms']:.3f}-{entry['p80_ms']:.3f})"
 
 
 def by_problem(report: dict[str, Any], direction: str) -> dict[str, dict[str, dict[str, Any]]]:
