@@ -149,7 +149,8 @@ def _captured(call: Callable[[], object]) -> Callable[[], object] | None:
     """Replays `call`; None where it cannot be captured, which is said. Running out of memory is no such reason."""
     try:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # The outer one, because a capture that breaks off does not give the stream back.
+        with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
             call()
     except RuntimeError as error:
         # The end of a capture that broke off raises an error of its own, whose context is the first.

@@ -205,6 +205,8 @@ def test_running_out_of_memory_is_no_reason_to_time_without_a_graph(capture, mon
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
     monkeypatch.setattr(torch.cuda, "graph", lambda _graph: capture())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _stream: nullcontext())
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     with pytest.raises(RuntimeError, match=r"out of memory|capture invalidated"):
         run._captured(hungry)
@@ -240,3 +242,8 @@ def test_the_report_shows_spread_memory_and_what_had_no_graph():
     assert table.endswith("it could not be captured in a graph")
     on_a_cpu = [entry("dover", 1.0, False) | {"peak_bytes": None}, entry("eager", 2.0, False)]
     assert "*" not in report.table({"results": on_a_cpu}, "training")
+
+
+def test_the_report_says_what_was_not_timed_and_why():
+    failed = {"problem": "p", "candidate": "eager", "not_timed": "forward: OutOfMemoryError: out of memory\n at 0x7f"}
+    assert report.not_timed({"results": [failed]}) == ["- p, eager: forward: OutOfMemoryError: out of memory"]
