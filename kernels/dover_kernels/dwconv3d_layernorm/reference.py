@@ -89,8 +89,8 @@ def _weight_gradient(x: Tensor, dy: Tensor, shape: torch.Size) -> Tensor:
     fp32 sums stay short.
     """
     C, _, k_t, k_h, k_w = shape
-    padding = [size // 2 for size in shape[2:]]
     if x.device.type != "cpu" or x.dtype != torch.float32:
+        padding = [size // 2 for size in shape[2:]]
         with _true_fp32(x):
             return conv3d_weight(x, shape, dy, padding=padding, groups=C)
     half, T = k_t // 2, x.shape[2]
