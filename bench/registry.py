@@ -1,6 +1,8 @@
 """What is timed: the operator's problems, and every way to compute them that a PyTorch user has."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,6 +11,9 @@ from dover_kernels import dwconv3d_layernorm
 from torch import Tensor
 
 EPS = 1e-6
+DIRECTIONS = ("forward", "training")
+#: Capturing is the benchmark's own task (`bench.run`), so compilers leave it.
+COMPILE_MODE = "max-autotune-no-cudagraphs"
 Function = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -31,15 +36,16 @@ class Problem:
     def elements(self) -> int:
         return self.B * self.C * self.T * self.H * self.W
 
-    @property
-    def flops(self) -> int:
-        """Multiplications and additions of the forward convolution."""
-        return 2 * 49 * self.k_t * self.elements
+    def flops(self, direction: str) -> int:
+        """Multiplications and additions of the convolution; in training also of its two gradients, each as many."""
+        convolutions = 1 if direction == "forward" else 3
+        return convolutions * 2 * 49 * self.k_t * self.elements
 
-    @property
-    def bytes(self) -> int:
-        """The least that the forward pass moves: x in, z out."""
-        return 2 * self.dtype.itemsize * self.elements
+    def bytes(self, direction: str) -> int:
+        """The least that is moved: x in, z out; in training then x and dz in, dx out. What an implementation keeps (y)
+        or passes between its kernels (dy) is its own affair, and parameters are small."""
+        tensors = 2 if direction == "forward" else 5
+        return tensors * self.dtype.itemsize * self.elements
 
     def shorter(self, frames: int) -> "Problem":
         return replace(self, T=min(self.T, frames))
@@ -61,6 +67,14 @@ def gpu_problems(dtypes: tuple[torch.dtype, ...] = (torch.bfloat16,)) -> list[Pr
     """The four stages of 64 frames of 640x640 and of 32 frames of 224x224."""
     sizes = [(C, T, sides[i]) for i, T in enumerate((64, 32)) for C, sides in STAGES.items()]
     return [Problem(1, C, T, H, H, k_t, dtype) for dtype in dtypes for C, T, H in sizes for k_t in (1, 3, 7)]
+
+
+def matching(problems: list[Problem], pattern: str) -> list[Problem]:
+    """Those whose name has the regular expression. Raises ValueError, with all names, where none has."""
+    found = [problem for problem in problems if re.search(pattern, str(problem))]
+    if not found:
+        raise ValueError(f"{pattern!r} is in none of: {', '.join(map(str, problems))}")
+    return found
 
 
 def cpu_problems() -> list[Problem]:
@@ -95,13 +109,13 @@ def conv2d_over_frames(x: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, b
 
 
 def shifted_conv2d(x: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-    """A conv2d for each of the k_t frames of the kernel, on x moved in time, summed."""
+    """A conv2d for each of the k_t frames of the kernel, on x moved in time, summed. Channels stay last throughout."""
     B, C, T = x.shape[:3]
     k_t = weight.shape[2]
-    padded = F.pad(x.transpose(1, 2), (0, 0, 0, 0, 0, 0, k_t // 2, k_t // 2))  # (B,T+,C,H,W)
+    padded = F.pad(x.permute(0, 2, 3, 4, 1), (0,) * 6 + (k_t // 2, k_t // 2))  # (B,T+,H,W,C)
     y = None
     for i in range(k_t):
-        moved = padded[:, i : i + T].flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        moved = padded[:, i : i + T].flatten(0, 1).permute(0, 3, 1, 2)  # of one clip, a view
         part = F.conv2d(moved, weight[:, :, i], bias if i == 0 else None, padding=3, groups=C)
         y = part if y is None else y + part
     assert y is not None
@@ -130,12 +144,18 @@ class Candidate:
             return False
         return self.k_t == "any" or (self.k_t == "one") == (problem.k_t == 1)
 
+    @contextmanager
+    def settings(self) -> Iterator[None]:
+        """Where cuDNN searches for its fastest algorithm if the name says so, and no fp32 product is one in TF32."""
+        with torch.backends.cudnn.flags(enabled=True, benchmark=self.cudnn_benchmark, allow_tf32=False):
+            yield
+
     def build(self) -> Function:
         """The function to call; compiled anew, so that one problem's guards are not the next one's."""
         if not self.compiled:
             return self.function
         torch.compiler.reset()
-        return torch.compile(self.function, mode="max-autotune-no-cudagraphs")
+        return torch.compile(self.function, mode=COMPILE_MODE)
 
 
 OPERATOR = Candidate("dover", operator)
@@ -145,8 +165,11 @@ BASELINES = (
     Candidate("eager channels_last_3d", eager),
     Candidate("eager NCDHW, cudnn.benchmark", eager, channels_last=False, cudnn_benchmark=True, gpu_only=True),
     Candidate("eager channels_last_3d, cudnn.benchmark", eager, cudnn_benchmark=True, gpu_only=True),
-    Candidate("torch.compile max-autotune", eager, compiled=True, gpu_only=True),
-    Candidate("conv2d over B*T, channels_last", conv2d_over_frames, cudnn_benchmark=True, k_t="one"),
-    Candidate("sum of k_t shifted conv2d", shifted_conv2d, cudnn_benchmark=True, k_t="many"),
+    Candidate(f"torch.compile {COMPILE_MODE}", eager, compiled=True, gpu_only=True),
+    Candidate("conv2d over B*T, channels_last, cudnn.benchmark", conv2d_over_frames, cudnn_benchmark=True, k_t="one"),
+    Candidate(
+        f"conv2d over B*T, torch.compile {COMPILE_MODE}", conv2d_over_frames, compiled=True, gpu_only=True, k_t="one"
+    ),
+    Candidate("sum of k_t shifted conv2d, cudnn.benchmark", shifted_conv2d, cudnn_benchmark=True, k_t="many"),
 )
 CANDIDATES = (OPERATOR, *BASELINES, COPY)

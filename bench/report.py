@@ -14,22 +14,39 @@ OURS, FLOOR = "dover", "copy"
 
 
 def table(report: dict[str, Any], direction: str) -> str:
-    """One row a problem: our time, the fastest other's, how often ours fits into it, and the shares that we reach."""
+    """One row a problem: our time, the fastest other's, how often ours fits into it, the shares that we reach, and both
+    peaks of memory. A time carries its spread, from the 20th to the 80th percentile, and an asterisk where it alone was
+    taken without a graph, with its launches."""
+    graphs = has_graphs(report)
     lines = [
-        "| problem | ours, ms | fastest other, ms | which | ratio | of a copy | of FFMA peak |",
-        "|---|---|---|---|---|---|---|",
+        "| problem | ours, ms | fastest other, ms | which | ratio | of a copy | of FFMA peak | peak memory, MiB |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for problem, timed in by_problem(report, direction).items():
         others = {name: entry for name, entry in timed.items() if name not in (OURS, FLOOR)}
         if OURS not in timed or not others:
-            lines.append(f"| {problem} | not timed | | | | | |")
+            lines.append(f"| {problem} | not timed | | | | | | |")
             continue
         best = min(others, key=lambda name: others[name]["median_ms"])
-        ours, theirs = timed[OURS]["median_ms"], others[best]["median_ms"]
-        shares = [_percent(timed[OURS].get(share)) for share in ("copy_share", "ffma_share")]
-        row = (problem, f"{ours:.3f}", f"{theirs:.3f}", best, f"{theirs / ours:.2f}", *shares)
+        ours, theirs = timed[OURS], others[best]
+        ratio = f"{theirs['median_ms'] / ours['median_ms']:.2f}"
+        shares = [_percent(ours.get(share)) for share in ("copy_share", "ffma_share")]
+        peaks = [entry["peak_bytes"] for entry in (ours, theirs)]
+        memory = "" if None in peaks else " / ".join(f"{peak / 2**20:.0f}" for peak in peaks)
+        row = (problem, _time(ours, graphs), _time(theirs, graphs), best, ratio, *shares, memory)
         lines.append("| " + " | ".join(row) + " |")
-    return "\n".join(lines)
+    text = "\n".join(lines)
+    return f"{text}\n\n\\* timed with its launches: it could not be captured in a graph" if "\\*" in text else text
+
+
+def has_graphs(report: dict[str, Any]) -> bool:
+    """Whether a time without a graph stands beside others with one."""
+    return any(entry.get("graph") for entry in report["results"])
+
+
+def _time(entry: dict[str, Any], graphs: bool) -> str:
+    mark = "\\*" if graphs and not entry["graph"] else ""
+    return f"{entry['median_ms']:.3f}{mark} ({entry['p20_ms']:.3f}-{entry['p80_ms']:.3f})"
 
 
 def by_problem(report: dict[str, Any], direction: str) -> dict[str, dict[str, dict[str, Any]]]:
@@ -41,22 +58,31 @@ def by_problem(report: dict[str, Any], direction: str) -> dict[str, dict[str, di
     return found
 
 
+def not_timed(report: dict[str, Any]) -> list[str]:
+    """A line for each that failed: the fastest other of its table may be one that would have lost to it."""
+    failed = [entry for entry in report["results"] if "not_timed" in entry]
+    return [f"- {e['problem']}, {e['candidate']}: {e['not_timed'].splitlines()[0]}" for e in failed]
+
+
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{share:.0%}"
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
-    """Speed relative to the fastest other, a bar a problem, forward and training."""
+    """Speed relative to the fastest other, a bar a problem, forward and training; an asterisk as in the table."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(12, 5), sharey=True, layout="constrained")
     for axis, direction in zip(axes, ("forward", "training"), strict=True):
         names, ratios = [], []
         for problem, timed in by_problem(report, direction).items():
-            others = [entry["median_ms"] for name, entry in timed.items() if name not in (OURS, FLOOR)]
+            others = [entry for name, entry in timed.items() if name not in (OURS, FLOOR)]
             if OURS in timed and others:
-                names.append(problem)
-                ratios.append(min(others) / timed[OURS]["median_ms"])
+                ours, best = timed[OURS], min(others, key=lambda entry: entry["median_ms"])
+                names.append(
+                    f"{problem} *" if has_graphs(report) and not (ours["graph"] and best["graph"]) else problem
+                )
+                ratios.append(best["median_ms"] / ours["median_ms"])
         axis.barh(names, ratios)
         axis.axvline(1.0, color="black", linewidth=0.8)
         axis.set(title=direction, xlabel="times the speed of the fastest other")
@@ -77,6 +103,8 @@ def main() -> None:
         print(f"## {report['device']}\n\ntorch {report['torch']}, Triton {report['triton']}. {report['note']}\n")
         for direction in ("forward", "training"):
             print(f"### {direction}\n\n{table(report, direction)}\n")
+        if failed := not_timed(report):
+            print("### not timed\n", *failed, "", sep="\n")
         if options.plot:
             plot(report, options.plot / f"{path.stem}.svg")
 

@@ -2,112 +2,95 @@
 
     python -m bench.run                       this machine's GPU, or its CPU with small shapes
     python -m bench.run --dtype bfloat16 float32 --note "nothing else on the machine"
+    python -m bench.run --minutes 8 --only "k_t=1 "       again and again, until nothing is left
 
-Writes bench/results/<device>.json. Every candidate is checked first (`verify`); one that is wrong is recorded so, and
-not timed. On a GPU a captured graph is replayed, with the L2 cache flushed before each replay; on a CPU the clock is
-read around a call. `python -m bench.report` draws the plot and the table.
+Writes bench/results/<device>.json after every candidate, and goes on where a run of the same commit, device and
+versions has stopped. Every candidate is checked first (`verify`); one that is wrong, or fails, is recorded with its
+reason, and not timed. On a GPU a captured graph is replayed, with the L2 cache flushed before each replay; on a CPU the
+clock is read around a call. `python -m bench.report` draws the plot and the table.
 """
 
 import argparse
-import json
+import math
+import multiprocessing
 import os
-import platform
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from dover_kernels import explain
 
-from bench.registry import CANDIDATES, COPY, OPERATOR, Candidate, Problem, cpu_problems, gpu_problems
-from bench.verify import WrongResult, verify
+from bench.record import Record, device_name, environment
+from bench.registry import (
+    CANDIDATES,
+    COPY,
+    DIRECTIONS,
+    OPERATOR,
+    Candidate,
+    Problem,
+    cpu_problems,
+    gpu_problems,
+    matching,
+)
+from bench.verify import verify
 
 RESULTS = Path(__file__).parent / "results"
 #: fp32 FFMA peaks without tensor cores, FLOP/s, from the vendor's data sheets.
 PEAKS = {"H200": 67e12, "H100": 67e12, "A100": 19.5e12}
+#: A call of so many seconds is repeated a quarter as often.
+SLOW = 0.1
 
 
-def environment(device: str, note: str) -> dict[str, Any]:
-    """Everything that a figure depends on and that the machine tells."""
-    facts: dict[str, Any] = {
-        "device": _device_name(device),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg()[0],
-        "commit": _output("git", "rev-parse", "HEAD"),
-        "date": time.strftime("%Y-%m-%d"),
-        "note": note,
-    }
-    if device == "cuda":
-        facts |= {
-            "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
-            "cuda": torch.version.cuda,
-            "hip": torch.version.hip,
-            "cudnn": torch.backends.cudnn.version(),
-        }
-    try:
-        import triton
-
-        facts["triton"] = triton.__version__
-    except ImportError:
-        facts["triton"] = None
-    return facts
-
-
-def _device_name(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    model = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
-    return f"{model[1] if model else platform.processor()}, {torch.get_num_threads()} threads"
-
-
-def _output(*command: str) -> str | None:
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return None
-
-
-def set_up(candidate: Candidate, problem: Problem, device: str, direction: str) -> Callable[[], object]:
+@contextmanager
+def set_up(candidate: Candidate, problem: Problem, device: str, direction: str) -> Iterator[Callable[[], object]]:
     """The call that is timed, and whose memory is measured: "forward" without gradients, or "training", which is
-    forward and backward."""
+    forward and backward. While it is open, PyTorch is set as the candidate's name says."""
     tensors, dz = problem.operands(device)
     if candidate.channels_last:
         tensors[0] = tensors[0].detach().contiguous(memory_format=torch.channels_last_3d).requires_grad_()
         dz = dz.contiguous(memory_format=torch.channels_last_3d)
     function = candidate.build()
-    if direction == "forward":
-        return torch.no_grad()(lambda: function(*tensors))
-    return lambda: torch.autograd.grad(function(*tensors), tensors, dz)
+    with candidate.settings():
+        if direction == "forward":
+            yield torch.no_grad()(lambda: function(*tensors))
+        else:
+            yield lambda: torch.autograd.grad(function(*tensors), tensors, dz)
 
 
 def measure(call: Callable[[], object], device: str, repetitions: int) -> dict[str, Any]:
     """Median and spread (20th to 80th percentile) in ms, and peak memory above what the operands take."""
+    seconds = 0.0
     for _ in range(3):
+        start = time.perf_counter()
         call()
+        _synchronize(device)
+        seconds = time.perf_counter() - start
+    if seconds > SLOW:
+        repetitions = min(repetitions, max(5, repetitions // 4))
     memory = None
     if device == "cuda":
-        torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         call()
         torch.cuda.synchronize()
         memory = torch.cuda.max_memory_allocated() - before
-    kernels = _kernels(call, device)
     times, graph = _gpu_times(call, repetitions) if device == "cuda" else (_cpu_times(call, repetitions), False)
-    low, high = statistics.quantiles(times, n=5)[0], statistics.quantiles(times, n=5)[-1]
+    kernels = _kernels(call, device)  # last: a profiler leaves hooks behind
+    fifths = statistics.quantiles(times, n=5)
     return {
         "median_ms": statistics.median(times),
-        "p20_ms": low,
-        "p80_ms": high,
+        "p20_ms": fifths[0],
+        "p80_ms": fifths[-1],
         "min_ms": min(times),
+        "repetitions": len(times),
         "graph": graph,
         "peak_bytes": memory,
         "kernels": kernels,
@@ -115,12 +98,21 @@ def measure(call: Callable[[], object], device: str, repetitions: int) -> dict[s
 
 
 def first_call(problem: Problem, device: str, direction: str) -> float:
-    """Seconds that the operator's first call on a layer takes: compilation, where there is any, and all."""
-    call = set_up(OPERATOR, problem, device, direction)
-    start = time.perf_counter()
-    call()
-    _synchronize(device)
-    return time.perf_counter() - start
+    """Seconds of the operator's first call on a layer in a process of its own, with nothing compiled before: on a GPU
+    the import of Triton and all compilation."""
+    spawn = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="bench-triton-") as cache, ProcessPoolExecutor(1, spawn) as pool:
+        return pool.submit(_first_call, problem, device, direction, cache).result()
+
+
+def _first_call(problem: Problem, device: str, direction: str, cache: str) -> float:
+    os.environ["TRITON_CACHE_DIR"] = cache
+    with set_up(OPERATOR, problem, device, direction) as call:
+        _synchronize(device)
+        start = time.perf_counter()
+        call()
+        _synchronize(device)
+        return time.perf_counter() - start
 
 
 def _synchronize(device: str) -> None:
@@ -139,15 +131,8 @@ def _cpu_times(call: Callable[[], object], repetitions: int) -> list[float]:
 
 def _gpu_times(call: Callable[[], object], repetitions: int) -> tuple[list[float], bool]:
     flush = torch.empty(256 * 2**20, dtype=torch.uint8, device="cuda")
-    try:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            call()
-        run, captured = graph.replay, True
-    except RuntimeError as error:
-        print(f"    no graph ({error}): timed with its launches", file=sys.stderr)
-        torch.cuda.synchronize()
-        run, captured = call, False
+    replay = _captured(call)
+    run = replay or call
     times = []
     for _ in range(repetitions + 3):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -157,7 +142,24 @@ def _gpu_times(call: Callable[[], object], repetitions: int) -> tuple[list[float
         end.record()
         torch.cuda.synchronize()
         times.append(start.elapsed_time(end))
-    return times[3:], captured
+    return times[3:], replay is not None
+
+
+def _captured(call: Callable[[], object]) -> Callable[[], object] | None:
+    """Replays `call`; None where it cannot be captured, which is said. Running out of memory is no such reason."""
+    try:
+        graph = torch.cuda.CUDAGraph()
+        # The outer one, because a capture that breaks off does not give the stream back.
+        with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
+            call()
+    except RuntimeError as error:
+        # The end of a capture that broke off raises an error of its own, whose context is the first.
+        if torch.OutOfMemoryError in (type(error), type(error.__context__)):
+            raise
+        print(f"    no graph ({error}): timed with its launches", file=sys.stderr)
+        torch.cuda.synchronize()
+        return None
+    return graph.replay
 
 
 def _kernels(call: Callable[[], object], device: str) -> list[str]:
@@ -171,78 +173,113 @@ def _kernels(call: Callable[[], object], device: str) -> list[str]:
     return [event.key for event in events[:3]]
 
 
-def shares(problem: Problem, milliseconds: float, device_name: str, copy_ms: float | None) -> dict[str, float | None]:
-    """Which part of the FFMA peak, and of the copy's rate over the same bytes, a forward pass reaches."""
-    peak = next((value for name, value in PEAKS.items() if name in device_name), None)
+def shares(
+    problem: Problem, direction: str, milliseconds: float, device: str, copy_ms: float | None
+) -> dict[str, float | None]:
+    """Which part of the FFMA peak of `device`, and of the rate at which a copy moves bytes, is reached; None where
+    there is no figure to compare with."""
+    peak = next((value for name, value in PEAKS.items() if name in device), None)
+    least_ms = copy_ms and copy_ms * problem.bytes(direction) / problem.bytes("forward")
     return {
-        "ffma_share": problem.flops / (milliseconds * 1e-3) / peak if peak else None,
-        "copy_share": copy_ms / milliseconds if copy_ms else None,
+        "ffma_share": problem.flops(direction) / (milliseconds * 1e-3) / peak if peak else None,
+        "copy_share": least_ms / milliseconds if least_ms else None,
     }
 
 
+def time_candidate(
+    problem: Problem, candidate: Candidate, device: str, repetitions: int, copy_ms: float | None, first_calls: bool
+) -> list[dict[str, Any]]:
+    """An entry for each direction. Whatever the candidate raises is its entry's reason for not being timed."""
+    named: dict[str, Any] = {"problem": str(problem), "candidate": candidate.name}
+
+    def not_timed(error: Exception, direction: str = "") -> dict[str, Any]:
+        reason = f"{direction}{type(error).__name__}: {error}"
+        print(f"{problem}  {candidate.name}: not timed, {reason}", file=sys.stderr)
+        return {**named, "not_timed": reason}
+
+    try:
+        named["errors"] = verify(candidate, problem, device)
+    except Exception as error:
+        return [not_timed(error)]
+    entries = []
+    for direction in DIRECTIONS[:1] if candidate is COPY else DIRECTIONS:
+        try:
+            with set_up(candidate, problem, device, direction) as call:
+                timed = measure(call, device, repetitions)
+        except Exception as error:
+            entries.append(not_timed(error, f"{direction}: "))
+            continue
+        median = timed["median_ms"]
+        timed |= shares(problem, direction, median, device_name(device), median if candidate is COPY else copy_ms)
+        if candidate is OPERATOR:
+            timed["path"] = str(explain(torch.empty(0, problem.C, 1, 1, 1, dtype=problem.dtype, device=device)))
+            if first_calls:
+                timed |= _timed_first_call(problem, device, direction)
+        entries.append({**named, "direction": direction, **timed})
+        print(f"{problem}  {candidate.name:45} {direction:8} {median:9.3f} ms", flush=True)
+    return entries
+
+
+def _timed_first_call(problem: Problem, device: str, direction: str) -> dict[str, Any]:
+    try:
+        return {"first_call_s": first_call(problem, device, direction)}
+    except Exception as error:
+        print(f"{problem}  first call, {direction}: {error}", file=sys.stderr)
+        return {"first_call_s": None, "first_call_failed": f"{type(error).__name__}: {error}"}
+
+
 def run(
-    problems: list[Problem], device: str, repetitions: int, note: str, save: Callable[[dict[str, Any]], None]
-) -> dict[str, Any]:
-    """Everything that was found; `save` has it after every problem, so that a run that is cut short leaves the rest."""
-    facts = environment(device, note)
-    results: list[dict[str, Any]] = []
+    problems: list[Problem], device: str, repetitions: int, record: Record, end: float = math.inf,
+    first_calls: bool = True,
+) -> bool:  # fmt: skip
+    """True if the record has every candidate of every problem now; False where the clock passed `end` before.
+
+    Raises what the GPU reports once it serves this process no more; the candidate that brought it there is recorded.
+    """
     for problem in problems:
-        copy_ms = None
-        first = {direction: first_call(problem, device, direction) for direction in ("forward", "training")}
         for candidate in sorted(CANDIDATES, key=lambda c: c is not COPY):  # the copy first: shares refer to it
-            if not candidate.takes(problem, device):
+            if record.has(problem, candidate) or not candidate.takes(problem, device):
                 continue
-            torch.backends.cudnn.benchmark = candidate.cudnn_benchmark
-            entry: dict[str, Any] = {"problem": str(problem), "candidate": candidate.name}
-            try:
-                entry["errors"] = verify(candidate, problem, device)
-            except (WrongResult, torch.OutOfMemoryError) as error:
-                print(f"{problem}  {candidate.name}: not timed, {error}", file=sys.stderr)
-                results.append({**entry, "not_timed": str(error)})
-                continue
-            for direction in ("forward", "training"):
-                if candidate is COPY and direction == "training":
-                    continue
-                try:
-                    timed = measure(set_up(candidate, problem, device, direction), device, repetitions)
-                except torch.OutOfMemoryError as error:
-                    results.append({**entry, "not_timed": f"{direction}: {error}"})
-                    continue
-                if candidate is COPY:
-                    copy_ms = timed["median_ms"]
-                if direction == "forward":
-                    timed |= shares(problem, timed["median_ms"], facts["device"], copy_ms)
-                if candidate is OPERATOR:
-                    timed["first_call_s"] = first[direction]
-                    timed["path"] = str(explain(torch.empty(0, problem.C, 1, 1, 1, dtype=problem.dtype, device=device)))
-                results.append({**entry, "direction": direction, **timed})
-                print(f"{problem}  {candidate.name:40} {direction:8} {timed['median_ms']:9.3f} ms", flush=True)
-        save({**facts, "results": results})
-    torch.backends.cudnn.benchmark = False
-    return {**facts, "results": results}
+            if time.monotonic() > end:
+                return False
+            copy_ms = record.median(problem, COPY, "forward")
+            record.put(time_candidate(problem, candidate, device, repetitions, copy_ms, first_calls))
+            _synchronize(device)
+    return True
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", nargs="+", default=["bfloat16"], help="on a GPU; a CPU is timed in float32")
-    parser.add_argument("--repetitions", type=int, default=20)
+    parser.add_argument("--only", default="", help='problems whose name has this regular expression, such as "k_t=3"')
+    parser.add_argument("--minutes", type=float, default=math.inf, help="no candidate is begun after so long")
+    parser.add_argument("--repetitions", type=int, default=20, help="a quarter of it where a call takes over 100 ms")
+    parser.add_argument(
+        "--first-calls", action=argparse.BooleanOptionalAction, default=True, help="each takes a process of its own"
+    )
     parser.add_argument("--note", default="", help="what else the machine was doing")
     parser.add_argument("--output", type=Path, help="default: bench/results/<device>.json")
-    options = parser.parse_args()
-    if options.device == "cuda":
-        # A cache of its own: the time to a first call is that of a machine that has never compiled.
-        os.environ["TRITON_CACHE_DIR"] = tempfile.mkdtemp(prefix="bench-triton-")
-        problems = gpu_problems(tuple(getattr(torch, name) for name in options.dtype))
-    else:
-        problems = cpu_problems()
-    name = re.sub(r"[^a-z0-9]+", "-", _device_name(options.device).lower()).strip("-")
-    output = options.output or RESULTS / f"{name}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    save = lambda report: output.write_text(json.dumps(report, indent=1) + "\n")
-    run(problems, options.device, options.repetitions, options.note, save)
-    print(f"wrote {output}")
+    parser.add_argument("--again", action="store_true", help="forget what the output holds")
+    options = parser.parse_args(arguments)
+    end = time.monotonic() + 60 * options.minutes
+    dtypes = tuple(getattr(torch, name) for name in options.dtype)
+    name = re.sub(r"[^a-z0-9]+", "-", device_name(options.device).lower()).strip("-")
+    facts = environment(options.device, options.note)
+    if facts["commit"] is None:
+        print("no git here: these figures name no commit, unless BENCH_COMMIT does", file=sys.stderr)
+    try:
+        problems = matching(gpu_problems(dtypes) if options.device == "cuda" else cpu_problems(), options.only)
+        record = Record(options.output or RESULTS / f"{name}.json", facts, options.again)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    complete = run(problems, options.device, options.repetitions, record, end, options.first_calls)
+    print(f"wrote {record.path}")
+    if not complete:
+        print("the time is up: run it again to go on", file=sys.stderr)
+    return 0 if complete else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

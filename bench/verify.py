@@ -31,10 +31,11 @@ def verify(candidate: Candidate, problem: Problem, device: str) -> dict[str, flo
     if candidate.channels_last:
         tensors[0] = tensors[0].detach().contiguous(memory_format=torch.channels_last_3d).requires_grad_()
     function = candidate.build()
-    z = function(*tensors)
-    with torch.no_grad():
-        got = {"z": z.detach(), "inference": function(*tensors)}
-    got |= zip(GRADIENTS, torch.autograd.grad(z, tensors, dz), strict=True)
+    with candidate.settings():
+        z = function(*tensors)
+        with torch.no_grad():
+            got = {"z": z.detach(), "inference": function(*tensors)}
+        got |= zip(GRADIENTS, torch.autograd.grad(z, tensors, dz), strict=True)
     want = oracle(problem, device)
     errors = {name: ((a.double() - want[name]).norm() / want[name].norm()).item() for name, a in got.items()}
     limits = dict.fromkeys(errors, GRADIENT_TOLERANCE[problem.dtype] if candidate is OPERATOR else float("inf"))

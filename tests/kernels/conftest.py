@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -60,10 +61,18 @@ def relative_errors(got: dict[str, Tensor], want: dict[str, Tensor]) -> dict[str
     return errors
 
 
-@pytest.fixture
-def poisoned() -> Iterator[None]:
+@contextmanager
+def poison() -> Iterator[None]:
     """Memory that is allocated but not written holds NaN."""
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    with poison():
+        yield

@@ -113,6 +113,16 @@ def test_compiles_whole_with_the_same_result():
     assert max(errors.values()) < 1e-5, errors
 
 
+def test_one_compiled_function_takes_every_layer(monkeypatch):
+    monkeypatch.setenv("DOVER_KERNELS", "reference")  # has the path chosen, as on a GPU
+    torch.compiler.reset()
+    compiled = torch.compile(dwconv3d_layernorm, fullgraph=True, backend="aot_eager")
+    for C, k_t in ((8, 1), (16, 1), (16, 3), (24, 3)):
+        case = make_operands((1, C, 2, 3, 4), (k_t, 3, 3))
+        errors = relative_errors(case.run(compiled), case.oracle())
+        assert max(errors.values()) < 1e-5, (C, k_t, errors)
+
+
 def test_activation_checkpointing_gives_the_same_gradients():
     case = operands()
     plain = case.run(dwconv3d_layernorm)

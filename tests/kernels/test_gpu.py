@@ -1,17 +1,21 @@
-"""What only a GPU can show: shipped configurations at the model's sizes, CUDA graphs, tensors beyond 2^31 elements."""
+"""What only a GPU can show: shipped configurations at the model's sizes, CUDA graphs, tensors beyond 2^31 elements.
+
+The kernel's README has the command for a machine with no more than torch, Triton and pytest.
+"""
 
 import pytest
 import torch
 from dover_kernels import dwconv3d_layernorm, explain
 from dover_kernels.dwconv3d_layernorm import launch
 
-from .conftest import Operands, make_operands, relative_errors
+from .conftest import Operands, make_operands, poison, relative_errors
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
     pytest.mark.skipif(launch.INTERPRETED, reason="this is the interpreter's process"),
 ]
+LIMIT = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 STAGES = [(96, 56), (96, 160), (192, 28), (192, 80), (384, 14), (384, 40), (768, 7), (768, 20)]
 
 
@@ -23,11 +27,45 @@ def test_every_stage_agrees_with_fp64(C, side, dtype, k_t):
     assert explain(operands.tensors[0]).path == "triton"
     want = operands.oracle(device="cuda")
     errors = relative_errors(operands.run(dwconv3d_layernorm), want)
-    limit = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}[dtype]
-    assert max(errors.values()) < limit, errors
+    assert max(errors.values()) < LIMIT[dtype], errors
     with torch.no_grad():  # inference has configurations of its own
         z = dwconv3d_layernorm(*operands.tensors)
-    assert relative_errors({"z": z}, {"z": want["z"]})["z"] < limit
+    assert relative_errors({"z": z}, {"z": want["z"]})["z"] < LIMIT[dtype]
+
+
+@pytest.mark.parametrize("k_t", [1, 3, 9])
+@pytest.mark.parametrize("dtype", LIMIT)
+def test_odd_frames_that_no_strip_divides_agree_with_fp64(dtype, k_t):
+    operands = make_operands((2, 96, 3, 9, 13), (k_t, 7, 7), "cuda", dtype, parameters=torch.float32)
+    want = operands.oracle(device="cuda")
+    errors = relative_errors(operands.run(dwconv3d_layernorm), want)
+    assert max(errors.values()) < LIMIT[dtype], errors
+    with torch.no_grad():
+        z = dwconv3d_layernorm(*operands.tensors)
+    assert relative_errors({"z": z}, {"z": want["z"]})["z"] < LIMIT[dtype]
+
+
+@pytest.mark.parametrize("k_t", [1, 3, 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("C", "side"), STAGES)
+def test_every_run_gives_the_same_bits_and_writes_all_that_it_allocates(C, side, dtype, k_t):
+    operands = make_operands((1, C, 4, side, side), (k_t, 7, 7), "cuda", dtype, parameters=torch.float32)
+    first = operands.run(dwconv3d_layernorm)
+    with poison():
+        second = operands.run(dwconv3d_layernorm)
+        with torch.no_grad():
+            z = dwconv3d_layernorm(*operands.tensors)
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+    assert z.isfinite().all()
+
+
+@pytest.mark.parametrize("k_t", [1, 3])
+def test_the_reference_multiplies_fp32_in_fp32(k_t, monkeypatch):
+    monkeypatch.setenv("DOVER_KERNELS", "reference")
+    operands = make_operands((1, 96, 4, 28, 28), (k_t, 7, 7), "cuda")
+    errors = relative_errors(operands.run(dwconv3d_layernorm), operands.oracle(device="cuda"))
+    assert max(errors.values()) < LIMIT[torch.float32], errors
 
 
 @pytest.mark.parametrize("C", [40, 80, 776])

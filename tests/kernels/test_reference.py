@@ -3,6 +3,7 @@
 import pytest
 import torch
 from dover_kernels import dwconv3d_layernorm
+from dover_kernels.dwconv3d_layernorm.reference import _without_tf32
 
 from .conftest import make_operands, relative_errors
 
@@ -50,6 +51,30 @@ def test_keeps_the_dtype_and_its_precision(dtype, tolerance):
     assert max(errors.values()) < tolerance, errors
 
 
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32_is_off_for_the_reference_alone(allowed, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    with _without_tf32():
+        if hasattr(torch.backends.cudnn, "conv"):
+            assert torch.backends.cudnn.conv.fp32_precision == "ieee"
+        else:
+            assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 == allowed
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="this torch has one switch for all operators")
+def test_a_switch_for_convolutions_alone_is_found_again():
+    switch = torch.backends.cudnn.conv
+    before = switch.fp32_precision
+    try:
+        switch.fp32_precision = "ieee"  # from here on, reading the common switch raises
+        with _without_tf32():
+            pass
+        assert switch.fp32_precision == "ieee"
+    finally:
+        switch.fp32_precision = before
+
+
 def test_gradients_are_those_of_finite_differences():
     operands = make_operands((1, 2, 2, 3, 2), (3, 7, 7), dtype=torch.float64)
     leaves = [tensor.requires_grad_() for tensor in operands.tensors]
@@ -62,7 +87,7 @@ def test_second_derivative_exists():
     assert torch.autograd.gradgradcheck(dwconv3d_layernorm, leaves)
 
 
-@pytest.mark.parametrize("shape", [(0, 8, 2, 4, 4), (2, 8, 0, 4, 4), (2, 8, 2, 0, 4)])
+@pytest.mark.parametrize("shape", [(0, 8, 2, 4, 4), (2, 8, 0, 4, 4), (2, 8, 2, 0, 4), (2, 8, 2, 4, 0)])
 def test_nothing_in_nothing_out(shape):
     operands = make_operands(shape, (3, 7, 7))
     got = operands.run(dwconv3d_layernorm)

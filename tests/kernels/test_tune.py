@@ -3,11 +3,15 @@ the launcher finds what was written."""
 
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
 from dover_kernels.dwconv3d_layernorm import launch
 from dover_kernels.dwconv3d_layernorm.launch import Tile
+from triton.runtime.errors import PTXASError
 
 from .conftest import INTERPRETED
 
@@ -64,6 +68,94 @@ def test_spills_are_dropped_and_few_are_timed_the_table_s_own_choice_first(role)
     assert len(tiles) == 5
     assert tiles[0] == launch.fits(launch.candidates(role, 96, 3, 2), 56)[0]
     assert 7 not in {tile.R for tile in tiles[1:]}
+
+
+@pytest.mark.parametrize("error", [PTXASError("ptxas died"), RuntimeError("PassManager::run failed")])
+def test_what_does_not_compile_is_dropped_with_its_reason(error, monkeypatch, capsys):
+    def compile_case(case, architecture):
+        if case.constants["R"] == 7:
+            raise error
+        return Report(128, 0, 0, 0.6)
+
+    monkeypatch.setattr(tune, "compile_case", compile_case)
+    requests = {tune.compiled_as(PROBLEM, "training", tile) for tile in tune.space("training", 96, 3, 56)}
+    with ThreadPoolExecutor(1) as pool:
+        figures = tune.compile_all(pool, requests, 90, time.monotonic() + 60)
+    tiles = tune.screen(PROBLEM, "training", figures, 100, 132)
+    assert 7 not in {tile.R for tile in tiles[1:]}
+    assert {4, 8} <= {tile.R for tile in tiles[1:]}
+    assert f"{type(error).__name__}: " in capsys.readouterr().err
+
+
+def test_an_error_of_the_tuner_itself_is_no_word_on_a_kernel(monkeypatch):
+    monkeypatch.setattr(tune, "compile_case", lambda case, architecture: case.nothing)
+    with pytest.raises(AttributeError):
+        tune.compile_request(tune.compiled_as(PROBLEM, "training", Tile(8, 8, 32)), 90)
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """`fastest` of tiles that take `ms`, whose checks raise, and whose results at full size are, what is given."""
+
+    def fix(ms, raises=(), results=(), end=float("inf")):
+        def in_use():
+            return launch.candidates("training")[0]
+
+        def verify(*_arguments):
+            if in_use() in dict(raises):
+                raise dict(raises)[in_use()]
+
+        def run():
+            return (torch.full((3,), dict(results).get(in_use(), 1.0)), torch.empty(0))
+
+        monkeypatch.setattr(tune, "verify", verify)
+        monkeypatch.setattr(tune, "call", lambda *_arguments: run)
+        return tune.fastest("training", PROBLEM, "cpu", list(ms), lambda run: ms[in_use()], end)
+
+    return fix
+
+
+SHIPPED, QUICK, QUICKER = Tile(8, 8, 32), Tile(4, 4, 32), Tile(7, 4, 32)
+
+
+def test_the_fastest_is_taken_if_it_agrees_with_the_shipped_one_at_full_size(timed, capsys):
+    ms = {SHIPPED: 3.0, QUICK: 2.0, QUICKER: 1.0}
+    assert timed(ms) == (QUICKER, 1.0)
+    for wrong in (1.5, float("nan")):
+        assert timed(ms, results={QUICKER: wrong}) == (QUICK, 2.0)
+    assert timed(ms, results={QUICKER: 1.5, QUICK: 0.0}) == (SHIPPED, 3.0)
+    assert f"{QUICKER}: dropped, 5.0e-01 away from {SHIPPED} at full size" in capsys.readouterr().err
+
+
+def test_what_ptxas_or_the_gpu_refuses_is_not_timed(timed):
+    ms = {SHIPPED: 3.0, QUICK: 2.0, QUICKER: 1.0}
+    assert timed(ms, raises={QUICKER: PTXASError("died")}) == (QUICK, 2.0)
+    assert timed(ms, raises={SHIPPED: tune.WrongResult("wrong")}) == (QUICKER, 1.0)
+    with pytest.raises(torch.OutOfMemoryError):
+        timed(ms, raises={QUICK: torch.OutOfMemoryError("out of memory")})
+    with pytest.raises(tune.WrongResult, match="no configuration of training is right"):
+        timed(ms, raises=dict.fromkeys(ms, tune.WrongResult("wrong")))
+
+
+def test_nothing_is_compiled_or_timed_when_the_time_is_up(timed, configs, monkeypatch):
+    with pytest.raises(tune.TimeIsUp):
+        timed({SHIPPED: 3.0}, end=0.0)
+    request = tune.compiled_as(PROBLEM, "training", SHIPPED)
+    monkeypatch.setattr(tune, "compile_request", lambda *_arguments: time.sleep(0.2))
+    with ThreadPoolExecutor(1) as pool, pytest.raises(tune.TimeIsUp):
+        tune.compile_all(pool, {request}, 90, time.monotonic())
+    h100 = SimpleNamespace(major=9, minor=0, multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: h100)
+    monkeypatch.setattr(tune, "ProcessPoolExecutor", lambda mp_context: ThreadPoolExecutor(1))
+    before = configs.read_text()
+    assert not tune.tune([PROBLEM], tune.Table(configs, "sm_90", HERE), 0, 4)
+    assert configs.read_text() == before
+
+
+def test_only_names_that_are_there(capsys):
+    assert tune.main(["--only", "C=97"]) == 2
+    assert "'C=97' is in none of: 1x96x64x160x160 k_t=1 bfloat16" in capsys.readouterr().err
 
 
 def test_the_compiler_s_figures_decide_which_are_timed():

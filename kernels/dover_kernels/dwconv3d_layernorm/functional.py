@@ -1,6 +1,7 @@
 """The operator's front door: it validates, follows autocast, and runs the path that this machine can run."""
 
 import importlib.util
+import operator
 import os
 from dataclasses import dataclass
 
@@ -50,7 +51,9 @@ def dwconv3d_layernorm(
         x = x.to(torch.get_autocast_dtype(device.type))
     if choice is None and device.type == "cpu" and not autocast:  # what `_select` and the lines below come to, sooner
         return dwconv3d_layernorm_reference(x, weight, bias, ln_weight, ln_bias, eps)
-    path, reason = _select(choice, device.type, device.index, x.dtype, x.shape[1], tuple(weight.shape[2:]))
+    # A compiler that has met two sizes makes a symbol of them, which `_select` cannot take; `index` has it be a number.
+    channels, k_t, k_h, k_w = (operator.index(size) for size in (x.shape[1], *weight.shape[2:]))
+    path, reason = _select(choice, device.type, device.index, x.dtype, channels, (k_t, k_h, k_w))
     if path == "refused":
         raise RuntimeError(reason)
     if path == "triton":

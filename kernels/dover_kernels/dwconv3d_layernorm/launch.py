@@ -4,6 +4,9 @@ Every function takes and returns (B,C,T,H,W) tensors; results are channels_last_
 copy. A configuration never changes a bit of the convolution (see `triton_kernels`), so it may depend on the batch. The
 weight gradient's sums and a fused LayerNorm's do depend on theirs, which therefore follow from the layer, the row and
 the architecture alone.
+
+The first launch for a layer compiles its kernels, and outside of the table times configurations: neither can be
+captured, so call once before a CUDA graph is.
 """
 
 import json
@@ -274,8 +277,10 @@ def layernorm_backward(dz: Tensor, y: Tensor, ln_weight: Tensor, mean: Tensor, r
 
 def weight_gradient(x: Tensor, dy: Tensor, k_t: int, K: int) -> Tensor:
     """(C,1,k_t,K,K) in fp32: one row of partial sums a slab, added in the order of the slabs."""
-    x, dy = _dense(x), _dense(dy)
     C, T, H, W = x.shape[1:]
+    if not x.numel():
+        return x.new_zeros((C, 1, k_t, K, K), dtype=torch.float32)
+    x, dy = _dense(x), _dense(dy)
     if T == 1 and k_t > 1:  # only the middle of the kernel meets anything
         gradient = x.new_zeros((C, 1, k_t, K, K), dtype=torch.float32)
         gradient[:, :, k_t // 2] = weight_gradient(x, dy, 1, K)[:, :, 0]
@@ -283,11 +288,10 @@ def weight_gradient(x: Tensor, dy: Tensor, k_t: int, K: int) -> Tensor:
     tile = fits(candidates("weight_gradient", C, k_t, x.element_size(), W, architecture(x.device)), W)[0]
     strips, slabs = plan_weight_gradient(tile, x.shape, k_t)
     partial = x.new_empty((slabs, k_t * K * K, C), dtype=torch.float32)
-    if x.numel():
-        with _on(x):
-            kernels.weight_gradient_kernel[(slabs * k_t * (C // tile.BC),)](
-                x, dy, partial, T, H, W, strips.rows, strips.columns, strips.count, strips.height, slabs,
-                C=C, KT=k_t, K=K, R=tile.R, BP=tile.BP, BC=tile.BC, EVEN=strips.even,
-                num_warps=tile.num_warps, num_stages=1,
-            )  # fmt: skip
+    with _on(x):
+        kernels.weight_gradient_kernel[(slabs * k_t * (C // tile.BC),)](
+            x, dy, partial, T, H, W, strips.rows, strips.columns, strips.count, strips.height, slabs,
+            C=C, KT=k_t, K=K, R=tile.R, BP=tile.BP, BC=tile.BC, EVEN=strips.even,
+            num_warps=tile.num_warps, num_stages=1,
+        )  # fmt: skip
     return partial.sum(0).t().reshape(C, 1, k_t, K, K).contiguous()

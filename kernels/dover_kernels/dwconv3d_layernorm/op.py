@@ -91,10 +91,10 @@ def _backward(ctx: Any, dz: Tensor | None, *_unused: Tensor | None) -> tuple[Ten
     for_weight, for_bias, for_gamma, for_beta = ctx.dtypes
     dy, sums = layernorm_backward_op(dz, y, ln_weight, mean, rstd)
     dgamma, dbeta, dbias = sums.unbind(0)
-    dx = input_gradient_op(dy, weight) if ctx.needs_input_grad[0] else None
     dweight = None
-    if ctx.needs_input_grad[1]:
+    if ctx.needs_input_grad[1]:  # before dx, so that a dense copy of x and the partial sums are gone when it comes
         dweight = weight_gradient_op(x, dy, weight.shape[2], weight.shape[3]).to(for_weight)
+    dx = input_gradient_op(dy, weight) if ctx.needs_input_grad[0] else None
     return dx, dweight, dbias.to(for_bias), dgamma.to(for_gamma), dbeta.to(for_beta), None, None
 
 

@@ -1,5 +1,7 @@
 """The operator in plain PyTorch: the path on CPU, and the oracle of the kernels' tests."""
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,7 +16,8 @@ def dwconv3d_layernorm_reference(
     """Depthwise conv3d with "same" zero padding, then LayerNorm over channels.
 
     `x` (B,C,T,H,W), `weight` (C,1,k_t,k_h,k_w) with odd sizes, the rest (C,), all floating. Computes in fp32, or in
-    fp64 where x is; returns (B,C,T,H,W) in channels_last_3d and x's dtype. Differentiable any number of times.
+    fp64 where x is; returns (B,C,T,H,W) in channels_last_3d and x's dtype. Differentiable any number of times. Under
+    torch.compile on a GPU, cuDNN follows the process's own setting of TF32.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     weight, bias, ln_weight, ln_bias = weight.to(dtype), bias.to(dtype), ln_weight.to(dtype), ln_bias.to(dtype)
@@ -30,8 +33,29 @@ def dwconv3d_layernorm_reference(
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    k_t, k_h, k_w = weight.shape[2:]
-    return F.conv3d(x, weight, bias, padding=(k_t // 2, k_h // 2, k_w // 2), groups=weight.shape[0])
+    padding = [size // 2 for size in weight.shape[2:]]
+    with _true_fp32(x):
+        return F.conv3d(x, weight, bias, padding=padding, groups=weight.shape[0])
+
+
+def _true_fp32(x: Tensor) -> AbstractContextManager[None]:
+    """Where cuDNN multiplies fp32 in fp32 and not in TF32, its default; compilers cannot trace the switch."""
+    return _without_tf32() if x.is_cuda and not torch.compiler.is_compiling() else nullcontext()
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    # Since torch 2.9 each operator has its own switch, and reading the common one raises where they differ.
+    cudnn: Any = torch.backends.cudnn
+    switch, name, off = (
+        (cudnn.conv, "fp32_precision", "ieee") if hasattr(cudnn, "conv") else (cudnn, "allow_tf32", False)
+    )
+    before = getattr(switch, name)
+    setattr(switch, name, off)
+    try:
+        yield
+    finally:
+        setattr(switch, name, before)
 
 
 class _DepthwiseConv3d(torch.autograd.Function):
@@ -67,7 +91,8 @@ def _weight_gradient(x: Tensor, dy: Tensor, shape: torch.Size) -> Tensor:
     C, _, k_t, k_h, k_w = shape
     if x.device.type != "cpu" or x.dtype != torch.float32:
         padding = [size // 2 for size in shape[2:]]
-        return conv3d_weight(x, shape, dy, padding=padding, groups=C)
+        with _true_fp32(x):
+            return conv3d_weight(x, shape, dy, padding=padding, groups=C)
     half, T = k_t // 2, x.shape[2]
     gradient = x.new_zeros(shape)
     for clip, d_clip in zip(x, dy, strict=True):
