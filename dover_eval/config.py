@@ -108,8 +108,8 @@ class DOVERConfig:
             raise ValueError("expected a semantic_encoder_name with the view 'pictures', which nothing else looks at")
         if "pictures" in self.views and self.num_frames // self.windows % QUARTERS:
             raise ValueError(
-                f"expected num_frames {self.num_frames} in {self.windows} windows of groups of {QUARTERS} with the view "
-                "'pictures'"
+                f"expected num_frames {self.num_frames} in {self.windows} windows of groups of {QUARTERS} "
+                "with the view 'pictures'"
             )
         if self.windows < 1 or self.num_frames % self.windows:
             raise ValueError(f"expected num_frames {self.num_frames} in windows of equal length, got {self.windows}")

@@ -23,7 +23,7 @@ from dover_eval.models.fusion import QualityAwareFusion
 from dover_eval.models.heads import MOSPredictor, QualityHead, StatisticsPool
 from dover_eval.models.semantic import SemanticEncoder, SemanticEncoderError
 from dover_eval.models.sights import SIGHTS, sights
-from dover_eval.models.signals import PIXEL_STATISTICS, pixel_statistics
+from dover_eval.models.signals import EXPOSURE_STATISTICS, PIXEL_STATISTICS, exposure_statistics, pixel_statistics
 from dover_eval.models.text import TextEncoder, TextEncoderError, TextFeatures
 from dover_eval.video.sample import join_quarters
 from dover_eval.weights import (
@@ -96,6 +96,7 @@ class DOVERModelSimple(nn.Module, _HubModel, **HUB):
         if config.statistics:
             channels = 2 + len(config.signals) + sum(config.dims[:-1])
             moments = (StatisticsPool.MOMENTS * channels + PIXEL_STATISTICS) * len(config.backbone_views)
+            moments += EXPOSURE_STATISTICS
             self.statistics = StatisticsPool(moments)
             self.statistics_projection = nn.Linear(moments, config.feature_dim)
         if device is not None:
@@ -156,22 +157,27 @@ class DOVERModelSimple(nn.Module, _HubModel, **HUB):
         return [x.unflatten(0, (*given, runs)) for x in self.backbone.forward_stages(frames)]
 
     def moments(self, stages: list[Tensor]) -> Tensor:
-        """The statistics (B,M) of `forward_stages`' maps, before they are standardised, by view.
+        """The statistics (B,M) of `forward_stages`' maps, before they are standardised.
 
-        Moments of the maps, the mean over runs, and `pixel_statistics` of the frames. Of the last stage there are none:
-        in a trial with them, ridge regression explained less on other clips.
+        By view, moments of the maps, the mean over runs, and `pixel_statistics` of the frames; then
+        `exposure_statistics` of the whole frames. Of the last stage there are none: in a trial with them, ridge
+        regression explained less on other clips.
         """
         batch, views, runs = stages[0].shape[:3]
         with torch.autocast(stages[0].device.type, enabled=False):
             raw = self.statistics.raw([x.flatten(0, 2) for x in stages[:-2]]).unflatten(0, (batch, views, runs))
-            frames = stages[0][:, :, :, :3].flatten(0, 1)
+            frames = stages[0][:, :, :, :3]
             if torch.is_grad_enabled() and frames.requires_grad:  # cheap to compute again, and large to keep
-                pixels = checkpoint(pixel_statistics, frames, self.config.std, use_reentrant=False)
+                pixels, exposure = checkpoint(self._of_pixels, frames, use_reentrant=False)
             else:
-                pixels = pixel_statistics(frames, self.config.std)
-            pixels = pixels.unflatten(0, (batch, views))
+                pixels, exposure = self._of_pixels(frames)
             by_view = torch.cat([raw.mean(dim=2), pixels], dim=2)
-        return by_view.expand(-1, len(self.config.backbone_views), -1).flatten(1)
+        return torch.cat([by_view.expand(-1, len(self.config.backbone_views), -1).flatten(1), exposure], dim=1)
+
+    def _of_pixels(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Of frames (B,V,R,3,T,H,W): (B,V,PIXEL_STATISTICS) and (B,EXPOSURE_STATISTICS)."""
+        pixels = pixel_statistics(frames.flatten(0, 1), self.config.std).unflatten(0, frames.shape[:2])
+        return pixels, exposure_statistics(frames[:, 0], self.config.mean, self.config.std)
 
 
 def _join_runs(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from dover_eval.models.heads import ASPECTS, StatisticsPool, masked_mean
 
 NUM_HEADS = 8
 PRIOR_GAIN = 10.0  # brings a similarity, some tenths, to the size of the features that it joins
+CONCEPTS = 32  # which pictures show and prompts name, one for one
 
 
 class QualityAwareFusion(nn.Module):
@@ -18,11 +19,12 @@ class QualityAwareFusion(nn.Module):
     Attention over a single key would be a constant: give sequences, not pooled vectors, where there are any.
     What the video is worth whatever the prompt is the first half of the features, how both go together the second.
 
-    With a `semantic_dim`, what is to be seen in the pictures is brought into the space of prompts, and where it agrees
-    with what this prompt has over the usual one (`usual_text`, zero in a fresh fusion) is added: similarity there is a
-    product, which carries over to things that were never in the training set. `prior`, a map into that space that is
-    given and not trained (the embeddings of a classifier's class names, say; zero in a fresh fusion), adds one
-    similarity that no training set can narrow down.
+    With a `semantic_dim`, what is to be seen in the pictures is brought into the space of prompts, and how much it
+    agrees with what this prompt has over the usual one (`usual_text`, zero in a fresh fusion) is added. So is the
+    agreement in `CONCEPTS` (colours, motions, numbers), read on both sides: a small space of its own, where what a
+    caption says of a thing is not drowned by the thing; and that by `prior`, a map into the space of prompts that is
+    given and not trained (the embeddings of a classifier's class names, say; zero in a fresh fusion), which no training
+    set can narrow down. Three numbers, because weights for every direction learn the things of a training set by heart.
     """
 
     prior: Tensor
@@ -54,7 +56,9 @@ class QualityAwareFusion(nn.Module):
             self.semantic_proj = nn.Linear(semantic_dim, text_dim)
             self.register_buffer("prior", torch.zeros(text_dim, semantic_dim))
             self.register_buffer("usual_text", torch.zeros(text_dim))
-            self.agreement = nn.Linear(text_dim + 1, half, bias=False)
+            self.concepts_shown = nn.Linear(semantic_dim, CONCEPTS, bias=False)
+            self.concepts_named = nn.Linear(text_dim, CONCEPTS, bias=False)
+            self.agreement = nn.Linear(3, half, bias=False)
 
     def forward(
         self,
@@ -88,12 +92,18 @@ class QualityAwareFusion(nn.Module):
         matched = masked_mean(self.match(torch.cat([words, found, words * found], dim=-1)), text_mask)
         together = self.mlp(self.norm(torch.cat([self.dover_proj(dover_pooled), matched], dim=-1)))
         if semantics is not None:
-            meant = F.normalize(text_pooled, dim=-1) - self.usual_text
-            seen = F.normalize(self.semantic_proj(self.semantics(semantics).to(meant.dtype)), dim=-1)
-            agrees = seen * meant * meant.shape[-1] ** 0.5
-            known = F.normalize(F.linear(semantics.to(meant.dtype), self.prior), dim=-1) * meant
-            together = together + self.agreement(torch.cat([agrees, PRIOR_GAIN * known.sum(-1, keepdim=True)], dim=-1))
+            together = together + self.agreement(self.agreements(semantics, text_pooled))
         return torch.cat([self.quality(dover_pooled), together], dim=-1), self.quality_weights(text_pooled)
+
+    def agreements(self, semantics: Tensor, text_pooled: Tensor) -> Tensor:
+        """How much what is seen (B,semantic_dim) agrees with prompts (B,text_dim): (B,3), by what was learned, by the
+        prior and by concepts."""
+        meant = F.normalize(text_pooled, dim=-1) - self.usual_text
+        standard = self.semantics(semantics).to(meant.dtype)
+        learned = F.normalize(self.semantic_proj(standard), dim=-1) * meant * meant.shape[-1] ** 0.5
+        known = F.normalize(F.linear(semantics.to(meant.dtype), self.prior), dim=-1) * meant * PRIOR_GAIN
+        shared = self.concepts_shown(standard) * self.concepts_named(meant)
+        return torch.stack([product.sum(dim=-1) for product in (learned, known, shared)], dim=-1)
 
     def quality_weights(self, text_pooled: Tensor) -> Tensor:
         """How much each aspect matters to prompts (B,text_dim): (B,4), rows summing to one, fp32."""

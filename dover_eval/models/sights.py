@@ -1,6 +1,6 @@
 """What a picture classifier does not tell of a clip, and prompts ask for: colours, and what moves of its own, and how.
 
-All of it in closed form: differentiable, and none of it learned. First the camera's motion is taken out, then what still
+All of it in closed form: differentiable, and none of it learned. First the camera's motion is taken out. What still
 changes is where something moves: its colours are counted apart, and its motion is read there.
 """
 
@@ -25,6 +25,7 @@ MOTIONS = (
     *("x later", "y later", "size later"),
 )
 SIGHTS = PLACES * COLOURS + len(MOTIONS)
+COLOUR_SIGHTS, MOTION_SIGHTS = slice(0, PLACES * COLOURS), slice(PLACES * COLOURS, SIGHTS)
 
 SIZE = 56  # of the pictures that are looked at
 GAP = 3  # frames between the two of a pair: motion of a tenth of a pixel a frame is lost in noise
@@ -64,8 +65,8 @@ def _colour_shares(rgb: Tensor) -> Tensor:
     across, along = math.sqrt(3) * (green - blue), 2 * red - green - blue
     radius = (across.square() + along.square() + FLOOR**2).sqrt()
     angles = torch.arange(HUES, device=rgb.device) * (2 * math.pi / HUES)
-    near = (along[:, None] * angles.cos().view(-1, 1, 1) + across[:, None] * angles.sin().view(-1, 1, 1)) / radius[:, None]
-    hues = near.clamp_min(0) ** 24
+    cos, sin = angles.cos().view(-1, 1, 1), angles.sin().view(-1, 1, 1)
+    hues = ((along[:, None] * cos + across[:, None] * sin) / radius[:, None]).clamp_min(0) ** 24
     hues = hues / (hues.sum(dim=1, keepdim=True) + FLOOR)
     saturated = torch.sigmoid(16 * (light - dark - 0.25))[:, None]
     bright = torch.sigmoid(12 * (light - 0.5))[:, None]
@@ -75,7 +76,7 @@ def _colour_shares(rgb: Tensor) -> Tensor:
 
 
 def _motion(runs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of runs (N,3,T,H,W): the first twenty of `MOTIONS`, where something moves (N,h,w), and its place and size (N,3)."""
+    """Of runs (N,3,T,H,W): `MOTIONS` but the last three; where something moves (N,h,w); its place and size (N,3)."""
     luma = torch.einsum("ncthw,c->nthw", runs, runs.new_tensor(LUMA))
     small = F.adaptive_avg_pool2d(luma, (SIZE, SIZE))
     if small.shape[1] == 1:

@@ -1,8 +1,10 @@
 """What a small backbone cannot learn in an hour and should not have to.
 
-Sharpness and change as planes for its input, and shares of flat and of frozen places for the quality scores. All of it
-differentiable, and none of it learned. What prompts ask for is in `dover_eval.models.sights`.
+Sharpness and change as planes for its input; shares of flat and of frozen places, light and colour casts for the
+quality scores. All of it differentiable, and none of it learned. What prompts ask for is in `dover_eval.models.sights`.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,11 @@ FLAT = (0.7, 2.0, 6.0, 16.0, 48.0)
 FROZEN = (0.01, 0.03, 0.1, 0.3)
 MOTION_FLOOR = 0.05  # mean squared difference, of 255: what stands still by less than this stands still
 PIXEL_STATISTICS = 2 * len(FLAT) + len(FROZEN) + 4
+# Levels of light, of 255, whose shares below tell what is too dark, blown out or washed out.
+LIGHT = (4, 16, 32, 64, 96, 128, 160, 192, 224, 240, 251)
+EXTREME = 30.0  # sharpness of the softened lightest and darkest values
+GREYISH = 0.15  # difference of channels, of 1, up to which a pixel counts as grey: there a cast shows
+EXPOSURE_STATISTICS = len(LIGHT) + 17
 
 
 def video_signals(frames: Tensor, names: tuple[str, ...]) -> Tensor:
@@ -66,6 +73,32 @@ def pixel_statistics(frames: Tensor, std: tuple[float, ...]) -> Tensor:
     frozen = [torch.exp(-relative / share).mean(dim=1) for share in FROZEN]
     logs = relative.log()
     return torch.stack([*flat, *frozen, logs.amax(1), logs.amin(1), logs.mean(1), mean[:, 0].log()], dim=1)
+
+
+def exposure_statistics(frames: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """How a clip is lit and coloured: (B, EXPOSURE_STATISTICS), fp32.
+
+    `frames` (B,R,3,T,H,W), normalised by `mean` and `std`. The shares of pixels darker than each of `LIGHT`; the
+    lightest and the darkest value of each channel, softly, how far they are apart, and how they differ between
+    channels, which a cast makes them do; the mean saturation; and the cast of what is nearly grey.
+    """
+    as_channels = lambda values: frames.new_tensor(values).float().view(3, 1, 1, 1)
+    rgb = frames.float() * as_channels(std) + as_channels(mean)
+    luma = torch.einsum("brcthw,c->brthw", rgb, rgb.new_tensor(LUMA))
+    everywhere = lambda values: values.mean(dim=(1, 2, 3, 4))
+    shares = [everywhere(torch.sigmoid((level / 255 - luma) * 255 / 3)) for level in LIGHT]
+    values = rgb.transpose(1, 2).flatten(2)
+    count = math.log(values.shape[2])
+    lightest = (torch.logsumexp(EXTREME * values, dim=2) - count) / EXTREME
+    darkest = (count - torch.logsumexp(-EXTREME * values, dim=2)) / EXTREME
+    saturation = rgb.amax(dim=2) - rgb.amin(dim=2)
+    grey = torch.exp(-(saturation / GREYISH).square()) + 1e-3
+    red, green, blue = (everywhere(grey * channel) / everywhere(grey) for channel in rgb.unbind(dim=2))
+    casts = [red - green, blue - green, red - blue]
+    apart = [(ends[:, channel] - ends[:, 1]).abs() for ends in (lightest, darkest) for channel in (0, 2)]
+    told = [*shares, *lightest.unbind(1), *darkest.unbind(1), (lightest - darkest).mean(dim=1), *apart]
+    told += [everywhere(saturation), *casts[:2], *(cast.abs() for cast in casts)]
+    return torch.stack(told, dim=1)
 
 
 def _levels(std: tuple[float, ...], like: Tensor) -> Tensor:

@@ -26,8 +26,9 @@ from dover_eval.scale.inputs import find_videos, match_prompts, read_prompts
 from examples.train_default import pictures
 from examples.train_default.card import write_card
 from examples.train_default.features import make
-from examples.train_default.measure import measure
-from examples.train_default.train import TrainingSettings, start_from, train
+from examples.train_default.measure import measure, right_over_wrong
+from examples.train_default.settings import TrainingSettings
+from examples.train_default.train import start_from, train
 
 logger = logging.getLogger("train_default")
 
@@ -54,12 +55,13 @@ def make_default(asked: argparse.Namespace, settings: TrainingSettings) -> DOVER
 
 
 def real_clips(scorer: VideoScorer, folder: Path, title: str) -> dict[str, Any]:
-    """`dover-eval sanity`'s report of the clips in `folder`, with the prompts of its prompts.csv."""
+    """`dover-eval sanity`'s report of the clips in `folder`, with the prompts of its prompts.csv, and how many of the
+    pairs of a clip with another's prompt have less Alignment than with its own."""
     files = find_videos([str(folder)])
     clips = [load_clip(path, scorer.decode) for path in files]
-    return {"title": title} | check_scorer(
-        scorer, clips, match_prompts(files, read_prompts(folder / "prompts.csv"))
-    ).to_dict()
+    prompts = match_prompts(files, read_prompts(folder / "prompts.csv"))
+    told = {"title": title, "prompts": prompts, "pairs": right_over_wrong(scorer, clips, prompts)}
+    return told | check_scorer(scorer, clips, prompts).to_dict()
 
 
 def main() -> None:

@@ -17,19 +17,23 @@ from torch import Tensor
 
 from dover_eval.config import DOVERConfig
 from dover_eval.distortions import ASPECT_OF
-from dover_eval.models.signals import PIXEL_STATISTICS
+from dover_eval.models.heads import StatisticsPool
+from dover_eval.models.signals import EXPOSURE_STATISTICS, PIXEL_STATISTICS
+from examples.train_default.readouts import within
+from examples.train_default.settings import TrainingSettings
 from examples.train_default.spoil import SPOILED
-from examples.train_default.train import TrainingSettings, within
 
-KINDS = ("mean", "variance", "detail", "first difference", "second difference", "stillness")
+KINDS = ("mean", "variance", "detail", "first difference", "second difference", "stillness", "pixels", "exposure")
 
 
 def columns(config: DOVERConfig) -> dict[str, Tensor]:
-    """For each column of the moments: its view, its stage (0 the input) and its kind: of `KINDS`, and last pixels."""
+    """For each column of the moments: its view, its stage (0 the input) and its kind, of `KINDS`."""
     widths = [2 + len(config.signals), *config.dims[:-1]]
-    of_maps = [(stage, kind) for stage, width in enumerate(widths) for kind in range(len(KINDS)) for _ in range(width)]
-    by_view = of_maps + [(0, len(KINDS))] * PIXEL_STATISTICS
-    rows = [(view, *row) for view in range(len(config.views)) for row in by_view]
+    moments = range(StatisticsPool.MOMENTS)
+    of_maps = [(stage, kind) for stage, width in enumerate(widths) for kind in moments for _ in range(width)]
+    by_view = of_maps + [(0, KINDS.index("pixels"))] * PIXEL_STATISTICS
+    rows = [(view, *row) for view in range(len(config.backbone_views)) for row in by_view]
+    rows += [(0, 0, KINDS.index("exposure"))] * EXPOSURE_STATISTICS
     return dict(zip(("view", "stage", "kind"), torch.tensor(rows).T, strict=True))
 
 
@@ -61,7 +65,8 @@ def main() -> None:
         "the whole frame alone": of["view"] == 0,
         "fragments alone": of["view"] == 1,
         "means alone": of["kind"] == 0,
-        "without shares of pixels": of["kind"] < len(KINDS),
+        "without shares of pixels": of["kind"] != KINDS.index("pixels"),
+        "without exposure": of["kind"] != KINDS.index("exposure"),
         "without stillness and detail": (of["kind"] != still) & (of["kind"] != detail),
         "input planes alone": of["stage"] == 0,
         "without the third stage": of["stage"] < len(config.dims) - 1,

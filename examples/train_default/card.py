@@ -18,7 +18,8 @@ tags: [video-quality-assessment, video]
 
 {parameters:.1f} M parameters. It sees {frames} frames in {windows} runs of consecutive ones, each as the whole
 frame and as native-resolution fragments of {height}x{width}. Two frozen encoders, which are not part of this
-checkpoint, read prompts and pictures: {encoder} (sha256 `{sha256}`) and {semantics} (sha256 `{semantics_sha256}`).
+checkpoint, read prompts and, of each run, a picture at twice that size: {encoder} (sha256 `{sha256}`) and
+{semantics} (sha256 `{semantics_sha256}`). Colours and motion are told in closed form (`dover_eval/models/sights.py`).
 
 ## What it was trained on
 {clips:,} clips of a second and less. Three in four show a thing (an emoji, a drawing or a cut-out photograph,
@@ -76,7 +77,8 @@ picture encoder is EfficientNet-Lite0 (Apache-2.0).
 REAL = """
 ## Measured on real clips
 {title}. `dover-eval sanity`, whose help says what each check asks for:
-{passed} of {checked} pass on {clips} clips{failed}.
+{passed} of {checked} pass on {clips} clips{failed}. Of {pairs} pairs of a clip and another's prompt, Alignment is
+higher with its own prompt in {right}. The prompts: {prompts}.
 
 | done | should fall | clips | rank | falls | next to move | verdict |
 |---|---|---|---|---|---|---|
@@ -145,5 +147,8 @@ def _real(report: Mapping[str, Any] | None) -> str:
         passed=sum(check["status"] == "pass" for check in checks),
         failed="; do not trust it with " + ", ".join(failed) if failed else "",
         checked=len(checks),
+        right=report["pairs"][0],
+        pairs=report["pairs"][1],
+        prompts="; ".join(f"*{prompt}*" for prompt in report["prompts"]),
         table="\n".join(rows),
     )

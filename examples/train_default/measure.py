@@ -138,6 +138,15 @@ def captions_told(
     return told | {"one word wrong": Estimate.of(near)}
 
 
+def right_over_wrong(scorer: VideoScorer, clips: Sequence[Frames], prompts: Sequence[str]) -> list[int]:
+    """Of all pairs of a clip and another clip's prompt, how many have less Alignment than the clip with its own prompt,
+    and how many there are."""
+    count = len(clips)
+    pairs = [(clip, text) for clip in clips for text in prompts]
+    align = _score(scorer, *zip(*pairs, strict=True))[:, ASPECTS.index("Alignment")].reshape(count, count)
+    return [int((align.diagonal()[:, None] > align).sum()), count * (count - 1)]
+
+
 def steadiness(scorer: VideoScorer, longer: Sequence[Frames], captions: Sequence[str]) -> dict[str, Estimate]:
     """How far the five scores move, in absolute points, under what should not matter. `longer`: a frame too many."""
     clips = [clip[:-1] for clip in longer]

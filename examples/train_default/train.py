@@ -1,11 +1,12 @@
-"""Teaches everything but the backbone, from what it sees (`features.py`): readouts in closed form, then descent."""
+"""Teaches everything but the backbone, from what it sees (`features.py`): after the readouts in closed form two lessons
+by descent, quality and prompts.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,47 +18,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dover_eval.models.dover import DOVERModel
 from dover_eval.models.heads import ASPECTS, MOS_MAX, MOS_MIN
-from dover_eval.models.semantic import imagenet_classes
-from dover_eval.models.sights import SIGHTS
 from dover_eval.training.losses import weights_loss
-from dover_eval.training.synthetic import COLOURS, MOTIONS, NUMBERS, STRESSES
-from examples.train_default.contents import BEST, WORST, AnyScene, caption, matches, near_miss, some_stress
+from dover_eval.training.synthetic import STRESSES
+from examples.train_default.contents import BEST, WORST, caption, matches, near_miss, some_stress
 from examples.train_default.features import Seen
-from examples.train_default.scenes import Scene
+from examples.train_default.readouts import fit_readouts, within
+from examples.train_default.settings import TrainingSettings
 
 logger = logging.getLogger(__name__)
 
 ALIGNMENT = ASPECTS.index("Alignment")
-# What a caption says of a thing, and the values.
-ATTRIBUTES = {"colour": tuple(COLOURS), "motion": tuple(MOTIONS), "number": tuple(NUMBERS)}
-TEXT_RIDGE = 1.0  # captions tell their attributes plainly
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """Of the two lessons: quality, then prompts. Each in `steps` of `batch` contents that a frozen backbone has seen.
-
-    ridge: of the closed-form readouts, on standardised statistics; components: how many main components join them;
-    emphasis: of colours and motion over a thousand features of pictures, when they tell an attribute.
-    quality_noise and noise: added to readouts and to the places that words look at, in standard deviations, against
-    learning clips by heart. held_back: the share of contents that only watches.
-    """
-
-    quality_steps: int = 3000
-    quality_batch: int = 48
-    quality_noise: float = 0.6
-    steps: int = 400
-    batch: int = 16
-    seed: int = 0
-    learning_rate: float = 1e-3
-    ridge: float = 300.0
-    components: int = 64
-    emphasis: float = 6.0
-    noise: float = 1.0
-    weight_decay: float = 0.05
-    warmup: float = 0.1
-    ema_decay: float = 0.995
-    held_back: float = 0.05
 
 
 def start_from(model: DOVERModel, path: Path) -> str:
@@ -133,7 +103,7 @@ def learn_prompts(
     video = model.dover_model
     frozen = [video.backbone, video.statistics_projection, model.fusion.quality, model.mos_predictor.quality]
     if model.semantic_encoder is not None:
-        frozen.append(model.fusion.semantic_proj)
+        frozen += [model.fusion.semantic_proj, model.fusion.concepts_shown, model.fusion.concepts_named]
         model.fusion.semantics.eval()  # as it was fitted
     for part in frozen:
         part.requires_grad_(False)
@@ -164,112 +134,6 @@ def learn_prompts(
         part.requires_grad_(True)
 
 
-@torch.no_grad()
-def fit_readouts(model: DOVERModel, seen: Sequence[Seen], settings: TrainingSettings) -> None:
-    """Start from the best linear guesses: of every defect's strength, and of what the prompt says of a picture.
-
-    Plain descent from random weights predicts a constant for hundreds of steps, because what tells defects apart lies
-    in directions of small variance; ridge regression finds those at once, even on a random backbone. It looks at the
-    differences between the versions of one scene: between scenes, texture says more than any defect.
-    """
-    moments, variants = torch.cat([s.moments for s in seen]), len(seen[0].moments)
-    wanted = torch.cat([torch.cat([s.bad, s.defects], dim=1) for s in seen])
-    _fit_statistics(model, moments, wanted, variants, settings)
-    if model.semantic_encoder is not None:
-        _fit_semantics(model, seen, settings)
-
-
-def _fit_statistics(
-    model: DOVERModel, moments: Tensor, wanted: Tensor, variants: int, settings: TrainingSettings
-) -> None:
-    """What is wanted by ridge regression, from differences within scenes and from all, and the main components."""
-    pool = model.dover_model.statistics
-    pool.fit(moments)
-    x = pool.standardise(moments).double()
-    y = wanted.double()
-    readouts = [_ridge(within(x, variants), within(y, variants), settings.ridge)]
-    readouts += [_ridge(x, y - y.mean(dim=0), settings.ridge)]
-    count = min(settings.components, *x.shape)
-    readouts += [torch.linalg.eigh(x.T @ x).eigenvectors[:, -count:]] if count else []
-    weight = torch.cat(readouts, dim=1)
-    weight = weight / (x @ weight).std(dim=0).clamp_min(1e-6)
-    projection, places = model.dover_model.statistics_projection, model.dover_model.projection
-    told = weight.shape[1]
-    if told > len(projection.weight):
-        raise ValueError(f"expected at least {told} features for as many readouts, got {len(projection.weight)}")
-    projection.weight.zero_()
-    projection.bias.zero_()
-    projection.weight[:told] = weight.T.float()
-    for parameter in (places.weight, places.bias):
-        parameter[:told] = 0
-
-
-def _ridge(x: Tensor, y: Tensor, ridge: float) -> Tensor:
-    return torch.linalg.solve(x.T @ x + ridge * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y)
-
-
-def _fit_semantics(model: DOVERModel, seen: Sequence[Seen], settings: TrainingSettings) -> None:
-    """What is to be seen, brought to the words of prompts: nouns, attributes, and the picture encoder's classes."""
-    fusion, rng = model.fusion, np.random.default_rng(settings.seed)
-    saw = torch.cat([s.semantics for s in seen if s.semantics is not None])
-    fusion.semantics.fit(saw)
-    x = fusion.semantics.standardise(saw).double()
-    versions = len(saw) // len(seen)
-    encode = lambda texts: torch.cat([_pooled(model, texts[i : i + 64]) for i in range(0, len(texts), 64)]).double()
-    captions = encode([caption(s.scene, rng, some_stress(rng)) for s in seen])
-    usual = captions.mean(dim=0)
-    captions = captions - usual
-
-    def scaled(to_text: Tensor) -> Tensor:
-        """So that every agreement (of the first versions, with captions in another order) counts alike."""
-        return to_text / ((x[::versions] @ to_text) * captions.roll(1, dims=0)).sum(dim=1).std().clamp_min(1e-6)
-
-    nouns = encode([_nouns(s.scene) for s in seen]).repeat_interleave(versions, dim=0)
-    to_text = scaled(_ridge(x, nouns - nouns.mean(dim=0), 10 * settings.ridge))
-    emphasis = torch.ones(x.shape[1], dtype=x.dtype)
-    emphasis[-SIGHTS:] = settings.emphasis
-    for attribute, values in ATTRIBUTES.items():
-        # Read in the picture and in the caption: where both readings go together, the one fits the other.
-        told = [i for i, s in enumerate(seen) if _value(s.scene, attribute) in values]
-        one_hot = F.one_hot(torch.tensor([values.index(_value(seen[i].scene, attribute)) for i in told])).double()
-        one_hot = one_hot - one_hot.mean(dim=0)
-        rows = [i * versions + version for i in told for version in range(versions)]
-        shown = _ridge(x[rows] * emphasis, one_hot.repeat_interleave(versions, dim=0), 10 * settings.ridge)
-        said = _ridge(captions[told], one_hot, TEXT_RIDGE)
-        to_text = to_text + scaled((shown * emphasis[:, None]) @ said.T)
-    fusion.semantic_proj.weight.copy_(to_text.T)
-    fusion.semantic_proj.bias.zero_()
-    fusion.usual_text.copy_(usual)
-
-    names = encode([f"a photo of a {line.split(', ')[0]}" for line in imagenet_classes()])
-    classes = slice(saw.shape[1] - SIGHTS - len(names), saw.shape[1] - SIGHTS)  # the probabilities, before the sights
-    fusion.prior.zero_()
-    fusion.prior[:, classes] = (names - names.mean(dim=0)).T.float()
-    fusion.agreement.weight.copy_(0.5 * torch.randn(len(fusion.agreement.weight), 1))
-
-
-def _pooled(model: DOVERModel, texts: Sequence[str]) -> Tensor:
-    return F.normalize(model.text_encoder.encode_batch(texts).pooled, dim=1)
-
-
-def _nouns(scene: AnyScene) -> str:
-    """What is to be seen in a picture, without motion and number."""
-    if isinstance(scene, Scene):
-        place = scene.place.words[0]
-        return f"a {scene.colour or ''} {scene.thing.name}, {place}" if scene.thing is not None else place
-    return caption(scene, np.random.default_rng(0), "none")
-
-
-def _value(scene: AnyScene, attribute: str) -> str | None:
-    return None if isinstance(scene, Scene) and scene.thing is None else getattr(scene, attribute)
-
-
-def within(x: Tensor, variants: int) -> Tensor:
-    """Rows less the mean of their content's, `variants` rows a content."""
-    grouped = x.unflatten(0, (-1, variants))
-    return (grouped - grouped.mean(dim=1, keepdim=True)).flatten(0, 1)
-
-
 def _wanted(seen: Sequence[Seen]) -> Tensor:
     """The scores (N x V,3) of quality that are taught."""
     return BEST - (BEST - WORST) * torch.cat([s.bad for s in seen])
@@ -280,9 +144,12 @@ def _scores(logits: Tensor) -> Tensor:
 
 
 def quality_losses(scores: Tensor, wanted: Tensor, variants: int) -> Tensor:
-    """Of scores (N x V,3). Between the versions of one scene the defect is all there is to see: it sets the scale."""
+    """Of scores (N x V,3). Between the versions of one scene the defect is all there is to see, so it sets the scale.
+
+    Where levels of different scenes weigh more, a dark place is taken for an underexposed one.
+    """
     apart = F.smooth_l1_loss(within(scores, variants), within(wanted, variants), beta=0.25)
-    return 3 * F.smooth_l1_loss(scores, wanted, beta=0.5) + 6 * apart
+    return F.smooth_l1_loss(scores, wanted, beta=0.5) + 8 * apart
 
 
 def losses_of(model: DOVERModel, seen: Sequence[Seen], rng: np.random.Generator, noise: float) -> dict[str, Tensor]:

@@ -13,17 +13,21 @@ from PIL import Image, ImageDraw
 from scipy.stats import spearmanr
 
 from dover_eval import DOVERModel, VideoScorer
+from dover_eval.config import EFFICIENTNET_LITE0
 from dover_eval.distortions import ASPECT_OF, distort
 from dover_eval.training import synthetic
+from dover_eval.video.sample import prepare_clip
 from examples.train_default import measure as measuring
 from examples.train_default import pictures, scenes
 from examples.train_default.__main__ import store_in_half
 from examples.train_default.card import write_card
 from examples.train_default.contents import make_content, matches
-from examples.train_default.features import look, make
+from examples.train_default.features import Seen, look, make
 from examples.train_default.pictures import Place, Thing
+from examples.train_default.readouts import fit_semantics
+from examples.train_default.settings import TrainingSettings
 from examples.train_default.spoil import SPOILED, Camera, badness, spoil
-from examples.train_default.train import TrainingSettings, losses_of, start_from, train, video_of
+from examples.train_default.train import losses_of, start_from, train, video_of
 
 pytest.importorskip("pytorch_msssim")
 
@@ -161,6 +165,34 @@ def test_what_was_kept_stands_for_the_frames(made, config, monkeypatch):
     torch.testing.assert_close(kept["tokens"], whole["tokens"], rtol=1e-2, atol=1e-2)
 
 
+@torch.no_grad()
+def test_attributes_are_read_in_pictures_and_in_captions(config):
+    """Of drawn scenes that were learned: what a caption names is what is shown, and another colour or motion is not."""
+    model = DOVERModel(
+        None, config=config.replace(num_frames=8, frame_size=(64, 64), semantic_encoder_name=EFFICIENTNET_LITE0)
+    ).eval()
+    rng = np.random.default_rng(0)
+    shown = [synthetic.random_scene(rng) for _ in range(40)]
+    clips = [synthetic.draw(scene, rng, num_frames=8, size=64) for scene in shown]
+    frames = [prepare_clip(torch.from_numpy(clip).permute(0, 3, 1, 2), model.config) for clip in clips]
+    none = torch.zeros(1, 1)
+    seen = [Seen(s, none, none, none, model.semantics(f[None]), none, none) for s, f in zip(shown, frames, strict=True)]
+    fit_semantics(model, seen, settings_of(1))
+    fusion = model.fusion
+    told = fusion.concepts_shown(fusion.semantics.standardise(torch.cat([s.semantics for s in seen])))
+
+    def agreement(scenes_named):
+        texts = [synthetic.caption(scene, np.random.default_rng(i)) for i, scene in enumerate(scenes_named)]
+        pooled = torch.nn.functional.normalize(model.text_encoder(texts).pooled, dim=-1)
+        return (told * fusion.concepts_named(pooled - fusion.usual_text)).sum(dim=1)
+
+    right = agreement(shown)
+    for attribute, values in (("colour", synthetic.COLOURS), ("motion", synthetic.MOTIONS)):
+        others = [[value for value in values if value != getattr(scene, attribute)] for scene in shown]
+        wrong = [replace(s, **{attribute: str(rng.choice(o))}) for s, o in zip(shown, others, strict=True)]
+        assert (right > agreement(wrong)).float().mean() > 0.8, attribute
+
+
 def settings_of(steps, **changes):
     return TrainingSettings(
         **{"quality_steps": 20, "quality_batch": 4, "components": 4} | changes, steps=steps, batch=4, held_back=0.2
@@ -218,6 +250,14 @@ def test_a_start_is_taken_where_it_fits(config, small_config, tmp_path):
     said = start_from(model, tmp_path / "model.safetensors")
     assert "dover_model.statistics_projection.weight" in said  # of two views, not of one
     assert torch.equal(model.fusion.query.weight, before.fusion.query.weight)
+
+
+def test_every_clip_is_tried_with_every_others_prompt(small_scorer, moving_frames):
+    """Of a scorer for which all clips are one: each prompt wins where it is first, and loses where it is second."""
+    clips = [moving_frames[:4]] * 3
+    align = small_scorer.score(clips, ["a", "b", "c"], layout="THWC").values[:, 1]
+    wins = sum(int(align[i] > align[j]) for i in range(3) for j in range(3))
+    assert measuring.right_over_wrong(small_scorer, clips, ["a", "b", "c"]) == [wins, 6]
 
 
 @pytest.mark.slow

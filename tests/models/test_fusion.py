@@ -41,12 +41,29 @@ def test_a_prior_adds_the_similarity_of_what_is_seen_and_said():
     with torch.no_grad():
         fusion.semantic_proj.weight.zero_()
         fusion.semantic_proj.bias.zero_()
-        fusion.agreement.weight.copy_(torch.eye(8, 17).flip(1))  # the first feature reads the prior alone
+        fusion.agreement.weight.zero_()
+        fusion.agreement.weight[0, 1] = 1  # the first feature reads the prior alone
         read = lambda seen: fusion(video, text, text_pooled=pooled, semantics=torch.tensor([seen]))[0][0, 8]
         assert read([0.9, 0.1]) == read([0.1, 0.9])  # fresh: none
         fusion.prior[:2] = torch.eye(2)
         fits, does_not = read([1.0, 0.0]), read([0.0, 1.0])
     assert (fits - does_not).item() == pytest.approx(PRIOR_GAIN, abs=1e-4)
+
+
+def test_a_concept_counts_where_it_is_shown_and_named():
+    """The first concept is the first direction of pictures and the second of prompts."""
+    fusion = QualityAwareFusion(dover_dim=24, text_dim=16, hidden_dim=32, semantic_dim=2).eval()
+    video, text = torch.randn(1, 24), torch.randn(1, 16)
+    with torch.no_grad():
+        fusion.concepts_shown.weight.zero_()[0, 0] = 1
+        fusion.concepts_named.weight.zero_()[0, 1] = 1
+        fusion.agreement.weight.zero_()[0, 2] = 1  # the first feature reads the concepts alone
+        read = lambda seen, said: fusion(
+            video, text, text_pooled=torch.eye(16)[said][None], semantics=torch.tensor([seen])
+        )[0][0, 8].item()
+        nothing = read([0.0, 1.0], 1)
+        assert read([2.0, 1.0], 1) - nothing == pytest.approx(2)
+        assert read([2.0, 1.0], 0) == pytest.approx(nothing)
 
 
 def test_padding_is_not_seen(fusion):

@@ -39,7 +39,7 @@ def scene(
     colour: tuple[int, int, int] = (230, 30, 30),
     waves: float = 25,
 ) -> np.ndarray:
-    """A patterned ellipse over a wavy grey ground, (T,H,W,3): `shift` and `camera` in pixels a frame, right and down."""
+    """A patterned ellipse over wavy grey, (T,H,W,3): `shift` and `camera` in pixels a frame, right and down."""
     down, right = np.mgrid[:SIDE, :SIDE].astype(np.float32)
     frames = []
     for t in np.arange(COUNT) - (COUNT - 1) / 2:

@@ -1,4 +1,4 @@
-"""What is told of pixels without learning: flat and frozen shares."""
+"""What is told of pixels without learning: flat and frozen shares, light and colour casts."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,15 @@ from torch import Tensor
 from dover_eval.config import IMAGENET_MEAN, IMAGENET_STD, PRESETS, VIEWS
 from dover_eval.distortions import distort
 from dover_eval.models.dover import DOVERModelSimple
-from dover_eval.models.signals import FLAT, FROZEN, PIXEL_STATISTICS, pixel_statistics
+from dover_eval.models.signals import (
+    EXPOSURE_STATISTICS,
+    FLAT,
+    FROZEN,
+    LIGHT,
+    PIXEL_STATISTICS,
+    exposure_statistics,
+    pixel_statistics,
+)
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -71,17 +79,60 @@ def test_nothing_is_frozen_in_a_clip_that_never_moves() -> None:
     assert frozen_shares(sliding(step=(0.0, 0.0)))[2] < 0.01
 
 
+def exposure(frames: np.ndarray) -> dict[str, Tensor]:
+    """The figures by name; of channels three, of casts red or blue less green."""
+    told = exposure_statistics(normalised(frames), IMAGENET_MEAN, IMAGENET_STD)[0]
+    sizes = [len(LIGHT), 3, 3, 1, 4, 1, 2, 3]
+    names = ("darker", "lightest", "darkest", "range", "apart", "saturation", "casts", "any casts")
+    return dict(zip(names, told.split(sizes), strict=True))
+
+
+def test_shares_of_light_are_those_of_the_pixels() -> None:
+    clip = sliding()
+    below = [(clip < level).mean() for level in LIGHT]
+    torch.testing.assert_close(exposure(clip)["darker"], torch.tensor(below, dtype=torch.float32), atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("defect", "name", "sign"),
+    [("darken", "lightest", -1), ("overexpose", "lightest", 1), ("fade", "range", -1), ("tint", "any casts", 1)],
+)
+def test_light_and_colour_move_with_their_defect(defect: str, name: str, sign: int) -> None:
+    values = [
+        exposure(distort(sliding(), defect, strength, np.random.default_rng(0)))[name].sum().item()
+        for strength in STRENGTHS
+    ]
+    assert [sign * value for value in values] == sorted(sign * value for value in values)
+    assert sign * (values[-1] - values[0]) > 0.1
+
+
+def test_a_cast_is_told_with_its_colour_even_over_colours() -> None:
+    """Of a grey slope with a saturated blob: the blob is no cast, a tint of all is."""
+    clip = sliding()
+    clip[:, 20:40, 20:40] = (220, 30, 30)
+    assert exposure(clip)["any casts"].max() < 0.02
+    tinted = np.clip(clip.astype(int) + np.array([0, 0, 30]), 0, 255).astype(np.uint8)
+    red, blue = exposure(tinted)["casts"].tolist()
+    assert blue > 0.08
+    assert abs(red) < 0.03
+
+
 @pytest.mark.parametrize("shape", [(1, 3, 1, 32, 32), (1, 3, 2, 32, 48), (2, 3, 5, 33, 31)])
 def test_odd_and_short_clips_have_finite_figures(shape: tuple[int, ...]) -> None:
     runs = torch.randn(2, *shape)
     assert pixel_statistics(runs, IMAGENET_STD).isfinite().all()
     assert pixel_statistics(runs, IMAGENET_STD).shape == (2, PIXEL_STATISTICS)
+    assert exposure_statistics(runs, IMAGENET_MEAN, IMAGENET_STD).isfinite().all()
+    assert exposure_statistics(runs, IMAGENET_MEAN, IMAGENET_STD).shape == (2, EXPOSURE_STATISTICS)
 
 
 def test_gradients_reach_every_frame_and_are_finite_even_where_nothing_moves() -> None:
     for frames in (sliding(), sliding((0, 0))):
         runs = normalised(frames).requires_grad_()
-        (gradient,) = torch.autograd.grad(pixel_statistics(runs, IMAGENET_STD).sum(), runs)
+        total = (
+            pixel_statistics(runs, IMAGENET_STD).sum() + exposure_statistics(runs, IMAGENET_MEAN, IMAGENET_STD).sum()
+        )
+        (gradient,) = torch.autograd.grad(total, runs)
         assert gradient.isfinite().all()
         assert (gradient.abs().amax(dim=(0, 2, 4, 5)) > 0).all()
 
