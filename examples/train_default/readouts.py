@@ -16,11 +16,11 @@ from dover_eval.models.sights import COLOUR_SIGHTS, MOTION_SIGHTS, SIGHTS
 from dover_eval.training.synthetic import BACKGROUNDS, COLOURS, MOTIONS, NUMBERS
 from examples.train_default.contents import AnyScene, caption, some_stress
 from examples.train_default.features import Seen
-from examples.train_default.scenes import Scene
+from examples.train_default.scenes import LIGHTS, Scene
 from examples.train_default.settings import TrainingSettings
 
-# What a caption says of a thing, and the values.
-ATTRIBUTES = {"colour": tuple(COLOURS), "motion": tuple(MOTIONS), "number": tuple(NUMBERS)}
+# What a caption may say beside things and places, and the values.
+ATTRIBUTES = {"colour": tuple(COLOURS), "motion": tuple(MOTIONS), "number": tuple(NUMBERS), "light": tuple(LIGHTS)}
 TEXT_RIDGE = 1.0  # captions tell their attributes plainly
 
 
@@ -131,11 +131,11 @@ def _fit_prior(model: DOVERModel) -> None:
 
 
 def _looked_at(attribute: str, size: int, emphasis: float) -> Tensor:
-    """How much each of `size` features counts where an attribute is read: colours alone tell a colour, motion alone a
-    motion; how many things there are shows in both motion and picture."""
+    """How much each of `size` features counts where an attribute is read: colours alone tell a colour or the time of day,
+    motion alone a motion; how many things there are shows in both motion and picture."""
     weight = torch.zeros(size, dtype=torch.double)
     sights = weight[-SIGHTS:]
-    sights[COLOUR_SIGHTS if attribute == "colour" else MOTION_SIGHTS] = 1
+    sights[COLOUR_SIGHTS if attribute in ("colour", "light") else MOTION_SIGHTS] = 1
     if attribute == "number":
         weight *= emphasis
         weight[:-SIGHTS] = 1
@@ -170,7 +170,8 @@ def _place_words(scene: AnyScene) -> str:
 
 
 def _value(scene: AnyScene, attribute: str) -> str | None:
-    return None if isinstance(scene, Scene) and scene.thing is None else getattr(scene, attribute)
+    bare = isinstance(scene, Scene) and scene.thing is None and attribute != "light"
+    return None if bare else getattr(scene, attribute, None)
 
 
 def within(x: Tensor, variants: int) -> Tensor:
