@@ -104,8 +104,6 @@ class DOVERConfig:
             raise ValueError(f"expected a fusion_dim divisible by its 8 heads, got {self.fusion_dim}")
         if self.views not in (VIEWS[:1], VIEWS[:2], VIEWS):
             raise ValueError(f"expected views {VIEWS[:1]}, {VIEWS[:2]} or {VIEWS}, got {self.views}")
-        if "pictures" in self.views and self.semantic_encoder_name is None:
-            raise ValueError("expected a semantic_encoder_name with the view 'pictures', which nothing else looks at")
         if "pictures" in self.views and self.num_frames // self.windows % QUARTERS:
             raise ValueError(
                 f"expected num_frames {self.num_frames} in {self.windows} windows of groups of {QUARTERS} "

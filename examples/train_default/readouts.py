@@ -107,9 +107,11 @@ def _fit_concepts(
     shown, named = model.fusion.concepts_shown.weight, model.fusion.concepts_named.weight
     shown.zero_()
     named.zero_()
-    first = 0
-    for attribute, values in ATTRIBUTES.items():
+    ends = np.cumsum([len(values) for values in ATTRIBUTES.values()])
+    for end, (attribute, values) in zip(ends, ATTRIBUTES.items(), strict=True):
         chosen = [i for i, s in enumerate(seen) if _value(s.scene, attribute) in values]
+        if not chosen:
+            continue
         one_hot = F.one_hot(torch.tensor([values.index(_value(seen[i].scene, attribute)) for i in chosen])).double()
         weight = _looked_at(attribute, x.shape[-1], settings.emphasis)
         used = weight > 0
@@ -117,7 +119,7 @@ def _fit_concepts(
         seeing = _readout(looked[chosen], one_hot, settings.semantic_ridge)
         reading = _ridge(captions[chosen], one_hot - one_hot.mean(dim=0), TEXT_RIDGE)
         seeing = seeing * settings.concept_gain / _spread(looked[:, 0] @ seeing, captions @ reading)
-        concepts = slice(first, first := first + len(values))
+        concepts = slice(end - len(values), end)
         shown[concepts, used] = (seeing * weight[used][:, None]).T.float()
         named[concepts] = reading.T.float()
 
@@ -131,8 +133,8 @@ def _fit_prior(model: DOVERModel) -> None:
 
 
 def _looked_at(attribute: str, size: int, emphasis: float) -> Tensor:
-    """How much each of `size` features counts where an attribute is read: colours alone tell a colour or the time of day,
-    motion alone a motion; how many things there are shows in both motion and picture."""
+    """How much each of `size` features counts where an attribute is read: colours alone tell a colour and day from
+    night, motion alone a motion; how many things there are shows in both motion and picture."""
     weight = torch.zeros(size, dtype=torch.double)
     sights = weight[-SIGHTS:]
     sights[COLOUR_SIGHTS if attribute in ("colour", "light") else MOTION_SIGHTS] = 1

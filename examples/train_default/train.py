@@ -60,7 +60,7 @@ def learn_quality(
     """
     quality, head = model.fusion.quality, model.mos_predictor.quality
     projection = model.dover_model.statistics_projection
-    readouts = int((projection.weight != 0).any(dim=1).sum())
+    readouts = _readouts(model)
     with torch.no_grad():
         quality[0].weight[:, readouts:] = 0
 
@@ -101,6 +101,10 @@ def learn_prompts(
     """Alignment and the weights of the aspects; the scores of quality stay as they were learned."""
     model.train()
     video = model.dover_model
+    # The features that quality reads are the readouts alone: what places say to words must not creep in beside them.
+    readouts = _readouts(model)
+    kept = lambda gradient: torch.cat([torch.zeros_like(gradient[:readouts]), gradient[readouts:]])
+    hooks = [parameter.register_hook(kept) for parameter in video.projection.parameters()]
     frozen = [video.backbone, video.statistics_projection, model.fusion.quality, model.mos_predictor.quality]
     if model.semantic_encoder is not None:
         frozen += [model.fusion.semantic_proj, model.fusion.concepts_shown, model.fusion.concepts_named]
@@ -130,8 +134,16 @@ def learn_prompts(
             logger.info("step %d, %.0f s: %s", step + 1, time.monotonic() - started, said(losses))
             logger.info("  held back: %s", said(watched))
     model.load_state_dict(average.module.state_dict())
+    for hook in hooks:
+        hook.remove()
     for part in frozen:
         part.requires_grad_(True)
+
+
+def _readouts(model: DOVERModel) -> int:
+    """How many of the first features are readouts in closed form; that of a defect that was never shown is zero."""
+    used = (model.dover_model.statistics_projection.weight != 0).any(dim=1)
+    return int(used.nonzero().max()) + 1
 
 
 def _wanted(seen: Sequence[Seen]) -> Tensor:

@@ -120,14 +120,8 @@ def test_a_file_and_its_frames_score_alike(config, write_video):
     [
         ({"views": ("fragments",)}, "expected views"),
         ({"views": ("squash", "pictures")}, "expected views"),
-        ({"views": ("squash", "fragments", "pictures")}, "expected a semantic_encoder_name"),
         (
-            {
-                "views": ("squash", "fragments", "pictures"),
-                "semantic_encoder_name": EFFICIENTNET_LITE0,
-                "num_frames": 12,
-                "windows": 2,
-            },
+            {"views": ("squash", "fragments", "pictures"), "num_frames": 12, "windows": 2},
             "num_frames 12 in 2 windows of groups of 4",
         ),
         ({"windows": 3}, "windows of equal length, got 3"),

@@ -43,7 +43,7 @@ TINY_MODEL = {
     "fusion_dim": 32,
     "mos_dim": 16,
     "head_hidden": 8,
-    "num_frames": 4,
+    "num_frames": 8,
     "frame_size": [32, 48],
 }
 # Every feature of the large ones, and stochastic depth, whose random numbers a resumed run must draw again.

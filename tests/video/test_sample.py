@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dover_eval import DOVERConfig
-from dover_eval.config import EFFICIENTNET_LITE0
 from dover_eval.video.sample import join_quarters, prepare_clip, sample_indices, sample_times, squash
 
 CONFIG = DOVERConfig(num_frames=6, frame_size=(32, 40))
@@ -95,9 +94,7 @@ def test_a_frame_of_the_model_s_size_is_the_same_in_both_views():
 
 
 def test_pictures_are_every_fourth_frame_at_twice_the_size():
-    config = CONFIG.replace(
-        num_frames=8, views=("squash", "fragments", "pictures"), semantic_encoder_name=EFFICIENTNET_LITE0
-    )
+    config = CONFIG.replace(num_frames=8, views=("squash", "fragments", "pictures"))
     clip = torch.rand(8, 3, 90, 120)
     prepared = prepare_clip(clip, config)
     assert prepared.shape == (3, 3, 8, 32, 40)
