@@ -18,8 +18,10 @@ tags: [video-quality-assessment, video]
 
 {parameters:.1f} M parameters. It sees {frames} frames in {windows} runs of consecutive ones, each as the whole
 frame and as native-resolution fragments of {height}x{width}. Two frozen encoders, which are not part of this
-checkpoint, read prompts and, of each run, a picture at twice that size: {encoder} (sha256 `{sha256}`) and
-{semantics} (sha256 `{semantics_sha256}`). Colours and motion are told in closed form (`dover_eval/models/sights.py`).
+checkpoint, read prompts and, of each run, a picture at twice that size:
+{encoder} (sha256 `{sha256}`) and
+{semantics} (sha256 `{semantics_sha256}`).
+Colours and motion are told in closed form (`dover_eval/models/sights.py`).
 
 ## What it was trained on
 {clips:,} clips of a second and less. Three in four show a thing (an emoji, a drawing or a cut-out photograph,
@@ -47,8 +49,8 @@ it to compare models in a paper, to filter people's videos, or as the only rewar
 
 ## Measured on scenes that training never saw
 {scenes} scenes of places and things that training left out, seed {seed}; in brackets the 95% interval by bootstrap
-over scenes. Settings were chosen by what they did on other scenes of the same places and things, so these figures are a
-little kind. *Rank*: mean Spearman correlation within a scene between the defect's own score and its absence, over
+over scenes. Settings were chosen by what they did on other scenes of the same places and things, and one fault of
+training was found by measuring these, so the figures are a little kind. *Rank*: mean Spearman correlation within a scene between the defect's own score and its absence, over
 five strengths. *Moved*: points that the own score falls from none to full strength, and in absolute value the two
 other quality scores with it.
 
