@@ -51,8 +51,8 @@ it to compare models in a paper, to filter people's videos, or as the only rewar
 {scenes} scenes of places and things that training left out, seed {seed}; in brackets the 95% interval by bootstrap
 over scenes. Settings were chosen by what they did on other scenes of the same places and things, and one fault of
 training was found by measuring these, so the figures are a little kind. *Rank*: mean Spearman correlation within a
-scene between the defect's own score and its absence, over five strengths. *Moved*: points that the own score falls from none to full strength, and in absolute value the two
-other quality scores with it.
+scene between the defect's own score and its absence, over five strengths. *Moved*: points that the own score falls from
+none to full strength, and in absolute value the two other quality scores with it.
 
 | defect | score | rank | moved | others moved |
 |---|---|---|---|---|
