@@ -112,7 +112,8 @@ def _fit_concepts(
         chosen = [i for i, s in enumerate(seen) if _value(s.scene, attribute) in values]
         if not chosen:
             continue
-        one_hot = F.one_hot(torch.tensor([values.index(_value(seen[i].scene, attribute)) for i in chosen])).double()
+        indices = torch.tensor([values.index(_value(seen[i].scene, attribute)) for i in chosen])
+        one_hot = F.one_hot(indices, len(values)).double()
         weight = _looked_at(attribute, x.shape[-1], settings.emphasis)
         used = weight > 0
         looked = x[..., used] * weight[used]
