@@ -253,7 +253,13 @@ def test_a_table_without_its_journal_or_with_a_damaged_one_is_left_alone(place):
 
 
 def test_two_runs_never_write_one_table(place):
-    process = subprocess.Popen(command(*COUNTING, log="log", pause=60.0), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(*COUNTING, log="log", pause=60.0),
+        stderr=subprocess.PIPE,
+        text=True,
+        # As in a terminal: where the tests are a shell's background job, Ctrl-C is ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         while not journal_of(place / "table.csv").exists():
             assert process.poll() is None
