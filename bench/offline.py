@@ -3,7 +3,8 @@
     python -m bench.offline                   the table of the kernel's README: sm_80, sm_90 and sm_100
     python -m bench.offline --arch 90 --k-t 1
 
-Exits with 1 if a kernel spills registers to the stack.
+Exits with 1 if a kernel spills more registers to the stack than is allowed: none of a march; of a tensor-core kernel,
+which is held to 128 registers so that a multiprocessor has 16 warps, a few values that its loop seldom reads.
 """
 
 import argparse
@@ -18,12 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import triton
-from dover_kernels.dwconv3d_layernorm import launch
+import triton.language as tl
+from dover_kernels.dwconv3d_layernorm import launch, tensor_core_kernels, tensor_cores
 from dover_kernels.dwconv3d_layernorm import triton_kernels as kernels
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
 
 ARCHITECTURES = (80, 90, 100)
+#: Bytes of stack that a tensor-core kernel may have.
+TENSOR_CORE_STACK = 128
 #: Pointers to activations; all others are fp32.
 ACTIVATIONS = {"p_x", "p_y", "p_z", "p_dy", "p_dz"}
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -38,21 +43,27 @@ class Case:
     constants: dict[str, Any]
     dtype: str
     num_warps: int
+    maxnreg: int | None = None
 
     def __str__(self) -> str:
-        shown = ("C", "KT", "R", "BP", "BC", "NC", "EVEN", "BM")
-        return f"{self.role} {self.dtype} " + " ".join(f"{k}={v}" for k, v in self.constants.items() if k in shown)
+        shown = ("C", "KT", "R", "BP", "BC", "NC", "EVEN", "BM", "AHEAD")
+        constants = " ".join(f"{k}={v}" for k, v in self.constants.items() if k in shown)
+        return f"{self.role} {self.dtype} {constants}" + (f" warps={self.num_warps}" if self.on_tensor_cores else "")
+
+    @property
+    def on_tensor_cores(self) -> bool:
+        return bool(self.kernel.is_gluon())
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the compiler made of it: registers a thread, bytes of stack and of shared memory, and the share of FFMA
-    (on sm_100 also FFMA2, which does two) in the instructions of the longest loop."""
+    """What the compiler made of it: registers a thread, bytes of stack and of shared memory, and the share of the
+    instructions of its longest loop that multiply (FFMA; on sm_100 also FFMA2, which does two; HMMA)."""
 
     registers: int
     stack: int
     shared: int
-    ffma: float
+    products: float
 
 
 def cases(C: int, k_t: int, dtype: str) -> Iterator[Case]:
@@ -69,7 +80,27 @@ def cases(C: int, k_t: int, dtype: str) -> Iterator[Case]:
     config = launch.normalize_config(C)
     num_warps = config.pop("num_warps")
     yield Case("layernorm", kernels.layernorm_kernel, {"C": C, **config, "SAVE": True}, dtype, num_warps)
+    config = launch.normalize_config(C, backward=True)
+    num_warps = config.pop("num_warps")
     yield Case("layernorm_backward", kernels.layernorm_backward_kernel, {"C": C, **config}, dtype, num_warps)
+
+
+def tensor_core_cases(C: int, k_t: int, dtype: str) -> Iterator[Case]:
+    """Every tensor-core kernel of a layer, in each configuration."""
+    layer = {"C": C, "KT": k_t, "K": 7}
+    for config in tensor_cores.candidates(C, k_t, 7, 2**18):
+        constants = layer | {"BC": config.BC, "AHEAD": config.ahead}
+        for role, flip in (("convolution", False), ("input_gradient", True)):
+            kernel = tensor_core_kernels.convolution_kernel
+            yield Case(role, kernel, constants | {"FLIP": flip}, dtype, config.num_warps, config.maxnreg)
+    config = tensor_cores.WEIGHT_GRADIENT
+    constants = layer | {
+        "BC": config.BC,
+        "AHEAD": config.ahead,
+        "dtype": {"bf16": tl.bfloat16, "fp16": tl.float16}[dtype],
+    }
+    kernel = tensor_core_kernels.weight_gradient_kernel
+    yield Case("weight_gradient", kernel, constants, dtype, config.num_warps, config.maxnreg)
 
 
 def march(role: str, tile: launch.Tile, C: int, k_t: int, dtype: str, even: bool) -> Case:
@@ -89,6 +120,8 @@ def compile_case(case: Case, architecture: int) -> Report:
     def kind(name: str) -> str:
         if name in case.constants:
             return "constexpr"
+        if case.on_tensor_cores and name in ("p_x", "p_dy"):
+            return "*i32"
         if name.startswith("p_"):
             return "*" + (case.dtype if name in ACTIVATIONS else "fp32")
         return "fp32" if name == "eps" else "i32"
@@ -96,10 +129,11 @@ def compile_case(case: Case, architecture: int) -> Report:
     signature = {name: kind(name) for name in names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name.startswith("p_")}
     constants = {(names.index(name),): value for name, value in case.constants.items()}
+    source = GluonASTSource if case.on_tensor_cores else ASTSource
     compiled = triton.compile(
-        ASTSource(case.kernel, signature, constexprs=constants, attrs=aligned),
+        source(case.kernel, signature, constexprs=constants, attrs=aligned),
         target=GPUTarget("cuda", architecture, 32),
-        options={"num_warps": case.num_warps, "num_stages": 1},
+        options={"num_warps": case.num_warps, "num_stages": 1, "maxnreg": case.maxnreg},
     )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -109,15 +143,15 @@ def compile_case(case: Case, architecture: int) -> Report:
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     if found is None:
         raise RuntimeError(f"cuobjdump reports no registers for {case}: {usage!r}")
-    return Report(int(found[1]), int(found[2]), compiled.metadata.shared, _ffma_share(assembly))
+    return Report(int(found[1]), int(found[2]), compiled.metadata.shared, _share_of_products(assembly))
 
 
 def _dump(path: str, what: str) -> str:
     return subprocess.run([CUOBJDUMP, what, path], capture_output=True, text=True, check=True).stdout
 
 
-def _ffma_share(assembly: str) -> float:
-    """FFMA's share of the longest loop: of the row step, that is, with everything in it."""
+def _share_of_products(assembly: str) -> float:
+    """Multiplications' share of the longest loop: of the row step, that is, with everything in it."""
     instructions = [(int(m[1], 16), m[2]) for m in re.finditer(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", assembly)]
     longest: list[str] = []
     for address, text in instructions:
@@ -126,7 +160,7 @@ def _ffma_share(assembly: str) -> float:
             body = [t for a, t in instructions if int(target[1], 16) <= a <= address]
             longest = max(longest, body, key=len)
     opcodes = collections.Counter(re.sub(r"^@!?U?P\w+\s+", "", text).split()[0].split(".")[0] for text in longest)
-    return (opcodes["FFMA"] + opcodes["FFMA2"]) / len(longest) if longest else 0.0
+    return sum(opcodes[name] for name in ("FFMA", "FFMA2", "HMMA")) / len(longest) if longest else 0.0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -137,15 +171,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dtype", nargs="+", default=["bf16", "fp32"])
     options = parser.parse_args(arguments)
     spilled = 0
-    print("| kernel | " + " | ".join(f"sm_{arch}: registers, stack, FFMA" for arch in options.arch) + " |")
+    print("| kernel | " + " | ".join(f"sm_{arch}: registers, stack, products" for arch in options.arch) + " |")
     print("|---|" + "---|" * len(options.arch))
     for C in options.channels:
         for k_t in options.k_t:
             for dtype in options.dtype:
-                for case in cases(C, k_t, dtype):
+                on_tensor_cores = tensor_core_cases(C, k_t, dtype) if dtype != "fp32" else ()
+                for case in (*cases(C, k_t, dtype), *on_tensor_cores):
                     reports = [compile_case(case, arch) for arch in options.arch]
-                    spilled += any(report.stack for report in reports)
-                    cells = [f"{r.registers}, {r.stack}, {r.ffma:.0%}" for r in reports]
+                    allowed = TENSOR_CORE_STACK if case.on_tensor_cores else 0
+                    spilled += any(report.stack > allowed for report in reports)
+                    cells = [f"{r.registers}, {r.stack}, {r.products:.0%}" for r in reports]
                     print(f"| {case} | " + " | ".join(cells) + " |", flush=True)
     return 1 if spilled else 0
 

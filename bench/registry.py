@@ -160,16 +160,23 @@ class Candidate:
 
 OPERATOR = Candidate("dover", operator)
 COPY = Candidate("copy", copy)
-BASELINES = (
-    Candidate("eager NCDHW", eager, channels_last=False),
-    Candidate("eager channels_last_3d", eager),
-    Candidate("eager NCDHW, cudnn.benchmark", eager, channels_last=False, cudnn_benchmark=True, gpu_only=True),
-    Candidate("eager channels_last_3d, cudnn.benchmark", eager, cudnn_benchmark=True, gpu_only=True),
-    Candidate(f"torch.compile {COMPILE_MODE}", eager, compiled=True, gpu_only=True),
+EAGER = Candidate("eager NCDHW", eager, channels_last=False)
+BY_FRAMES = (
     Candidate("conv2d over B*T, channels_last, cudnn.benchmark", conv2d_over_frames, cudnn_benchmark=True, k_t="one"),
+    Candidate("sum of k_t shifted conv2d, cudnn.benchmark", shifted_conv2d, cudnn_benchmark=True, k_t="many"),
+)
+COMPILED = (
+    Candidate(f"torch.compile {COMPILE_MODE}", eager, compiled=True, gpu_only=True),
     Candidate(
         f"conv2d over B*T, torch.compile {COMPILE_MODE}", conv2d_over_frames, compiled=True, gpu_only=True, k_t="one"
     ),
-    Candidate("sum of k_t shifted conv2d, cudnn.benchmark", shifted_conv2d, cudnn_benchmark=True, k_t="many"),
 )
+OTHERS = (
+    Candidate("eager channels_last_3d", eager),
+    Candidate("eager NCDHW, cudnn.benchmark", eager, channels_last=False, cudnn_benchmark=True, gpu_only=True),
+    Candidate("eager channels_last_3d, cudnn.benchmark", eager, cudnn_benchmark=True, gpu_only=True),
+)
+BASELINES = (EAGER, *BY_FRAMES, *COMPILED, *OTHERS)
+#: What is timed before what: the copy, which shares refer to, and the strongest rivals first.
+TIERS = ((COPY, OPERATOR, EAGER, *BY_FRAMES), COMPILED, OTHERS)
 CANDIDATES = (OPERATOR, *BASELINES, COPY)

@@ -5,9 +5,10 @@
     python -m bench.run --minutes 8 --only "k_t=1 "       again and again, until nothing is left
 
 Writes bench/results/<device>.json after every candidate, and goes on where a run of the same commit, device and
-versions has stopped. Every candidate is checked first (`verify`); one that is wrong, or fails, is recorded with its
-reason, and not timed. On a GPU a captured graph is replayed, with the L2 cache flushed before each replay; on a CPU the
-clock is read around a call. `python -m bench.report` draws the plot and the table.
+versions has stopped; the candidates that matter most come first, on all problems. Every candidate is checked first
+(`verify`); one that is wrong, or fails, or takes longer than `--patience` is recorded with its reason, and not timed.
+On a GPU a captured graph is replayed, with the L2 cache flushed before each replay; on a CPU the clock is read around a
+call. `python -m bench.report` draws the plot and the table.
 """
 
 import argparse
@@ -30,23 +31,28 @@ from dover_kernels import explain
 
 from bench.record import Record, device_name, environment
 from bench.registry import (
-    CANDIDATES,
+    BASELINES,
     COPY,
     DIRECTIONS,
     OPERATOR,
+    TIERS,
     Candidate,
     Problem,
     cpu_problems,
     gpu_problems,
     matching,
 )
-from bench.verify import verify
+from bench.verify import FRAMES, verify
 
 RESULTS = Path(__file__).parent / "results"
 #: fp32 FFMA peaks without tensor cores, FLOP/s, from the vendor's data sheets.
 PEAKS = {"H200": 67e12, "H100": 67e12, "A100": 19.5e12}
 #: A call of so many seconds is repeated a quarter as often.
 SLOW = 0.1
+
+
+class TooSlow(Exception):
+    """A candidate is not worth the time that a measurement takes."""
 
 
 @contextmanager
@@ -95,6 +101,21 @@ def measure(call: Callable[[], object], device: str, repetitions: int) -> dict[s
         "peak_bytes": memory,
         "kernels": kernels,
     }
+
+
+def lose_patience(problem: Problem, candidate: Candidate, device: str, direction: str, patience: float) -> None:
+    """Raises TooSlow where, by the time that the problem's first frames take, a call takes over `patience` seconds."""
+    short = problem.shorter(FRAMES)
+    if patience == math.inf or short == problem:
+        return
+    with set_up(candidate, short, device, direction) as call:
+        for _ in range(2):
+            start = time.perf_counter()
+            call()
+            _synchronize(device)
+            seconds = time.perf_counter() - start
+    if seconds * problem.T > patience * short.T:
+        raise TooSlow(f"{short.T} of {problem.T} frames take {1e3 * seconds:.1f} ms")
 
 
 def first_call(problem: Problem, device: str, direction: str) -> float:
@@ -187,8 +208,9 @@ def shares(
 
 
 def time_candidate(
-    problem: Problem, candidate: Candidate, device: str, repetitions: int, copy_ms: float | None, first_calls: bool
-) -> list[dict[str, Any]]:
+    problem: Problem, candidate: Candidate, device: str, repetitions: int, copy_ms: float | None, first_calls: bool,
+    patience: float = math.inf,
+) -> list[dict[str, Any]]:  # fmt: skip
     """An entry for each direction. Whatever the candidate raises is its entry's reason for not being timed."""
     named: dict[str, Any] = {"problem": str(problem), "candidate": candidate.name}
 
@@ -204,6 +226,8 @@ def time_candidate(
     entries = []
     for direction in DIRECTIONS[:1] if candidate is COPY else DIRECTIONS:
         try:
+            if candidate in BASELINES and not candidate.compiled:
+                lose_patience(problem, candidate, device, direction, patience)
             with set_up(candidate, problem, device, direction) as call:
                 timed = measure(call, device, repetitions)
         except Exception as error:
@@ -230,21 +254,22 @@ def _timed_first_call(problem: Problem, device: str, direction: str) -> dict[str
 
 def run(
     problems: list[Problem], device: str, repetitions: int, record: Record, end: float = math.inf,
-    first_calls: bool = True,
+    first_calls: bool = True, patience: float = math.inf,
 ) -> bool:  # fmt: skip
     """True if the record has every candidate of every problem now; False where the clock passed `end` before.
 
     Raises what the GPU reports once it serves this process no more; the candidate that brought it there is recorded.
     """
-    for problem in problems:
-        for candidate in sorted(CANDIDATES, key=lambda c: c is not COPY):  # the copy first: shares refer to it
-            if record.has(problem, candidate) or not candidate.takes(problem, device):
-                continue
-            if time.monotonic() > end:
-                return False
-            copy_ms = record.median(problem, COPY, "forward")
-            record.put(time_candidate(problem, candidate, device, repetitions, copy_ms, first_calls))
-            _synchronize(device)
+    for tier in TIERS:
+        for problem in problems:
+            for candidate in tier:
+                if record.has(problem, candidate) or not candidate.takes(problem, device):
+                    continue
+                if time.monotonic() > end:
+                    return False
+                copy_ms = record.median(problem, COPY, "forward")
+                record.put(time_candidate(problem, candidate, device, repetitions, copy_ms, first_calls, patience))
+                _synchronize(device)
     return True
 
 
@@ -254,6 +279,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dtype", nargs="+", default=["bfloat16"], help="on a GPU; a CPU is timed in float32")
     parser.add_argument("--only", default="", help='problems whose name has this regular expression, such as "k_t=3"')
     parser.add_argument("--minutes", type=float, default=math.inf, help="no candidate is begun after so long")
+    parser.add_argument("--patience", type=float, default=math.inf, help="seconds that a call of a baseline may take")
     parser.add_argument("--repetitions", type=int, default=20, help="a quarter of it where a call takes over 100 ms")
     parser.add_argument(
         "--first-calls", action=argparse.BooleanOptionalAction, default=True, help="each takes a process of its own"
@@ -274,7 +300,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    complete = run(problems, options.device, options.repetitions, record, end, options.first_calls)
+    complete = run(problems, options.device, options.repetitions, record, end, options.first_calls, options.patience)
     print(f"wrote {record.path}")
     if not complete:
         print("the time is up: run it again to go on", file=sys.stderr)

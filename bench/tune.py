@@ -5,11 +5,12 @@
     python -m bench.tune --only "k_t=1 " --minutes 8      again and again, until nothing is left
 
 Writes what it finds into the kernel's configs.json, under the GPU's architecture and with its name and the versions,
-after every kernel of a layer: a run that was cut short goes on where it stopped, and `--again` starts over. For each
-kernel, configurations are compiled, those that spill or do not compile are dropped, and the best by the compiler's
-figures are checked against the reference in fp64 and then timed; the fastest must also agree, at full size, with the
-shipped one. When the time is up nothing more is compiled or timed, what runs is finished, and the kernel whose
-configurations were not all timed is left to the next run. Needs a GPU that Triton compiles for.
+after every kernel of a layer: a run that was cut short goes on where it stopped, and `--again` starts over. Where the
+convolutions run on tensor cores, their few configurations are all timed. For every other kernel, configurations are
+compiled, those that spill or do not compile are dropped, and the best by the compiler's figures are timed. Each is
+first checked in fp64, and the fastest must also agree, at full size, with the shipped one. When the time is up nothing
+more is compiled or timed, what runs is finished, and the kernel whose configurations were not all timed is left to the
+next run. Needs a GPU that Triton compiles for.
 """
 
 import argparse
@@ -20,11 +21,11 @@ import multiprocessing
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures import TimeoutError as Unfinished
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,9 @@ import torch
 import triton
 import triton.testing
 from dover_kernels import explain
-from dover_kernels.dwconv3d_layernorm import launch
+from dover_kernels.dwconv3d_layernorm import launch, tensor_cores
 from dover_kernels.dwconv3d_layernorm.launch import Tile
+from dover_kernels.dwconv3d_layernorm.tensor_cores import Config
 from torch import Tensor
 from triton.errors import TritonError
 
@@ -42,6 +44,8 @@ from bench.registry import EPS, OPERATOR, Problem, gpu_problems, matching
 from bench.verify import GRADIENT_TOLERANCE, WrongResult, verify
 
 ROLES = ("inference", "training", "input_gradient", "weight_gradient")
+#: The one role that is tuned where the convolutions run on tensor cores.
+TENSOR_CORES = "convolution"
 STRIP_WIDTHS = (4, 5, 7, 8, 10)
 #: Registers of a multiprocessor, and the threads and the programs that it holds at most.
 REGISTERS, THREADS, PROGRAMS = 65536, 2048, 32
@@ -88,7 +92,7 @@ def predict(role: str, tile: Tile, report: Report, problem: Problem, multiproces
         programs = math.ceil(strips.count / tile.BP) * chunks
     waves = math.ceil(programs / (multiprocessors * tile.per_sm))
     products = taps * tile.R * tile.BP * tile.BC * tile.NC
-    return waves * tile.per_sm * steps * (strips.height + 6) * products / max(report.ffma, 1e-3)
+    return waves * tile.per_sm * steps * (strips.height + 6) * products / max(report.products, 1e-3)
 
 
 #: The arguments of `offline.march`.
@@ -148,14 +152,17 @@ def screen(problem: Problem, role: str, figures: Figures, most: int, multiproces
 
 
 @contextmanager
-def only(role: str, tile: Tile) -> Iterator[None]:
-    """Launches of `role` take `tile`, whatever the table says."""
-    before = launch.candidates
-    launch.candidates = lambda asked, *key: [tile] if asked == role else before(asked, *key)
+def only(role: str, config: Tile | Config) -> Iterator[None]:
+    """Launches of `role` take `config`, whatever the table says."""
+    before = launch.candidates, launch.tensor_core_config
+    if isinstance(config, Tile):
+        launch.candidates = lambda asked, *key: [config] if asked == role else before[0](asked, *key)
+    else:
+        launch.tensor_core_config = lambda *key: config
     try:
         yield
     finally:
-        launch.candidates = before
+        launch.candidates, launch.tensor_core_config = before
 
 
 def call(role: str, problem: Problem, device: str) -> Callable[[], object]:
@@ -171,16 +178,16 @@ def call(role: str, problem: Problem, device: str) -> Callable[[], object]:
 
 
 def fastest(
-    role: str, problem: Problem, device: str, tiles: list[Tile], clock: Callable[[Callable[[], object]], float],
-    end: float = math.inf,
-) -> tuple[Tile, float]:  # fmt: skip
+    role: str, problem: Problem, device: str, tiles: Sequence[Tile | Config],
+    clock: Callable[[Callable[[], object]], float], end: float = math.inf,
+) -> tuple[Tile | Config, float]:  # fmt: skip
     """The fastest of `tiles` and its time in ms. One that disagrees with the reference on a few frames, or at full size
     with the first that is right, or that does not compile or fit, is reported and dropped.
 
     Raises WrongResult if none is left, and TimeIsUp where the clock passes `end` before the last is begun.
     """
     run = call(role, problem, device)
-    times: dict[Tile, float] = {}
+    times: dict[Tile | Config, float] = {}
     for tile in tiles:
         if time.monotonic() > end:
             raise TimeIsUp
@@ -201,7 +208,9 @@ def fastest(
     return best, times[best]
 
 
-def agrees(role: str, problem: Problem, run: Callable[[], object], tile: Tile, standard: Tile) -> bool:
+def agrees(
+    role: str, problem: Problem, run: Callable[[], object], tile: Tile | Config, standard: Tile | Config
+) -> bool:
     """Whether `run` gives the same with both; says so where it does not."""
     error = difference(role, run, tile, standard)
     if error > GRADIENT_TOLERANCE[problem.dtype]:
@@ -210,7 +219,7 @@ def agrees(role: str, problem: Problem, run: Callable[[], object], tile: Tile, s
     return True
 
 
-def difference(role: str, run: Callable[[], object], tile: Tile, standard: Tile) -> float:
+def difference(role: str, run: Callable[[], object], tile: Tile | Config, standard: Tile | Config) -> float:
     """The largest relative norm difference of a result of `run` with `tile` from that with `standard`."""
     results = []
     for used in (standard, tile):
@@ -248,14 +257,14 @@ class Table:
     def key(problem: Problem) -> str:
         return f"{launch.layer(problem.C, problem.k_t, problem.dtype.itemsize)} W={problem.W}"
 
-    def lacks(self, problem: Problem) -> list[str]:
-        """Roles that have not been tuned yet for this layer."""
-        return [role for role in ROLES if role not in self.tiles.get(self.key(problem), {})]
+    def lacks(self, problem: Problem, roles: tuple[str, ...] = ROLES) -> list[str]:
+        """Those of `roles` that have not been tuned yet for this layer."""
+        return [role for role in roles if role not in self.tiles.get(self.key(problem), {})]
 
-    def put(self, problem: Problem, role: str, tile: Tile) -> None:
-        """Takes `tile`, leaves every other entry as it is, and writes the file."""
-        defaults = asdict(Tile(0, 0, 0))
-        entry = {name: value for name, value in asdict(tile).items() if value != defaults[name]}
+    def put(self, problem: Problem, role: str, config: Tile | Config) -> None:
+        """Takes `config`, leaves every other entry as it is, and writes the file."""
+        defaults = {field.name: field.default for field in fields(config)}
+        entry = {name: value for name, value in asdict(config).items() if value != defaults[name]}
         self.tiles.setdefault(self.key(problem), {})[role] = entry
         written = self.path.with_suffix(".part")
         written.write_text(dump(self.content))
@@ -282,18 +291,30 @@ def tune(problems: list[Problem], table: Table, minutes: float, most: int) -> bo
 
 
 def _tune(problems: list[Problem], table: Table, end: float, most: int) -> None:
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    device = torch.device("cuda", torch.cuda.current_device())
+    properties = torch.cuda.get_device_properties(device)
     architecture = 10 * properties.major + properties.minor
     figures: Figures = {}
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         for problem in problems:
-            for role in table.lacks(problem):
-                asked = {compiled_as(problem, role, tile) for tile in space(role, problem.C, problem.k_t, problem.W)}
-                figures |= compile_all(pool, asked - figures.keys(), architecture, end)
-                tiles = screen(problem, role, figures, most, properties.multi_processor_count)
-                tile, milliseconds = fastest(role, problem, "cuda", tiles, gpu_clock, end)
-                table.put(problem, role, tile)
-                print(f"{problem}  {role:16} {milliseconds:8.3f} ms  {tile}", flush=True)
+            for role in table.lacks(problem, roles(problem)):
+                tiles: Sequence[Tile | Config]
+                if role == TENSOR_CORES:
+                    tiles = tensor_cores.candidates(problem.C, problem.k_t, 7, tensor_cores.shared_memory(device))
+                else:
+                    asked = {compiled_as(problem, role, t) for t in space(role, problem.C, problem.k_t, problem.W)}
+                    figures |= compile_all(pool, asked - figures.keys(), architecture, end)
+                    tiles = screen(problem, role, figures, most, properties.multi_processor_count)
+                config, milliseconds = fastest(role, problem, "cuda", tiles, gpu_clock, end)
+                table.put(problem, role, config)
+                print(f"{problem}  {role:16} {milliseconds:8.3f} ms  {config}", flush=True)
+
+
+def roles(problem: Problem) -> tuple[str, ...]:
+    """What is to be tuned for the layer on this GPU."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    obstacle = tensor_cores.obstacle(device, problem.dtype, problem.C, problem.k_t, 7)
+    return ROLES if obstacle else (TENSOR_CORES,)
 
 
 def gpu_clock(run: Callable[[], object]) -> float:
@@ -332,7 +353,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if tune(problems, table, options.minutes, options.candidates):
         return 0
-    left = sum(bool(table.lacks(problem)) for problem in problems)
+    left = sum(bool(table.lacks(problem, roles(problem))) for problem in problems)
     print(f"the time is up: {left} of {len(problems)} layers are left; run it again to go on", file=sys.stderr)
     return 1
 

@@ -29,7 +29,7 @@ def few(monkeypatch):
     """A run of the operator and of the rivals that are given."""
 
     def fix(*rivals: Candidate) -> None:
-        monkeypatch.setattr(run, "CANDIDATES", (OPERATOR, *rivals, COPY))
+        monkeypatch.setattr(run, "TIERS", ((COPY, OPERATOR), rivals))
 
     fix()
     return fix

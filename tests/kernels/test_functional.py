@@ -78,8 +78,6 @@ def test_the_environment_chooses_the_path(monkeypatch):
         (96, torch.float64, (1, 7, 7), "x is torch.float64"),
         (96, torch.float32, (3, 9, 9), r"the kernel is \(3,9,9\); they take"),
         (96, torch.float32, (3, 3, 5), r"the kernel is \(3,3,5\)"),
-        (96, torch.bfloat16, (7, 7, 7), None),
-        (40, torch.float16, (3, 5, 5), None),
     ],
 )
 def test_a_gpu_says_what_its_kernels_do_not_take(channels, dtype, kernel, reason, monkeypatch):
@@ -87,8 +85,29 @@ def test_a_gpu_says_what_its_kernels_do_not_take(channels, dtype, kernel, reason
     x = SimpleNamespace(device=torch.device("cuda", 0), dtype=dtype, shape=(1, channels, 1, 2, 2))
     weight = torch.empty((channels, 1, *kernel), device="meta")
     answer = explain(x, weight)
-    assert answer.path == ("reference" if reason else "triton")
-    assert reason is None or re.search(reason, answer.reason), answer.reason
+    assert answer.path == "reference"
+    assert re.search(reason, answer.reason), answer.reason
+
+
+@pytest.mark.parametrize(
+    ("channels", "dtype", "kernel", "shared", "words"),
+    [
+        (96, torch.bfloat16, (7, 7, 7), 2**17, "; on tensor cores"),
+        (40, torch.float16, (3, 5, 5), 2**17, "; on tensor cores"),
+        (96, torch.float32, (1, 7, 7), 2**17, "; without tensor cores: x is torch.float32"),
+        (96, torch.float16, (9, 7, 7), 2**17, "; without tensor cores: the kernel has 9 taps in time"),
+        (96, torch.float16, (3, 7, 7), 2**14, "; without tensor cores: a multiprocessor has too little shared memory"),
+    ],
+)
+def test_a_gpu_says_whether_its_tensor_cores_run_it(channels, dtype, kernel, shared, words, monkeypatch):
+    from dover_kernels.dwconv3d_layernorm import tensor_cores
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    monkeypatch.setattr(tensor_cores, "shared_memory", lambda device: shared)
+    x = SimpleNamespace(device=torch.device("cuda", 0), dtype=dtype, shape=(1, channels, 1, 2, 2))
+    answer = explain(x, torch.empty((channels, 1, *kernel), device="meta"))
+    assert answer.path == "triton"
+    assert words in answer.reason, answer.reason
 
 
 def test_an_old_gpu_runs_the_reference(monkeypatch):

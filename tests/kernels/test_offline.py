@@ -8,7 +8,7 @@ from .conftest import INTERPRETED
 if INTERPRETED:
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
-from bench.offline import ARCHITECTURES, cases, compile_case
+from bench.offline import ARCHITECTURES, TENSOR_CORE_STACK, cases, compile_case, tensor_core_cases
 
 #: The first choice of each role of the first stage. The input gradient is the forward kernel turned around, and fused
 #: inference compiles for long: both are left to the table.
@@ -24,4 +24,19 @@ def test_compiles_without_a_spill(role, architecture):
     assert report.stack == 0, report
     assert 0 < report.registers <= 255, report
     if role in ("training", "weight_gradient") and architecture < 100:
-        assert report.ffma > 0.5, report
+        assert report.products > 0.5, report
+
+
+#: The first choice of each number of frames, forward, and the weight gradient.
+ON_TENSOR_CORES = [next(tensor_core_cases(96, k_t, "bf16")) for k_t in (1, 3, 5, 7)]
+ON_TENSOR_CORES += list(tensor_core_cases(96, 3, "fp16"))[-1:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("case", ON_TENSOR_CORES, ids=str)
+def test_tensor_core_kernels_compile_and_hardly_spill(case, architecture):
+    report = compile_case(case, architecture)
+    assert report.stack <= TENSOR_CORE_STACK, report
+    assert 0 < report.registers <= (case.maxnreg or 255), report
+    assert report.products > 0.03, report

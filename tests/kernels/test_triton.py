@@ -286,7 +286,8 @@ def test_the_tuner_takes_the_fastest_configuration_that_is_right(device, capsys,
 
 def test_explain_names_the_path(device):
     answer = explain(make_operands((1, 8, 1, 2, 2), (1, 3, 3), device).tensors[0])
-    assert (answer.path, answer.reason) == ("triton", "DOVER_KERNELS=triton")
+    assert answer.path == "triton"
+    assert answer.reason.startswith("DOVER_KERNELS=triton")
     assert dataclasses.is_dataclass(answer)
 
 

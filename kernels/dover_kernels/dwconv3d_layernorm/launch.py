@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ import triton
 import triton.testing
 from torch import Tensor
 
+from dover_kernels.dwconv3d_layernorm import strips, tensor_cores
 from dover_kernels.dwconv3d_layernorm import triton_kernels as kernels
+from dover_kernels.dwconv3d_layernorm.strips import Strips
 
 #: True under TRITON_INTERPRET=1, which runs the kernels on CPU tensors.
 INTERPRETED = not isinstance(kernels.layernorm_kernel, triton.JITFunction)
@@ -31,7 +33,7 @@ INTERPRETED = not isinstance(kernels.layernorm_kernel, triton.JITFunction)
 #: Programs that the weight gradient is cut into. It fixes the order of its sums, so it is no property of the device.
 WEIGHT_GRADIENT_PROGRAMS = 1056
 #: Programs of the LayerNorm backward, each of which leaves one row of partial sums.
-LAYERNORM_PROGRAMS = 1056
+LAYERNORM_PROGRAMS = 2112
 
 
 @dataclass(frozen=True)
@@ -47,25 +49,8 @@ class Tile:
     per_sm: int = 2
 
 
-@dataclass(frozen=True)
-class Strips:
-    """A batch of frames cut into strips of `height` rows and R columns: rows x columns strips a frame."""
-
-    height: int
-    rows: int
-    columns: int
-    count: int
-    even: bool
-
-    @classmethod
-    def cut(cls, frames: int, H: int, W: int, R: int, rows: int) -> "Strips":
-        height = math.ceil(H / rows)
-        rows, columns = math.ceil(H / height), math.ceil(W / R)
-        return cls(height, rows, columns, frames * rows * columns, W % R == 0)
-
-
-#: "tiles": configurations by layer and role, best first, chosen from the compiler's figures; "tuned": by architecture,
-#: the fastest one by layer, row length and role, timed by `bench.tune`.
+#: "tiles": configurations of the marches by layer and role, best first, chosen from the compiler's figures; "tuned": by
+#: architecture, the fastest one by layer, row length and role, timed by `bench.tune`.
 CONFIGS = Path(__file__).with_name("configs.json")
 
 
@@ -101,11 +86,10 @@ def candidates(
     """The configurations of `role` ("inference", "training", "input_gradient" or "weight_gradient"), best first, at
     most four; a single one where the layer has been tuned for rows of W columns on this architecture. A forward
     configuration whose NC * BC is C takes LayerNorm along; others leave it to its own kernel."""
-    name = layer(C, k_t, itemsize)
-    tuned = _table()["tuned"].get(device, {}).get("tiles", {}).get(f"{name} W={W}", {})
+    tuned = _tuned_for(C, k_t, itemsize, W, device)
     if role in tuned:
         return [Tile(**tuned[role])]
-    entry = _table()["tiles"].get(name)
+    entry = _table()["tiles"].get(layer(C, k_t, itemsize))
     if entry is not None:
         return [Tile(**tile) for tile in entry[role]]
     BC = chunk(C)
@@ -116,35 +100,36 @@ def candidates(
     return tiles[:2] if BC == C else tiles
 
 
+def tensor_core_config(C: int, k_t: int, itemsize: int, W: int, device: str | None) -> tensor_cores.Config | None:
+    """What the layer has been tuned to on tensor cores of this architecture; None where it has not."""
+    entry = _tuned_for(C, k_t, itemsize, W, device).get("convolution")
+    return entry and tensor_cores.Config(**entry)
+
+
+def _tuned_for(C: int, k_t: int, itemsize: int, W: int | None, device: str | None) -> dict[str, Any]:
+    """By role."""
+    tiles = _table()["tuned"].get(device, {}).get("tiles", {})
+    return tiles.get(f"{layer(C, k_t, itemsize)} W={W}", {})
+
+
 def fits(tiles: list[Tile], W: int) -> list[Tile]:
     """Those whose strips tile a row of W columns exactly; where none does all, the narrowest first, which overhang the
     least and have registers left for the masks."""
     return [tile for tile in tiles if W % tile.R == 0] or sorted(tiles, key=lambda tile: tile.R)
 
 
-@lru_cache(maxsize=1024)
-def plan(tile: Tile, shape: torch.Size, multiprocessors: int) -> Strips:
-    """The cut that takes the fewest row steps from start to end.
-
-    A strip shorter than its frame reads K - 1 rows more than it has, and computes on them; more strips fill the device
-    better.
-    """
-    B, C, T, H, W = shape
-    chunks = C // (tile.BC * tile.NC)
-
-    def steps(strips: Strips) -> int:
-        waves = math.ceil(math.ceil(strips.count / tile.BP) * chunks / (multiprocessors * tile.per_sm))
-        return waves * (strips.height + (6 if strips.rows > 1 else 0))
-
-    return min((Strips.cut(B * T, H, W, tile.R, rows) for rows in range(1, max(H // 2, 1) + 1)), key=steps)
+def plan(tile: Tile, shape: torch.Size, multiprocessors: int, K: int = 7) -> Strips:
+    """How `tile` cuts frames of `shape`."""
+    chunks = shape[1] // (tile.BC * tile.NC)
+    return strips.plan(tile.R, tile.BP, chunks, shape, multiprocessors * tile.per_sm, K)
 
 
 def plan_weight_gradient(tile: Tile, shape: torch.Size, k_t: int) -> tuple[Strips, int]:
     """The cut, and the slabs, each of which adds up its own share of the strips."""
     B, C, T, H, W = shape
-    strips = Strips.cut(B * T, H, W, tile.R, math.ceil(H / 32))
+    cut = Strips.cut(B * T, H, W, tile.R, math.ceil(H / 32))
     most = math.ceil(WEIGHT_GRADIENT_PROGRAMS / (C // tile.BC * k_t))
-    return strips, min(math.ceil(strips.count / tile.BP), most)
+    return cut, min(math.ceil(cut.count / tile.BP), most)
 
 
 @cache
@@ -179,24 +164,39 @@ def _on(x: Tensor) -> Any:
     return nullcontext()
 
 
+def _on_tensor_cores(x: Tensor, k_t: int, K: int) -> bool:
+    return tensor_cores.obstacle(x.device, x.dtype, x.shape[1], k_t, K) is None
+
+
+def _convolve_on_tensor_cores(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor) -> None:
+    C, k_t = x.shape[1], weight.shape[2]
+    tuned = tensor_core_config(C, k_t, x.element_size(), x.shape[4], architecture(x.device))
+    tensor_cores.convolve(x, weight, bias, y, _multiprocessors(x.device), tuned)
+
+
 def _dense(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last_3d)
 
 
-def _taps(weight: Tensor, T: int) -> tuple[Tensor, int]:
-    """(C,1,k_t,K,K) as fp32 [k_t * K * K, C], so that a chunk's tap is one load; and k_t. In a single frame only the
-    middle of the kernel meets anything."""
-    if T == 1:
-        weight = weight[:, :, weight.shape[2] // 2].unsqueeze(2)
+def _frames_met(weight: Tensor, T: int) -> Tensor:
+    """In a single frame only the middle of the kernel meets anything."""
+    return weight[:, :, weight.shape[2] // 2].unsqueeze(2) if T == 1 else weight
+
+
+def _taps(weight: Tensor) -> Tensor:
+    """(C,1,k_t,K,K) as fp32 [k_t * K * K, C], so that a chunk's tap is one load."""
     C, _, k_t, K, _ = weight.shape
     taps = torch.empty(k_t * K * K, C, dtype=torch.float32, device=weight.device)
-    return taps.copy_(weight.reshape(C, -1).t()), k_t
+    return taps.copy_(weight.reshape(C, -1).t())
 
 
-def normalize_config(C: int) -> dict[str, int]:
-    """A block [BM, CP] of about 2048 elements, 16 a thread."""
+def normalize_config(C: int, backward: bool = False) -> dict[str, int]:
+    """A block [BM, CP] of about 1024 to 2048 elements, backward 512: few warps that hold much each, since rows are
+    summed over a warp's lanes. Timed on an H200 (NOTES.md)."""
     CP = triton.next_power_of_2(C)
-    return {"CP": CP, "BM": max(1, 2048 // CP), "num_warps": min(max(CP // 512, 4), 16)}
+    elements = 512 if backward else 1024 if CP <= 128 else 2048
+    num_warps = max(1, CP // 1024) if backward else 2 if CP == 256 else max(1, CP // 2048)
+    return {"CP": CP, "BM": max(1, elements // CP), "num_warps": num_warps}
 
 
 def forward(
@@ -204,27 +204,46 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """z (B,C,T,H,W); and if `save`, the convolution's output y, and mean and rstd (B,T,H,W) in fp32, else empty."""
     x = _dense(x)
-    B, C, T, H, W = x.shape
+    B, _, T, H, W = x.shape
     z = torch.empty_like(x)
     y = torch.empty_like(x) if save else z
     mean, rstd = (x.new_empty((B, T, H, W) if save else (0,), dtype=torch.float32) for _ in range(2))
     if x.numel():
-        taps, k_t = _taps(weight, T)
+        weight = _frames_met(weight, T)
         parameters = [p.contiguous() for p in (bias, ln_weight, ln_bias)]
-
-        def run(tile: Tile) -> None:
-            fused = tile.NC * tile.BC == C
-            _convolve(x, taps, (*parameters, y, z, mean, rstd), tile, k_t, weight.shape[3], eps, fused, save, False)
-            if not fused:
-                n, config = B * T * H * W, normalize_config(C)
-                grid = (triton.cdiv(n, config["BM"]),)
-                kernels.layernorm_kernel[grid](
-                    y, z, *parameters[1:], mean, rstd, n, eps, C=C, SAVE=save, num_stages=1, **config
-                )  # fmt: skip
-
         with _on(x):
-            run(_choose("training" if save else "inference", x, weight.shape[2], run))
+            if _on_tensor_cores(x, weight.shape[2], weight.shape[3]):
+                _convolve_on_tensor_cores(x, weight, parameters[0], y)
+                _normalize(y, z, parameters[1], parameters[2], mean, rstd, eps, save)
+            else:
+                _march_forward(x, weight, parameters, y, z, mean, rstd, eps, save)
     return z, y if save else x.new_empty(0), mean, rstd
+
+
+def _march_forward(
+    x: Tensor, weight: Tensor, parameters: list[Tensor], y: Tensor, z: Tensor, mean: Tensor, rstd: Tensor, eps: float,
+    save: bool,
+) -> None:  # fmt: skip
+    taps, k_t, K = _taps(weight), weight.shape[2], weight.shape[3]
+
+    def run(tile: Tile) -> None:
+        fused = x.shape[1] == tile.NC * tile.BC
+        _march(x, taps, (*parameters, y, z, mean, rstd), tile, k_t, K, eps, fused, save, False)
+        if not fused:
+            _normalize(y, z, parameters[1], parameters[2], mean, rstd, eps, save)
+
+    run(_choose("training" if save else "inference", x, k_t, run))
+
+
+def _normalize(
+    y: Tensor, z: Tensor, ln_weight: Tensor, ln_bias: Tensor, mean: Tensor, rstd: Tensor, eps: float, save: bool
+) -> None:
+    C = y.shape[1]
+    n, config = y.numel() // C, normalize_config(C)
+    grid = (triton.cdiv(n, config["BM"]),)
+    kernels.layernorm_kernel[grid](
+        y, z, ln_weight, ln_bias, mean, rstd, n, eps, C=C, SAVE=save, num_stages=1, **config
+    )  # fmt: skip
 
 
 def input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
@@ -232,29 +251,31 @@ def input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
     dy = _dense(dy)
     dx = torch.empty_like(dy)
     if dy.numel():
-        taps, k_t = _taps(weight, dy.shape[2])
-
-        def run(tile: Tile) -> None:
-            unused = (taps,) * 3
-            _convolve(
-                dy, taps, (*unused, dx, dx, taps, taps), tile, k_t, weight.shape[3], 0.0, False, True, True
-            )  # fmt: skip
-
+        weight = _frames_met(weight, dy.shape[2])
+        k_t, K = weight.shape[2:4]
         with _on(dy):
-            run(_choose("input_gradient", dy, weight.shape[2], run))
+            if _on_tensor_cores(dy, k_t, K):
+                _convolve_on_tensor_cores(dy, weight, None, dx)
+                return dx
+            taps = _taps(weight)
+
+            def run(tile: Tile) -> None:
+                _march(dy, taps, (taps, taps, taps, dx, dx, taps, taps), tile, k_t, K, 0.0, False, True, True)
+
+            run(_choose("input_gradient", dy, k_t, run))
     return dx
 
 
-def _convolve(
+def _march(
     x: Tensor, taps: Tensor, pointers: tuple[Tensor, ...], tile: Tile, k_t: int, K: int, eps: float,
     norm: bool, save: bool, flip: bool,
 ) -> None:  # fmt: skip
     C, T, H, W = x.shape[1:]
-    strips = plan(tile, x.shape, _multiprocessors(x.device))
-    grid = (triton.cdiv(strips.count, tile.BP) * (C // (tile.BC * tile.NC)),)
+    cut = plan(tile, x.shape, _multiprocessors(x.device), K)
+    grid = (triton.cdiv(cut.count, tile.BP) * (C // (tile.BC * tile.NC)),)
     kernels.convolution_kernel[grid](
-        x, taps, *pointers, T, H, W, strips.rows, strips.columns, strips.count, strips.height, eps,
-        C=C, KT=k_t, K=K, R=tile.R, BP=tile.BP, BC=tile.BC, NC=tile.NC, EVEN=strips.even, FLIP=flip, NORM=norm,
+        x, taps, *pointers, T, H, W, cut.rows, cut.columns, cut.count, cut.height, eps,
+        C=C, KT=k_t, K=K, R=tile.R, BP=tile.BP, BC=tile.BC, NC=tile.NC, EVEN=cut.even, FLIP=flip, NORM=norm,
         SAVE=save or not norm, num_warps=tile.num_warps, num_stages=1,
     )  # fmt: skip
 
@@ -264,7 +285,7 @@ def layernorm_backward(dz: Tensor, y: Tensor, ln_weight: Tensor, mean: Tensor, r
     dz, y = _dense(dz), _dense(y)
     C, n = y.shape[1], mean.numel()
     dy = torch.empty_like(y)
-    config = normalize_config(C)
+    config = normalize_config(C, backward=True)
     programs = min(triton.cdiv(n, config["BM"]), LAYERNORM_PROGRAMS)
     partial = y.new_empty((programs, 3, C), dtype=torch.float32)
     if n:
@@ -277,7 +298,7 @@ def layernorm_backward(dz: Tensor, y: Tensor, ln_weight: Tensor, mean: Tensor, r
 
 def weight_gradient(x: Tensor, dy: Tensor, k_t: int, K: int) -> Tensor:
     """(C,1,k_t,K,K) in fp32: one row of partial sums a slab, added in the order of the slabs."""
-    C, T, H, W = x.shape[1:]
+    C, T = x.shape[1:3]
     if not x.numel():
         return x.new_zeros((C, 1, k_t, K, K), dtype=torch.float32)
     x, dy = _dense(x), _dense(dy)
@@ -285,13 +306,22 @@ def weight_gradient(x: Tensor, dy: Tensor, k_t: int, K: int) -> Tensor:
         gradient = x.new_zeros((C, 1, k_t, K, K), dtype=torch.float32)
         gradient[:, :, k_t // 2] = weight_gradient(x, dy, 1, K)[:, :, 0]
         return gradient
-    tile = fits(candidates("weight_gradient", C, k_t, x.element_size(), W, architecture(x.device)), W)[0]
-    strips, slabs = plan_weight_gradient(tile, x.shape, k_t)
-    partial = x.new_empty((slabs, k_t * K * K, C), dtype=torch.float32)
     with _on(x):
-        kernels.weight_gradient_kernel[(slabs * k_t * (C // tile.BC),)](
-            x, dy, partial, T, H, W, strips.rows, strips.columns, strips.count, strips.height, slabs,
-            C=C, KT=k_t, K=K, R=tile.R, BP=tile.BP, BC=tile.BC, EVEN=strips.even,
-            num_warps=tile.num_warps, num_stages=1,
-        )  # fmt: skip
+        if _on_tensor_cores(x, k_t, K):
+            partial = tensor_cores.weight_gradient(x, dy, k_t, K)
+        else:
+            partial = _march_weight_gradient(x, dy, k_t, K)
     return partial.sum(0).t().reshape(C, 1, k_t, K, K).contiguous()
+
+
+def _march_weight_gradient(x: Tensor, dy: Tensor, k_t: int, K: int) -> Tensor:
+    C, T, H, W = x.shape[1:]
+    tile = fits(candidates("weight_gradient", C, k_t, x.element_size(), W, architecture(x.device)), W)[0]
+    cut, slabs = plan_weight_gradient(tile, x.shape, k_t)
+    partial = x.new_empty((slabs, k_t * K * K, C), dtype=torch.float32)
+    kernels.weight_gradient_kernel[(slabs * k_t * (C // tile.BC),)](
+        x, dy, partial, T, H, W, cut.rows, cut.columns, cut.count, cut.height, slabs,
+        C=C, KT=k_t, K=K, R=tile.R, BP=tile.BP, BC=tile.BC, EVEN=cut.even,
+        num_warps=tile.num_warps, num_stages=1,
+    )  # fmt: skip
+    return partial

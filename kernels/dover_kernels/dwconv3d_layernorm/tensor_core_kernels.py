@@ -1,0 +1,349 @@
+"""The convolution and its weight gradient on tensor cores, for 16-bit activations in channels-last memory (B,T,H,W,C).
+
+A depthwise convolution has no channels to multiply matrices over, but along a row it is a product with a banded matrix:
+8 outputs of one channel are 16 inputs (the last two, which no output needs, read as zeros) times a (16,8) Toeplitz
+block of the kernel's row. So a matrix product m16n8k16 takes 16 strips of 8 columns through one kernel row of one
+channel, and channels are the batch. As in `triton_kernels`, a program marches down its strips, and the K output rows
+that an input row reaches are accumulated side by side; here the loop is unrolled K times, so that none has to move.
+
+A fragment wants neighbouring columns (in the weight gradient: strips) of a channel in a register, where memory has
+neighbouring channels. Two loaded words of two channels give two words of two columns; shared memory, swizzled so that
+neither side conflicts, takes them from the threads that load whole rows of channels to the warps that own a channel.
+
+Channels of a program are numbered in the order of their fragments: warp w of n holds channels w * per ... of `per` =
+BC / n consecutive ones, so that a thread has neighbours to store. Names are those of `triton_kernels`; `words` are 32
+bits of two 16-bit numbers.
+"""
+# Gluon compiles a part of Python that has no star in a tuple, and whose types are its own.
+# ruff: noqa: RUF005
+# mypy: ignore-errors
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import mma_v2
+
+_SIZES = ["T", "H", "W", "n_rows", "n_columns", "n_strips", "height"]
+
+
+@gluon.constexpr_function
+def _bits(n):
+    return n.bit_length() - 1
+
+
+@gluon.constexpr_function
+def _basis(dimension, size):
+    """The bases of one of three dimensions."""
+    return [[(1 << b) if d == dimension else 0 for d in range(3)] for b in range(_bits(size))]
+
+
+@gluon.constexpr_function
+def _vector(shape, n_warps, most):
+    """Bits of the last dimension that a thread loads at once, so that every thread has something to load."""
+    return min(most, _bits(shape[0]) + _bits(shape[1]) + _bits(shape[2]) - 5 - _bits(n_warps))
+
+
+@gluon.constexpr_function
+def _memory_layout(shape, order, n_warps, most):
+    """A layout of `shape` that reads memory whose last dimension is contiguous: up to 2**most elements a thread, then
+    lanes, then warps, over the dimensions in `order`."""
+    vector = _vector(shape, n_warps, most)
+    last = _basis(2, shape[2])
+    rest = last[vector:] + [b for d in order for b in _basis(d, shape[d])]
+    lanes, rest = rest[:5], rest[5:]
+    warps, rest = rest[: _bits(n_warps)], rest[_bits(n_warps) :]
+    return gl.DistributedLinearLayout(last[:vector] + rest, lanes, warps, [], list(shape))
+
+
+@gluon.constexpr_function
+def _shared_layout(N, BC, n_warps):
+    """[BC, N, 8] words between the threads that load words (N, 8, BC // 2) and a fragment, without conflicts.
+
+    A fragment is read by rows of 4 words: rows N and N + 4 would meet in a bank, so that the latter's halves change
+    places. Channels that lie in lanes as words are stored are spread over the banks that other lanes leave free."""
+    per = BC // n_warps
+    vector = _vector((N, 8, BC // 2), n_warps, 2)
+    in_lanes = list(range(1 + vector, _bits(BC)))[:5]
+    free = [1, 2][max(0, 2 - len(in_lanes)) :]
+    channels = []
+    for b in range(_bits(BC)):
+        place = (1 << b) * n_warps if b < _bits(per) else 1 << (b - _bits(per))
+        spread = free.pop(0) if b in in_lanes and free else 0
+        channels.append([place, spread, 0])
+    rows = [[0, 1, 0], [0, 2, 0], [0, 4, 4], [0, 8, 0]][: _bits(N)]
+    return gl.SharedLinearLayout([[0, 0, 1], [0, 0, 2], [0, 0, 4]] + rows + channels)
+
+
+@gluon.constexpr_function
+def _fragment_layout(N, BC, n_warps):
+    """[BC, N, 8] words as operand A (N = 16 rows) or B (N = 8 columns) of m16n8k16 holds them."""
+    channels = _basis(0, BC)
+    registers = ([[0, 8, 0]] if N == 16 else []) + [[0, 0, 4]] + channels[_bits(n_warps) :]
+    lanes = [[0, 0, 1], [0, 0, 2], [0, 1, 0], [0, 2, 0], [0, 4, 0]]
+    return gl.DistributedLinearLayout(registers, lanes, channels[: _bits(n_warps)], [], [BC, N, 8])
+
+
+@gluon.jit
+def _locate(i_strip, n_rows, n_columns, height):
+    """Frame, first row and first column of strips, of which a frame has n_rows x n_columns."""
+    w0 = (i_strip % n_columns) * 8
+    i_row = i_strip // n_columns
+    return i_row // n_rows, (i_row % n_rows) * height, w0
+
+
+@gluon.jit
+def _transpose_pairs(b_first, b_second, BC: gl.constexpr, n_warps: gl.constexpr):
+    """Words of two channels, [M, N, BC // 2] of each of two neighbours -> their words [BC, M, N] of one channel."""
+    b_low = (b_first & 0xFFFF) | (b_second << 16)
+    b_high = ((b_first >> 16) & 0xFFFF) | (b_second & -65536)
+    M: gl.constexpr = b_first.shape[0]
+    N: gl.constexpr = b_first.shape[1]
+    b = gl.join(b_low, b_high).reshape(M, N, n_warps, BC // n_warps)
+    return b.permute(3, 2, 0, 1).reshape(BC, M, N)
+
+
+@gluon.jit
+def _operand(b_words, layout: gl.constexpr, dtype: gl.constexpr, B: gl.constexpr):
+    """Words [BC, N, 8] in a fragment's layout as that fragment: [BC, N, 16], or for operand B [BC, 16, N]."""
+    b_low = (b_words & 0xFFFF).to(gl.uint16).to(dtype, bitcast=True)
+    b_high = ((b_words >> 16) & 0xFFFF).to(gl.uint16).to(dtype, bitcast=True)
+    b = gl.join(b_low, b_high).reshape(b_words.shape[0], b_words.shape[1], 16)
+    if B:
+        b = b.permute(0, 2, 1)
+    return gl.convert_layout(b, layout, assert_trivial=True)
+
+
+@gluon.jit
+def _load_pairs(
+    p_x, m_even, m_odd, m_strip, i_t, h0, i, kt, T, H, W, C: gl.constexpr, KT: gl.constexpr, K: gl.constexpr
+):  # fmt: skip
+    """Even and odd columns of row h0 + i - K // 2 of the frame that tap kt meets: words [16, 8, BC // 2]."""
+    h = h0 + (i - K // 2)
+    t = i_t + (kt - KT // 2)
+    m_row = m_strip & (h >= 0) & (h < H) & (t >= 0) & (t < T)
+    p = p_x + ((kt - KT // 2) * H.to(gl.int64) + (i - K // 2)) * W * (C // 2)
+    b_even = gl.load(p, mask=(m_row[:, None] & m_even)[:, :, None], other=0)
+    b_odd = gl.load(p + C // 2, mask=(m_row[:, None] & m_odd)[:, :, None], other=0)
+    return b_even, b_odd
+
+
+@gluon.jit(do_not_specialize=_SIZES)
+def convolution_kernel(
+    p_x, p_weight, p_bias, p_y, T, H, W, n_rows, n_columns, n_strips, height,
+    C: gl.constexpr, KT: gl.constexpr, K: gl.constexpr, BC: gl.constexpr, AHEAD: gl.constexpr, FLIP: gl.constexpr,
+):  # fmt: skip
+    """y = conv(x) + bias, or with FLIP the adjoint of conv, without a bias. p_x: words; p_weight: (C,KT,K,K), rounded
+    to y's dtype here. Program: (16 strips, BC channels); AHEAD rows of x are on their way while one is multiplied."""
+    NW: gl.constexpr = gl.num_warps()
+    PER: gl.constexpr = BC // NW
+    dtype: gl.constexpr = p_y.dtype.element_ty
+    MMA: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [NW, 1, 1], [1, 16, 8])
+    A: gl.constexpr = gl.DotOperandLayout(0, MMA, 2)
+    B: gl.constexpr = gl.DotOperandLayout(1, MMA, 2)
+    IN: gl.constexpr = _memory_layout((16, 8, BC // 2), (1, 0), NW, 2)
+    OUT: gl.constexpr = _memory_layout((16, 8, BC), (1, 0), NW, 3)
+    pid = gl.program_id(0)
+    c0 = (pid % (C // BC)) * BC
+    first = (pid // (C // BC)) * 16
+
+    i_strip = first + gl.arange(0, 16, layout=gl.SliceLayout(1, gl.SliceLayout(2, IN)))
+    o_k = 2 * gl.arange(0, 8, layout=gl.SliceLayout(0, gl.SliceLayout(2, IN))) - K // 2
+    o_c = gl.arange(0, BC // 2, layout=gl.SliceLayout(0, gl.SliceLayout(1, IN)))
+    m_strip = i_strip < n_strips
+    i_frame, h0, w0 = _locate(i_strip, n_rows, n_columns, height)
+    i_t = i_frame % T
+    o_strip = (i_frame.to(gl.int64) * H + h0) * W + w0
+    w = w0[:, None] + o_k[None, :]
+    m_even = (w >= 0) & (w < W) & (o_k < 8 + K // 2)[None, :]
+    m_odd = (w >= -1) & (w < W - 1) & (o_k < 7 + K // 2)[None, :]
+    p_x += (o_strip * (C // 2))[:, None, None] + (o_k * (C // 2))[None, :, None] + (c0 // 2 + o_c)[None, None, :]
+
+    i_strip = first + gl.arange(0, 16, layout=gl.SliceLayout(1, gl.SliceLayout(2, OUT)))
+    o_n = gl.arange(0, 8, layout=gl.SliceLayout(0, gl.SliceLayout(2, OUT)))
+    o_c = gl.arange(0, BC, layout=gl.SliceLayout(0, gl.SliceLayout(1, OUT)))
+    i_frame, h0_out, w0 = _locate(i_strip, n_rows, n_columns, height)
+    m_out = (i_strip < n_strips)[:, None] & (w0[:, None] + o_n[None, :] < W)
+    o_strip = (i_frame.to(gl.int64) * H + h0_out) * W + w0
+    p_y += (o_strip * C)[:, None, None] + (o_n * C)[None, :, None] + (c0 + o_c)[None, None, :]
+
+    i_c = gl.arange(0, BC, layout=gl.SliceLayout(1, gl.SliceLayout(2, B)))
+    i_k = gl.arange(0, 16, layout=gl.SliceLayout(0, gl.SliceLayout(2, B)))
+    i_n = gl.arange(0, 8, layout=gl.SliceLayout(0, gl.SliceLayout(1, B)))
+    kw = i_k[None, :, None] - i_n[None, None, :]
+    m_w = (kw >= 0) & (kw < K)
+    if FLIP:
+        kw = (K - 1) - kw
+    p_weight += ((c0 + i_c % NW * PER + i_c // NW) * (KT * K * K))[:, None, None] + kw
+    b_w = ()
+    for q in gl.static_range(KT * K):
+        p_row = p_weight + (KT * K - 1 - q if FLIP else q) * K
+        b_w = b_w + (gl.load(p_row, mask=m_w, other=0.0).to(dtype),)
+    b_start = gl.zeros([BC, 16, 8], gl.float32, MMA)
+    if not FLIP:
+        i_c = gl.arange(0, BC, layout=gl.SliceLayout(1, gl.SliceLayout(2, MMA)))
+        b_start += gl.load(p_bias + c0 + i_c % NW * PER + i_c // NW).to(gl.float32)[:, None, None]
+
+    b_acc = ()
+    s_x = ()
+    for _ in gl.static_range(K):
+        b_acc = b_acc + (b_start,)
+        s_x = s_x + (gl.allocate_shared_memory(gl.int32, [BC, 16, 8], _shared_layout(16, BC, NW)),)
+    b_next = ()
+    for a in gl.static_range(AHEAD):
+        b_next = b_next + (_load_pairs(p_x, m_even, m_odd, m_strip, i_t, h0, a // KT, a % KT, T, H, W, C, KT, K),)
+    i0 = 0
+    while i0 < height + (K - 1):
+        for s in gl.static_range(K):
+            i = i0 + s
+            for kt in gl.static_range(KT):
+                s_x[(s * KT + kt) % K].store(_transpose_pairs(b_next[0][0], b_next[0][1], BC, NW))
+                b_next = b_next[1:] + (
+                    _load_pairs(
+                        p_x, m_even, m_odd, m_strip, i_t, h0, i + (kt + AHEAD) // KT, (kt + AHEAD) % KT,
+                        T, H, W, C, KT, K,
+                    ),
+                )  # fmt: skip
+                b_x = _operand(s_x[(s * KT + kt) % K].load(_fragment_layout(16, BC, NW)), A, dtype, False)
+                b_new = ()
+                for a in gl.static_range(K):  # the output row of accumulator a takes kernel row (s - a) mod K
+                    b_new = b_new + (mma_v2(b_x, b_w[kt * K + (s - a + K) % K], b_acc[a]),)
+                b_acc = b_new
+            b_y = b_acc[(s + 1) % K].to(dtype).reshape(PER, NW, 16, 8).permute(2, 3, 1, 0).reshape(16, 8, BC)
+            h = i - (K - 1)
+            m_row = (h >= 0) & (h < height) & (h0_out + h < H)
+            gl.store(
+                p_y + (h * W.to(gl.int64)) * C, gl.convert_layout(b_y, OUT), mask=(m_row[:, None] & m_out)[:, :, None]
+            )
+            b_acc = b_acc[: (s + 1) % K] + (b_start,) + b_acc[(s + 1) % K + 1 :]
+        i0 += K
+
+
+@gluon.jit
+def _locate_strips(i_strip, n_rows, n_columns, n_strips, height, T, H, W, d_t):
+    """Offset in positions, first row and column of strips, and which of them meet a frame at distance d_t."""
+    i_frame, h0, w0 = _locate(i_strip, n_rows, n_columns, height)
+    i_t = i_frame % T + d_t
+    return (i_frame.to(gl.int64) * H + h0) * W + w0, h0, w0, (i_strip < n_strips) & (i_t >= 0) & (i_t < T)
+
+
+@gluon.jit
+def _load_row(p, m_column, m_strip, h0, h, d_t, H, W, C: gl.constexpr):
+    m_row = m_strip & (h0 + h >= 0) & (h0 + h < H)
+    return gl.load(p + (d_t * H.to(gl.int64) + h) * W * (C // 2), mask=(m_row[None, :] & m_column)[:, :, None], other=0)
+
+
+@gluon.jit
+def _load_both(
+    p_dy, m_dy, p_x, m_x, m_strip_dy, h0_dy, m_strip_x, h0_x, i, height, d_t, H, W, C: gl.constexpr, K: gl.constexpr
+):  # fmt: skip
+    """What step i needs: row i - K // 2 of dy and row i - (K - 1) of x, of even and odd strips."""
+    j = i - (K - 1)
+    m_j = (j >= 0) & (j < height)
+    b_dy = ()
+    b_x = ()
+    for e in gl.static_range(2):
+        b_dy = b_dy + (_load_row(p_dy[e], m_dy[e], m_strip_dy[e], h0_dy[e], i - K // 2, 0, H, W, C),)
+        b_x = b_x + (_load_row(p_x[e], m_x[e], m_strip_x[e] & m_j, h0_x[e], j, d_t, H, W, C),)
+    return b_dy, b_x
+
+
+@gluon.jit(do_not_specialize=[*_SIZES, "n_slabs"])
+def weight_gradient_kernel(
+    p_x, p_dy, p_partial, T, H, W, n_rows, n_columns, n_strips, height, n_slabs,
+    C: gl.constexpr, KT: gl.constexpr, K: gl.constexpr, BC: gl.constexpr, AHEAD: gl.constexpr, dtype: gl.constexpr,
+):  # fmt: skip
+    """This slab's share of the weight gradient, [slab, KT * K * K, C] fp32; p_x, p_dy: words. Program: (slab, k_t,
+    BC channels).
+
+    For each kernel row, 16 columns of x times 8 columns of dy, summed over strips: the diagonals are the taps, and are
+    added up at the end. The K rows of dy that a row of x meets stay in registers."""
+    NW: gl.constexpr = gl.num_warps()
+    PER: gl.constexpr = BC // NW
+    MMA: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [NW, 1, 1], [1, 16, 8])
+    A: gl.constexpr = gl.DotOperandLayout(0, MMA, 2)
+    B: gl.constexpr = gl.DotOperandLayout(1, MMA, 2)
+    X: gl.constexpr = _memory_layout((16, 8, BC // 2), (1, 0), NW, 2)  # columns, pairs of strips, words
+    DY: gl.constexpr = _memory_layout((8, 8, BC // 2), (1, 0), NW, 2)
+    pid = gl.program_id(0)
+    c0 = (pid % (C // BC)) * BC
+    kt = pid // (C // BC) % KT
+    i_slab = pid // (C // BC * KT)
+    d_t = kt - KT // 2
+    i_pair_x = 2 * gl.arange(0, 8, layout=gl.SliceLayout(0, gl.SliceLayout(2, X)))
+    i_pair_dy = 2 * gl.arange(0, 8, layout=gl.SliceLayout(0, gl.SliceLayout(2, DY)))
+    o_k = gl.arange(0, 16, layout=gl.SliceLayout(1, gl.SliceLayout(2, X))) - K // 2
+    o_n = gl.arange(0, 8, layout=gl.SliceLayout(1, gl.SliceLayout(2, DY)))
+    o_c_x = c0 // 2 + gl.arange(0, BC // 2, layout=gl.SliceLayout(0, gl.SliceLayout(1, X)))
+    o_c_dy = c0 // 2 + gl.arange(0, BC // 2, layout=gl.SliceLayout(0, gl.SliceLayout(1, DY)))
+    b_acc = ()
+    s_x = ()
+    s_dy = ()
+    for _ in gl.static_range(K):
+        b_acc = b_acc + (gl.zeros([BC, 16, 8], gl.float32, MMA),)
+        s_x = s_x + (gl.allocate_shared_memory(gl.int32, [BC, 16, 8], _shared_layout(16, BC, NW)),)
+        s_dy = s_dy + (gl.allocate_shared_memory(gl.int32, [BC, 8, 8], _shared_layout(8, BC, NW)),)
+    first = i_slab * 16
+    while first < n_strips:
+        p_xs = ()
+        p_dys = ()
+        m_xs = ()
+        m_dys = ()
+        m_strips_x = ()
+        m_strips_dy = ()
+        h0s_x = ()
+        h0s_dy = ()
+        for e in gl.static_range(2):
+            o_strip, h0, w0, m_strip = _locate_strips(
+                first + e + i_pair_x, n_rows, n_columns, n_strips, height, T, H, W, d_t
+            )
+            w = w0[None, :] + o_k[:, None]
+            m_xs = m_xs + ((w >= 0) & (w < W) & (o_k < 8 + K // 2)[:, None],)
+            offsets = (o_k * (C // 2))[:, None, None] + (o_strip * (C // 2))[None, :, None] + o_c_x[None, None, :]
+            p_xs = p_xs + (p_x + offsets,)
+            m_strips_x = m_strips_x + (m_strip,)
+            h0s_x = h0s_x + (h0,)
+            o_strip, h0, w0, m_strip = _locate_strips(
+                first + e + i_pair_dy, n_rows, n_columns, n_strips, height, T, H, W, d_t
+            )
+            m_dys = m_dys + (w0[None, :] + o_n[:, None] < W,)
+            offsets = (o_n * (C // 2))[:, None, None] + (o_strip * (C // 2))[None, :, None] + o_c_dy[None, None, :]
+            p_dys = p_dys + (p_dy + offsets,)
+            m_strips_dy = m_strips_dy + (m_strip,)
+            h0s_dy = h0s_dy + (h0,)
+        b_dy = ()
+        for _ in gl.static_range(K):
+            b_dy = b_dy + (gl.zeros([BC, 8, 8], gl.int32, _fragment_layout(8, BC, NW)),)
+        b_next = ()
+        for a in gl.static_range(AHEAD):
+            b_next = b_next + (
+                _load_both(
+                    p_dys, m_dys, p_xs, m_xs, m_strips_dy, h0s_dy, m_strips_x, h0s_x, a, height, d_t, H, W, C, K
+                ),
+            )
+        i0 = 0
+        while i0 < height + (K - 1):
+            for s in gl.static_range(K):
+                s_dy[s].store(_transpose_pairs(b_next[0][0][0], b_next[0][0][1], BC, NW))
+                s_x[s].store(_transpose_pairs(b_next[0][1][0], b_next[0][1][1], BC, NW))
+                b_next = b_next[1:] + (
+                    _load_both(
+                        p_dys, m_dys, p_xs, m_xs, m_strips_dy, h0s_dy, m_strips_x, h0s_x, i0 + s + AHEAD, height, d_t,
+                        H, W, C, K,
+                    ),
+                )  # fmt: skip
+                b_dy = b_dy[:s] + (s_dy[s].load(_fragment_layout(8, BC, NW)),) + b_dy[s + 1 :]
+                b_x = _operand(s_x[s].load(_fragment_layout(16, BC, NW)), A, dtype, False)
+                b_new = ()
+                for kh in gl.static_range(K):
+                    b_new = b_new + (mma_v2(b_x, _operand(b_dy[(s - kh + K) % K], B, dtype, True), b_acc[kh]),)
+                b_acc = b_new
+            i0 += K
+        first += n_slabs * 16
+    i_c = gl.arange(0, BC, layout=gl.SliceLayout(1, gl.SliceLayout(2, MMA)))
+    i_k = gl.arange(0, 16, layout=gl.SliceLayout(0, gl.SliceLayout(2, MMA)))
+    i_n = gl.arange(0, 8, layout=gl.SliceLayout(0, gl.SliceLayout(1, MMA)))
+    diagonal = i_k[None, :, None] - i_n[None, None, :]
+    p_out = p_partial + ((i_slab * KT + kt).to(gl.int64) * (K * K)) * C + c0 + i_c % NW * PER + i_c // NW
+    for kh in gl.static_range(K):
+        for kw in gl.static_range(K):
+            b_taps = gl.where(diagonal == kw, b_acc[kh], 0.0)
+            gl.store(p_out + (kh * K + kw) * C, gl.sum(gl.sum(b_taps, 2), 1))

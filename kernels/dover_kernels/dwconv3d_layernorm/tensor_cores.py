@@ -1,0 +1,143 @@
+"""Launches the tensor-core kernels: which problems they take, and with which configuration.
+
+They take 16-bit activations on NVIDIA GPUs of compute capability 8.0 and later. A configuration never changes a bit of
+the convolution; of the weight gradient's sums it fixes the order, which therefore follows from the layer alone.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cache, lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dover_kernels.dwconv3d_layernorm.strips import Strips, plan
+
+try:
+    from dover_kernels.dwconv3d_layernorm import tensor_core_kernels as kernels
+except ImportError:  # a Triton without Gluon, or without its mma_v2
+    kernels = None  # type: ignore[assignment]
+
+_DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+#: Strips of a program, and columns of a strip: the rows and columns of m16n8k16's result.
+STRIPS, COLUMNS = 16, 8
+#: Most taps in time: their weights are held in registers.
+MOST_FRAMES = 7
+#: Programs that the weight gradient is cut into. It fixes the order of its sums, so it is no property of the device.
+WEIGHT_GRADIENT_PROGRAMS = 1056
+
+
+@dataclass(frozen=True)
+class Config:
+    """BC channels a program over `num_warps` warps, `ahead` rows of x in flight, at most `maxnreg` registers."""
+
+    BC: int
+    num_warps: int
+    ahead: int
+    maxnreg: int | None = 128
+
+    @property
+    def per_sm(self) -> int:
+        """Programs that share a multiprocessor."""
+        return max(1, 65536 // ((self.maxnreg or 255) * 32 * self.num_warps))
+
+    def shared_bytes(self, K: int) -> int:
+        """Shared memory of the convolution: K rows of words, and one row of results."""
+        return (2 * K + 1) * self.BC * STRIPS * COLUMNS * 2
+
+
+#: By taps in time, in the order in which they are tried where a layer has not been tuned.
+CONVOLUTION = {
+    1: (Config(32, 16, 2), Config(16, 16, 4), Config(8, 8, 4), Config(32, 16, 1), Config(16, 8, 2), Config(8, 8, 2)),
+    3: (Config(16, 16, 4), Config(8, 8, 4), Config(16, 16, 3), Config(16, 16, 5)),
+    5: (Config(8, 8, 8, None), Config(8, 8, 10, None), Config(8, 8, 5, 168)),
+    7: (Config(8, 8, 10, None), Config(8, 8, 14, None), Config(8, 8, 7, None)),
+}
+WEIGHT_GRADIENT = Config(8, 8, 4)
+
+
+def obstacle(device: torch.device, dtype: torch.dtype, C: int, k_t: int, K: int) -> str | None:
+    """Why a convolution with a kernel (k_t,K,K) does not run on tensor cores; None where it does."""
+    if kernels is None:
+        return "this Triton has no Gluon with mma_v2"
+    if device.type != "cuda" or torch.version.hip is not None:
+        return "they are NVIDIA's"
+    if dtype not in _DTYPES:
+        return f"x is {dtype}"
+    if k_t > MOST_FRAMES:
+        return f"the kernel has {k_t} taps in time, and they take up to {MOST_FRAMES}"
+    if not candidates(C, k_t, K, shared_memory(device)):
+        return "a multiprocessor has too little shared memory"
+    return None
+
+
+@cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes that a program may have."""
+    return int(triton.runtime.driver.active.utils.get_device_properties(device.index)["max_shared_mem"])
+
+
+@lru_cache(maxsize=256)
+def candidates(C: int, k_t: int, K: int, shared: int) -> tuple[Config, ...]:
+    """The configurations for a layer that fit into `shared` bytes, best first."""
+    configs = CONVOLUTION[min(taps for taps in CONVOLUTION if taps >= k_t)]
+    return tuple(config for config in configs if C % config.BC == 0 and config.shared_bytes(K) <= shared)
+
+
+def choose(configs: tuple[Config, ...], shape: torch.Size, K: int, multiprocessors: int) -> Config:
+    """The first whose programs fill the device, else the one that has most."""
+    counts = [programs(config, cut(config, shape, K, multiprocessors), shape[1]) for config in configs]
+    return next(
+        (config for config, count in zip(configs, counts, strict=True) if count >= multiprocessors),
+        configs[counts.index(max(counts))],
+    )
+
+
+def cut(config: Config, shape: torch.Size, K: int, multiprocessors: int) -> Strips:
+    slots = multiprocessors * config.per_sm
+    return plan(COLUMNS, STRIPS, shape[1] // config.BC, shape, slots, K, unroll=K)
+
+
+def programs(config: Config, strips: Strips, C: int) -> int:
+    return math.ceil(strips.count / STRIPS) * (C // config.BC)
+
+
+def _words(x: Tensor) -> Tensor:
+    """Dense channels-last x as 32-bit words (B,T,H,W,C/2)."""
+    return x.permute(0, 2, 3, 4, 1).view(torch.int32)
+
+
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, multiprocessors: int, tuned: Config | None = None
+) -> None:
+    """y = conv(x) + bias; without a bias the adjoint of conv. x, y (B,C,T,H,W) dense in channels_last_3d, weight
+    (C,1,k_t,K,K), which is rounded to x's dtype. `tuned` is taken in place of a choice."""
+    C, T, H, W = x.shape[1:]
+    k_t, K = weight.shape[2], weight.shape[3]
+    config = tuned or choose(candidates(C, k_t, K, shared_memory(x.device)), x.shape, K, multiprocessors)
+    strips = cut(config, x.shape, K, multiprocessors)
+    weight = weight.contiguous()
+    kernels.convolution_kernel[(programs(config, strips, C),)](
+        _words(x), weight, weight if bias is None else bias, y, T, H, W,
+        strips.rows, strips.columns, strips.count, strips.height,
+        C=C, KT=k_t, K=K, BC=config.BC, AHEAD=config.ahead, FLIP=bias is None,
+        num_warps=config.num_warps, maxnreg=config.maxnreg,
+    )  # fmt: skip
+
+
+def weight_gradient(x: Tensor, dy: Tensor, k_t: int, K: int) -> Tensor:
+    """Partial sums [slab, k_t * K * K, C] in fp32, to be added up."""
+    C, T, H, W = x.shape[1:]
+    config = WEIGHT_GRADIENT
+    strips = Strips.cut(x.shape[0] * T, H, W, COLUMNS, 1)
+    most = math.ceil(WEIGHT_GRADIENT_PROGRAMS / (C // config.BC * k_t))
+    slabs = min(math.ceil(strips.count / STRIPS), most)
+    partial = x.new_empty((slabs, k_t * K * K, C), dtype=torch.float32)
+    kernels.weight_gradient_kernel[(slabs * k_t * (C // config.BC),)](
+        _words(x), _words(dy), partial, T, H, W, strips.rows, strips.columns, strips.count, strips.height, slabs,
+        C=C, KT=k_t, K=K, BC=config.BC, AHEAD=config.ahead, dtype=_DTYPES[x.dtype],
+        num_warps=config.num_warps, maxnreg=config.maxnreg,
+    )  # fmt: skip
+    return partial
