@@ -31,7 +31,6 @@ from dover_kernels import explain
 
 from bench.record import Record, device_name, environment
 from bench.registry import (
-    BASELINES,
     COPY,
     DIRECTIONS,
     OPERATOR,
@@ -226,7 +225,7 @@ def time_candidate(
     entries = []
     for direction in DIRECTIONS[:1] if candidate is COPY else DIRECTIONS:
         try:
-            if candidate in BASELINES and not candidate.compiled:
+            if candidate not in (OPERATOR, COPY) and not candidate.compiled:
                 lose_patience(problem, candidate, device, direction, patience)
             with set_up(candidate, problem, device, direction) as call:
                 timed = measure(call, device, repetitions)

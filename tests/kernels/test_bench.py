@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from dover_kernels.dwconv3d_layernorm.reference import dwconv3d_layernorm_reference
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .conftest import INTERPRETED
@@ -17,8 +18,8 @@ if INTERPRETED:
 
 from bench import report, run
 from bench.record import Record, environment
-from bench.registry import BASELINES, CANDIDATES, COMPILE_MODE, COPY, OPERATOR, Candidate, Problem, eager
-from bench.verify import WrongResult, verify
+from bench.registry import BASELINES, CANDIDATES, COMPILE_MODE, COPY, EPS, OPERATOR, Candidate, Problem, eager
+from bench.verify import GRADIENTS, WrongResult, oracle, verify
 
 PROBLEM = Problem(1, 8, 4, 5, 6, 3, torch.float32)
 FACTS = {"device": "NVIDIA H100", "torch": "2.13.0", "triton": "3.6.0", "commit": "abc", "note": "", "tf32": False}
@@ -40,6 +41,29 @@ def by_name(record: Record) -> dict[str, list[dict]]:
     for entry in record.results:
         found.setdefault(entry["candidate"], []).append(entry)
     return found
+
+
+def test_the_sum_over_taps_is_what_the_reference_computes():
+    problem = Problem(2, 8, 3, 5, 6, 3, torch.float32)
+    tensors, dz = problem.operands("cpu")
+    doubles = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    z = dwconv3d_layernorm_reference(*doubles, EPS)
+    want = torch.autograd.grad(z, doubles, dz.double())
+    got = oracle(problem, "cpu")
+    torch.testing.assert_close(got["z"], z.detach())
+    for name, gradient in zip(GRADIENTS, want, strict=True):
+        torch.testing.assert_close(got[name], gradient)
+
+
+def test_a_baseline_that_takes_too_long_is_recorded_and_not_timed(few, tmp_path):
+    few(Candidate("slow", eager))
+    record = Record(tmp_path / "results.json", FACTS)
+    problem = Problem(1, 8, 40, 9, 9, 3, torch.float32)
+    run.run([problem], "cpu", 3, record, first_calls=False, patience=0.0)
+    (forward, training) = by_name(record)["slow"]
+    assert "TooSlow: 8 of 40 frames take" in forward["not_timed"]
+    assert "training: TooSlow" in training["not_timed"]
+    assert "median_ms" in by_name(record)["dover"][0], "what it is compared with is timed at any price"
 
 
 def test_a_name_says_what_is_switched_on():

@@ -334,3 +334,21 @@ def weight_gradient_kernel(
     p_out = p_partial + ((i_slab * KT + kt).to(tl.int64) * (K * K)) * C + o_c
     for tap in tl.static_range(K * K):
         tl.store(p_out + tap * C, tl.sum(b_acc[tap // K][tap % K], 0))
+
+
+@triton.jit(do_not_specialize=["n_rows", "o_item", "o_channel"])
+def sum_rows_kernel(p_rows, p_out, n_rows, o_item, o_channel, C: tl.constexpr, ITEMS: tl.constexpr, BM: tl.constexpr):
+    """The sum over rows of [n_rows, ITEMS, C] fp32, in an order that n_rows and BM fix; item and channel of the result
+    are o_item and o_channel apart. Program: (item, 8 channels)."""
+    pid = tl.program_id(0)
+    i_item = pid // (C // 8)
+    o_c = (pid % (C // 8)) * 8 + tl.arange(0, 8)
+    i_row = tl.arange(0, BM)
+    b_sum = tl.zeros((BM, 8), tl.float32)
+    first = 0
+    while first < n_rows:
+        m_row = first + i_row < n_rows
+        offsets = (first + i_row).to(tl.int64)[:, None] * (ITEMS * C) + (i_item * C + o_c)[None, :]
+        b_sum += tl.load(p_rows + offsets, mask=m_row[:, None], other=0.0)
+        first += BM
+    tl.store(p_out + i_item * o_item + o_c * o_channel, tl.sum(b_sum, 0))
