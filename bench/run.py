@@ -87,7 +87,7 @@ def measure(call: Callable[[], object], device: str, repetitions: int) -> dict[s
         call()
         torch.cuda.synchronize()
         memory = torch.cuda.max_memory_allocated() - before
-    times, graph = _gpu_times(call, repetitions) if device == "cuda" else (_cpu_times(call, repetitions), False)
+    times, graph = gpu_times(call, repetitions) if device == "cuda" else (_cpu_times(call, repetitions), False)
     kernels = _kernels(call, device)  # last: a profiler leaves hooks behind
     fifths = statistics.quantiles(times, n=5)
     return {
@@ -149,7 +149,8 @@ def _cpu_times(call: Callable[[], object], repetitions: int) -> list[float]:
     return times
 
 
-def _gpu_times(call: Callable[[], object], repetitions: int) -> tuple[list[float], bool]:
+def gpu_times(call: Callable[[], object], repetitions: int) -> tuple[list[float], bool]:
+    """In ms, each with a cold L2 cache; and whether a captured graph was replayed, which leaves launches out."""
     flush = torch.empty(256 * 2**20, dtype=torch.uint8, device="cuda")
     replay = _captured(call)
     run = replay or call
@@ -190,7 +191,7 @@ def _kernels(call: Callable[[], object], device: str) -> list[str]:
         _synchronize(device)
     attribute = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
     events = sorted(profile.key_averages(), key=lambda event: getattr(event, attribute), reverse=True)
-    return [event.key for event in events[:3]]
+    return [event.key.split("<", 1)[0] for event in events[:3]]  # without template arguments
 
 
 def shares(

@@ -87,10 +87,11 @@ def candidates(C: int, k_t: int, K: int, shared: int) -> tuple[Config, ...]:
 
 
 def choose(configs: tuple[Config, ...], shape: torch.Size, K: int, multiprocessors: int) -> Config:
-    """The first whose programs fill the device, else the one that has most."""
+    """The first whose programs fill half of the device, else the one that has most: smaller programs fill more of it,
+    but load less at a time (NOTES.md)."""
     counts = [programs(config, cut(config, shape, K, multiprocessors), shape[1]) for config in configs]
     return next(
-        (config for config, count in zip(configs, counts, strict=True) if count >= multiprocessors),
+        (config for config, count in zip(configs, counts, strict=True) if 2 * count >= multiprocessors),
         configs[counts.index(max(counts))],
     )
 
