@@ -1,6 +1,7 @@
 """Draws the plot and prints the table of `bench/results/*.json`.
 
 python -m bench.report                            the table of every device, in Markdown
+python -m bench.report --summary                  how often ours fits into others' time
 python -m bench.report --plot bench/results       and <device>.svg beside its results
 """
 
@@ -10,33 +11,51 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-OURS, FLOOR = "dover", "copy"
+OURS, FLOOR, EAGER = "dover", "copy", "eager NCDHW"
 
 
 def table(report: dict[str, Any], direction: str) -> str:
-    """One row a problem: our time, the fastest other's, how often ours fits into it, the shares that we reach, and both
-    peaks of memory. A time carries its spread, from the 20th to the 80th percentile, and an asterisk where it alone was
-    taken without a graph, with its launches."""
+    """One row a problem: our time, the fastest other's, how often ours fits into it and into that of eager NCDHW, the
+    shares that we reach, and both peaks of memory. A time carries its spread, from the 20th to the 80th percentile, and
+    an asterisk where it alone was taken without a graph, with its launches."""
     graphs = has_graphs(report)
     lines = [
-        "| problem | ours, ms | fastest other, ms | which | ratio | of a copy | of FFMA peak | peak memory, MiB |",
-        "|---|---|---|---|---|---|---|---|",
+        "| problem | ours, ms | fastest other, ms | which | ratio | eager | of copy | of FFMA peak | memory, MiB |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for problem, timed in by_problem(report, direction).items():
         others = {name: entry for name, entry in timed.items() if name not in (OURS, FLOOR)}
         if OURS not in timed or not others:
-            lines.append(f"| {problem} | not timed | | | | | | |")
+            lines.append(f"| {problem} | not timed | | | | | | | |")
             continue
         best = min(others, key=lambda name: others[name]["median_ms"])
         ours, theirs = timed[OURS], others[best]
         ratio = f"{theirs['median_ms'] / ours['median_ms']:.2f}"
+        eager = f"{timed[EAGER]['median_ms'] / ours['median_ms']:.1f}" if EAGER in timed else ""
         shares = [_percent(ours.get(share)) for share in ("copy_share", "ffma_share")]
         peaks = [entry["peak_bytes"] for entry in (ours, theirs)]
         memory = "" if None in peaks else " / ".join(f"{peak / 2**20:.0f}" for peak in peaks)
-        row = (problem, _time(ours, graphs), _time(theirs, graphs), best, ratio, *shares, memory)
+        row = (problem, _time(ours, graphs), _time(theirs, graphs), best, ratio, eager, *shares, memory)
         lines.append("| " + " | ".join(row) + " |")
     text = "\n".join(lines)
     return f"{text}\n\n\\* timed with its launches: it could not be captured in a graph" if "\\*" in text else text
+
+
+def summary(report: dict[str, Any]) -> str:
+    """One row a problem: in both directions our time, and how often it fits into the fastest other's and eager's."""
+    cells = "ours, ms | fastest other | eager NCDHW"
+    lines = [f"| problem | forward: {cells} | training: {cells} |", "|---" * 7 + "|"]
+    forward, training = (by_problem(report, direction) for direction in ("forward", "training"))
+    for problem in forward:
+        row = [problem]
+        for timed in (forward[problem], training.get(problem, {})):
+            ours = timed.get(OURS, {}).get("median_ms")
+            others = {name: entry["median_ms"] for name, entry in timed.items() if name not in (OURS, FLOOR)}
+            row.append(f"{ours:.3f}" if ours else "")
+            for theirs in (min(others.values(), default=None), others.get(EAGER)):
+                row.append(f"{theirs / ours:.1f} x" if theirs and ours else "")
+        lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines)
 
 
 def has_graphs(report: dict[str, Any]) -> bool:
@@ -86,7 +105,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
         axis.barh(names, ratios)
         axis.axvline(1.0, color="black", linewidth=0.8)
         axis.set(title=direction, xlabel="times the speed of the fastest other")
-        axis.invert_yaxis()
+    axes[0].invert_yaxis()  # of both: they share it
     figure.suptitle(f"{report['device']}, torch {report['torch']}, Triton {report['triton']}")
     figure.savefig(path)
     plt.close(figure)
@@ -95,13 +114,16 @@ def plot(report: dict[str, Any], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plot", type=Path, help="folder for the plots, which need the extra `bench`")
+    parser.add_argument("--summary", action="store_true", help="the short table in place of the long ones")
     options = parser.parse_args()
     for path in sorted(RESULTS.glob("*.json")):
         report = json.loads(path.read_text())
         if not any("candidate" in entry for entry in report.get("results", [])):
             continue  # another benchmark's
         print(f"## {report['device']}\n\ntorch {report['torch']}, Triton {report['triton']}. {report['note']}\n")
-        for direction in ("forward", "training"):
+        if options.summary:
+            print(summary(report), end="\n\n")
+        for direction in () if options.summary else ("forward", "training"):
             print(f"### {direction}\n\n{table(report, direction)}\n")
         if failed := not_timed(report):
             print("### not timed\n", *failed, "", sep="\n")

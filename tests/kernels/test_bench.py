@@ -260,10 +260,13 @@ def test_the_report_shows_spread_memory_and_what_had_no_graph():
         times = {"median_ms": ms, "p20_ms": ms - 0.1, "p80_ms": ms + 0.1, "graph": graph, "peak_bytes": 3 * 2**20}
         return {"problem": "p", "candidate": candidate, "direction": "training", "copy_share": 0.5, **times}
 
-    results = [entry("dover", 1.0, True), entry("eager", 2.0, False)]
+    results = [entry("dover", 1.0, True), entry("eager NCDHW", 8.0, True), entry("other", 2.0, False)]
     table = report.table({"results": results}, "training")
-    assert r"| p | 1.000 (0.900-1.100) | 2.000\* (1.900-2.100) | eager | 2.00 | 50% |  | 3 / 3 |" in table
+    assert r"| p | 1.000 (0.900-1.100) | 2.000\* (1.900-2.100) | other | 2.00 | 8.0 | 50% |  | 3 / 3 |" in table
     assert table.endswith("it could not be captured in a graph")
+    assert report.summary({"results": results}).count("| p |") == 0, "there is no forward"
+    results += [one | {"direction": "forward"} for one in results[:2]]
+    assert "| p | 1.000 | 8.0 x | 8.0 x | 1.000 | 2.0 x | 8.0 x |" in report.summary({"results": results})
     on_a_cpu = [entry("dover", 1.0, False) | {"peak_bytes": None}, entry("eager", 2.0, False)]
     assert "*" not in report.table({"results": on_a_cpu}, "training")
 

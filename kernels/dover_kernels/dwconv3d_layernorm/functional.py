@@ -39,7 +39,7 @@ def dwconv3d_layernorm(
     reference path; `weight` (C,1,k_t,k_h,k_w) with odd sizes; `bias`, `ln_weight`, `ln_bias` (C,). Parameters may have
     another floating dtype than x. Returns (B,C,T,H,W) in channels_last_3d and in x's dtype; under autocast, x is cast
     to autocast's dtype first, and that is the dtype of the result (an fp64 x stays as it is). Sums and statistics are
-    fp32 at least.
+    fp32 at least; on tensor cores, which `explain` tells, `weight` is rounded to the dtype of x first.
 
     Raises ValueError for shapes, TypeError for dtypes, and RuntimeError where `DOVER_KERNELS=triton` asks for what
     cannot run here. On the Triton path the gradient has no gradient of its own; on the reference path it has.
