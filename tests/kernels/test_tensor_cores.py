@@ -1,12 +1,141 @@
-"""How problems are spread over programs on tensor cores; `test_gpu.py` tests what they compute."""
+"""The tensor-core kernels without a GPU: what they compute (by `gluon_on_numpy`), how problems are spread over
+programs, and that shared memory is laid out without conflicts. `test_gpu.py` has the same kernels on the hardware."""
 
+import numpy as np
 import pytest
 import torch
-from dover_kernels.dwconv3d_layernorm import tensor_cores
-from dover_kernels.dwconv3d_layernorm.tensor_cores import COLUMNS, CONVOLUTION, STRIPS
+import triton
+from dover_kernels.dwconv3d_layernorm import tensor_core_kernels, tensor_cores
+from dover_kernels.dwconv3d_layernorm.tensor_core_kernels import (
+    _fragment_layout,
+    _memory_layout,
+    _shared_layout,
+    _transpose_pairs,
+)
+from dover_kernels.dwconv3d_layernorm.tensor_cores import COLUMNS, CONVOLUTION, STRIPS, WEIGHT_GRADIENT
+from torch.nn import functional as F
+from triton.backends.compiler import GPUTarget
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon._runtime import GluonASTSource
+
+from .conftest import INTERPRETED
+from .gluon_on_numpy import on_numpy
+
+if INTERPRETED:
+    pytest.skip("Gluon has no interpreter", allow_module_level=True)
 
 H100 = 132, 227 * 1024  # multiprocessors, and bytes of shared memory that a program may have
 A10 = 72, 99 * 1024
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    """The kernels launch on CPU tensors in fp16."""
+    monkeypatch.setattr(tensor_cores, "kernels", on_numpy(tensor_core_kernels))
+    monkeypatch.setattr(tensor_cores, "shared_memory", lambda device: H100[1])
+    monkeypatch.setattr(tensor_cores, "_DTYPES", {torch.float16: np.float16})
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    """fp16 in channels_last_3d."""
+    values = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return values.half().contiguous(memory_format=torch.channels_last_3d)
+
+
+def convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """In fp64."""
+    padding = [size // 2 for size in weight.shape[2:]]
+    return F.conv3d(x.double(), weight.double(), bias if bias is None else bias.double(), 1, padding, 1, x.shape[1])
+
+
+def error(got: torch.Tensor, want: torch.Tensor) -> float:
+    return ((got.double() - want).norm() / want.norm()).item()
+
+
+# shape (B,C,T,H,W), taps in time, K, multiprocessors
+SHAPES = {
+    "one_strip": ((1, 8, 1, 7, 8), 1, 7, 1),
+    "strips_overhang_the_row": ((1, 8, 2, 5, 9), 1, 7, 1),
+    "more_strips_than_a_program_takes": ((1, 8, 5, 6, 30), 1, 7, 1),
+    "frames_cut_into_rows": ((1, 8, 1, 29, 9), 3, 7, 64),
+    "two_clips": ((2, 16, 3, 4, 10), 3, 7, 4),
+    "five_taps_in_time": ((1, 8, 4, 3, 6), 5, 7, 1),
+    "fewer_frames_than_taps": ((2, 8, 3, 4, 6), 7, 7, 1),
+    "kernel_of_5": ((1, 8, 2, 6, 11), 3, 5, 1),
+    "kernel_of_3": ((1, 24, 2, 4, 9), 5, 3, 1),
+    "one_position": ((1, 8, 1, 1, 1), 1, 7, 1),
+    "32_channels_a_program": ((1, 32, 2, 5, 9), 1, 7, 1),
+    "16_channels_a_program": ((1, 16, 2, 5, 9), 3, 7, 1),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_convolution_and_its_gradients_agree_with_fp64(name, on_cpu):
+    shape, k_t, K, multiprocessors = SHAPES[name]
+    C = shape[1]
+    x, dy = draw(*shape), draw(*shape, seed=1)
+    weight = torch.randn(C, 1, k_t, K, K, generator=torch.Generator().manual_seed(2))
+    bias = torch.randn(C, generator=torch.Generator().manual_seed(3))
+    y, dx = (torch.full_like(x, float("nan")) for _ in range(2))
+    tensor_cores.convolve(x, weight, bias, y, multiprocessors)
+    tensor_cores.convolve(dy, weight, None, dx, multiprocessors)
+    rounded = weight.half()
+    assert error(y, convolve(x, rounded, bias)) < 1e-3
+    assert error(dx, convolve(dy, rounded.flip((2, 3, 4)), None)) < 1e-3
+    leaf = weight.double().requires_grad_()
+    (want,) = torch.autograd.grad(convolve(x, leaf, None), leaf, dy.double())
+    got = tensor_cores.weight_gradient(x, dy, k_t, K).sum(0).t().reshape(weight.shape)
+    assert error(got, want) < 1e-5
+
+
+def test_a_clip_gets_the_same_bits_in_any_batch_and_in_any_configuration(on_cpu):
+    x = draw(3, 32, 2, 9, 10)
+    weight, bias = torch.randn(32, 1, 1, 7, 7), torch.randn(32)
+    together = torch.empty_like(x)
+    tensor_cores.convolve(x, weight, bias, together, 1)
+    for config in CONVOLUTION[1]:
+        for multiprocessors in (1, 64):
+            for i in range(3):
+                clip = x[i : i + 1]
+                alone = torch.empty_like(clip)
+                tensor_cores.convolve(clip, weight, bias, alone, multiprocessors, config)
+                assert torch.equal(alone, together[i : i + 1]), (config, multiprocessors)
+
+
+def test_memory_that_begins_in_the_middle_of_a_word_is_read_as_well(on_cpu):
+    x = draw(1, 8, 2, 3, 4)
+    moved = torch.zeros(x.numel() + 1, dtype=x.dtype)[1:].as_strided(x.shape, x.stride()).copy_(x)
+    assert moved.storage_offset() % 2
+    weight, bias = torch.randn(8, 1, 1, 7, 7), torch.randn(8)
+    y, want = torch.empty_like(x), torch.empty_like(x)
+    tensor_cores.convolve(moved, weight, bias, y, 1)
+    tensor_cores.convolve(x, weight, bias, want, 1)
+    assert torch.equal(y, want)
+
+
+@gluon.jit
+def _conflicts(p, N: gl.constexpr, BC: gl.constexpr):
+    NW: gl.constexpr = gl.num_warps()
+    loaded = gl.zeros([N, 8, BC // 2], gl.int32, _memory_layout((N, 8, BC // 2), NW, 2))
+    words = _transpose_pairs(loaded, loaded, BC, NW)
+    shared = gl.allocate_shared_memory(gl.int32, [BC, N, 8], _shared_layout(N, BC, NW))
+    shared.store(words)
+    fragment = shared.load(_fragment_layout(N, BC, NW))
+    gl.static_assert(gl.bank_conflicts(words.type, shared.type) == 0, "conflicts as words are stored")
+    gl.static_assert(gl.bank_conflicts(fragment.type, shared.type) == 0, "conflicts as a fragment is loaded")
+
+
+@pytest.mark.parametrize("config", {*sum(CONVOLUTION.values(), ()), WEIGHT_GRADIENT}, ids=str)
+def test_shared_memory_is_written_and_read_without_conflicts(config):
+    for N in (16, 8) if config == WEIGHT_GRADIENT else (16,):
+        triton.compile(
+            GluonASTSource(
+                _conflicts, {"p": "*i32", "N": "constexpr", "BC": "constexpr"}, {(1,): N, (2,): config.BC}, attrs={}
+            ),
+            target=GPUTarget("cuda", 90, 32),
+            options={"num_warps": config.num_warps},
+        )
 
 
 @pytest.mark.parametrize(("multiprocessors", "shared"), [H100, A10])

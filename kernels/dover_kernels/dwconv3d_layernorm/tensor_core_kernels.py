@@ -43,12 +43,12 @@ def _vector(shape, n_warps, most):
 
 
 @gluon.constexpr_function
-def _memory_layout(shape, order, n_warps, most):
+def _memory_layout(shape, n_warps, most):
     """A layout of `shape` that reads memory whose last dimension is contiguous: up to 2**most elements a thread, then
-    lanes, then warps, over the dimensions in `order`."""
+    lanes, then warps, over the dimensions from the last to the first."""
     vector = _vector(shape, n_warps, most)
     last = _basis(2, shape[2])
-    rest = last[vector:] + [b for d in order for b in _basis(d, shape[d])]
+    rest = last[vector:] + _basis(1, shape[1]) + _basis(0, shape[0])
     lanes, rest = rest[:5], rest[5:]
     warps, rest = rest[: _bits(n_warps)], rest[_bits(n_warps) :]
     return gl.DistributedLinearLayout(last[:vector] + rest, lanes, warps, [], list(shape))
@@ -139,8 +139,8 @@ def convolution_kernel(
     MMA: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [NW, 1, 1], [1, 16, 8])
     A: gl.constexpr = gl.DotOperandLayout(0, MMA, 2)
     B: gl.constexpr = gl.DotOperandLayout(1, MMA, 2)
-    IN: gl.constexpr = _memory_layout((16, 8, BC // 2), (1, 0), NW, 2)
-    OUT: gl.constexpr = _memory_layout((16, 8, BC), (1, 0), NW, 3)
+    IN: gl.constexpr = _memory_layout((16, 8, BC // 2), NW, 2)
+    OUT: gl.constexpr = _memory_layout((16, 8, BC), NW, 3)
     pid = gl.program_id(0)
     c0 = (pid % (C // BC)) * BC
     first = (pid // (C // BC)) * 16
@@ -218,32 +218,44 @@ def convolution_kernel(
 
 
 @gluon.jit
-def _locate_strips(i_strip, n_rows, n_columns, n_strips, height, T, H, W, d_t):
-    """Offset in positions, first row and column of strips, and which of them meet a frame at distance d_t."""
+def _strips(
+    p, i_strip, o_column, o_c, d_t, n_rows, n_columns, n_strips, height, T, H, W,
+    C: gl.constexpr, K: gl.constexpr, HALO: gl.constexpr,
+):  # fmt: skip
+    """Columns o_column of strips i_strip, beyond them too with HALO: pointers to their first rows, words [columns,
+    strips, BC // 2], which columns exist, which strips meet a frame at distance d_t, and the first rows."""
     i_frame, h0, w0 = _locate(i_strip, n_rows, n_columns, height)
     i_t = i_frame % T + d_t
-    return (i_frame.to(gl.int64) * H + h0) * W + w0, h0, w0, (i_strip < n_strips) & (i_t >= 0) & (i_t < T)
+    o_strip = (i_frame.to(gl.int64) * H + h0) * W + w0
+    m_strip = (i_strip < n_strips) & (i_t >= 0) & (i_t < T)
+    if HALO:
+        w = w0[None, :] + o_column[:, None]
+        m_column = (w >= 0) & (w < W) & (o_column < 8 + K // 2)[:, None]
+    else:
+        m_column = w0[None, :] + o_column[:, None] < W
+    p += (o_column * (C // 2))[:, None, None] + (o_strip * (C // 2))[None, :, None] + o_c[None, None, :]
+    return p, m_column, m_strip, h0
 
 
 @gluon.jit
-def _load_row(p, m_column, m_strip, h0, h, d_t, H, W, C: gl.constexpr):
-    m_row = m_strip & (h0 + h >= 0) & (h0 + h < H)
+def _load_row(strips, m_step, h, d_t, H, W, C: gl.constexpr):
+    """Row h of strips, of the frame at distance d_t, where m_step."""
+    p, m_column, m_strip, h0 = strips
+    m_row = (m_strip & m_step) & (h0 + h >= 0) & (h0 + h < H)
     return gl.load(p + (d_t * H.to(gl.int64) + h) * W * (C // 2), mask=(m_row[None, :] & m_column)[:, :, None], other=0)
 
 
 @gluon.jit
-def _load_both(
-    p_dy, m_dy, p_x, m_x, m_strip_dy, h0_dy, m_strip_x, h0_x, i, height, d_t, H, W, C: gl.constexpr, K: gl.constexpr
-):  # fmt: skip
-    """What step i needs: row i - K // 2 of dy and row i - (K - 1) of x, of even and odd strips."""
+def _load_step(strips_x, strips_dy, i, height, d_t, H, W, C: gl.constexpr, K: gl.constexpr):
+    """What step i needs of even and odd strips: row i - (K - 1) of x, and row i - K // 2 of dy."""
     j = i - (K - 1)
-    m_j = (j >= 0) & (j < height)
-    b_dy = ()
+    m_step = (j >= 0) & (j < height)
     b_x = ()
+    b_dy = ()
     for e in gl.static_range(2):
-        b_dy = b_dy + (_load_row(p_dy[e], m_dy[e], m_strip_dy[e], h0_dy[e], i - K // 2, 0, H, W, C),)
-        b_x = b_x + (_load_row(p_x[e], m_x[e], m_strip_x[e] & m_j, h0_x[e], j, d_t, H, W, C),)
-    return b_dy, b_x
+        b_dy = b_dy + (_load_row(strips_dy[e], True, i - K // 2, 0, H, W, C),)
+        b_x = b_x + (_load_row(strips_x[e], m_step, j, d_t, H, W, C),)
+    return b_x, b_dy
 
 
 @gluon.jit(do_not_specialize=[*_SIZES, "n_slabs"])
@@ -261,8 +273,8 @@ def weight_gradient_kernel(
     MMA: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [NW, 1, 1], [1, 16, 8])
     A: gl.constexpr = gl.DotOperandLayout(0, MMA, 2)
     B: gl.constexpr = gl.DotOperandLayout(1, MMA, 2)
-    X: gl.constexpr = _memory_layout((16, 8, BC // 2), (1, 0), NW, 2)  # columns, pairs of strips, words
-    DY: gl.constexpr = _memory_layout((8, 8, BC // 2), (1, 0), NW, 2)
+    X: gl.constexpr = _memory_layout((16, 8, BC // 2), NW, 2)  # columns, pairs of strips, words
+    DY: gl.constexpr = _memory_layout((8, 8, BC // 2), NW, 2)
     pid = gl.program_id(0)
     c0 = (pid % (C // BC)) * BC
     kt = pid // (C // BC) % KT
@@ -283,53 +295,34 @@ def weight_gradient_kernel(
         s_dy = s_dy + (gl.allocate_shared_memory(gl.int32, [BC, 8, 8], _shared_layout(8, BC, NW)),)
     first = i_slab * 16
     while first < n_strips:
-        p_xs = ()
-        p_dys = ()
-        m_xs = ()
-        m_dys = ()
-        m_strips_x = ()
-        m_strips_dy = ()
-        h0s_x = ()
-        h0s_dy = ()
+        strips_x = ()
+        strips_dy = ()
         for e in gl.static_range(2):
-            o_strip, h0, w0, m_strip = _locate_strips(
-                first + e + i_pair_x, n_rows, n_columns, n_strips, height, T, H, W, d_t
-            )
-            w = w0[None, :] + o_k[:, None]
-            m_xs = m_xs + ((w >= 0) & (w < W) & (o_k < 8 + K // 2)[:, None],)
-            offsets = (o_k * (C // 2))[:, None, None] + (o_strip * (C // 2))[None, :, None] + o_c_x[None, None, :]
-            p_xs = p_xs + (p_x + offsets,)
-            m_strips_x = m_strips_x + (m_strip,)
-            h0s_x = h0s_x + (h0,)
-            o_strip, h0, w0, m_strip = _locate_strips(
-                first + e + i_pair_dy, n_rows, n_columns, n_strips, height, T, H, W, d_t
-            )
-            m_dys = m_dys + (w0[None, :] + o_n[:, None] < W,)
-            offsets = (o_n * (C // 2))[:, None, None] + (o_strip * (C // 2))[None, :, None] + o_c_dy[None, None, :]
-            p_dys = p_dys + (p_dy + offsets,)
-            m_strips_dy = m_strips_dy + (m_strip,)
-            h0s_dy = h0s_dy + (h0,)
+            strips_x = strips_x + (
+                _strips(
+                    p_x, first + e + i_pair_x, o_k, o_c_x, d_t, n_rows, n_columns, n_strips, height, T, H, W,
+                    C, K, HALO=True,
+                ),
+            )  # fmt: skip
+            strips_dy = strips_dy + (
+                _strips(
+                    p_dy, first + e + i_pair_dy, o_n, o_c_dy, d_t, n_rows, n_columns, n_strips, height, T, H, W,
+                    C, K, HALO=False,
+                ),
+            )  # fmt: skip
         b_dy = ()
         for _ in gl.static_range(K):
             b_dy = b_dy + (gl.zeros([BC, 8, 8], gl.int32, _fragment_layout(8, BC, NW)),)
         b_next = ()
         for a in gl.static_range(AHEAD):
-            b_next = b_next + (
-                _load_both(
-                    p_dys, m_dys, p_xs, m_xs, m_strips_dy, h0s_dy, m_strips_x, h0s_x, a, height, d_t, H, W, C, K
-                ),
-            )
+            b_next = b_next + (_load_step(strips_x, strips_dy, a, height, d_t, H, W, C, K),)
         i0 = 0
         while i0 < height + (K - 1):
             for s in gl.static_range(K):
-                s_dy[s].store(_transpose_pairs(b_next[0][0][0], b_next[0][0][1], BC, NW))
-                s_x[s].store(_transpose_pairs(b_next[0][1][0], b_next[0][1][1], BC, NW))
-                b_next = b_next[1:] + (
-                    _load_both(
-                        p_dys, m_dys, p_xs, m_xs, m_strips_dy, h0s_dy, m_strips_x, h0s_x, i0 + s + AHEAD, height, d_t,
-                        H, W, C, K,
-                    ),
-                )  # fmt: skip
+                b_rows_x, b_rows_dy = b_next[0]
+                s_dy[s].store(_transpose_pairs(b_rows_dy[0], b_rows_dy[1], BC, NW))
+                s_x[s].store(_transpose_pairs(b_rows_x[0], b_rows_x[1], BC, NW))
+                b_next = b_next[1:] + (_load_step(strips_x, strips_dy, i0 + s + AHEAD, height, d_t, H, W, C, K),)
                 b_dy = b_dy[:s] + (s_dy[s].load(_fragment_layout(8, BC, NW)),) + b_dy[s + 1 :]
                 b_x = _operand(s_x[s].load(_fragment_layout(16, BC, NW)), A, dtype, False)
                 b_new = ()

@@ -50,10 +50,10 @@ class Config:
 
 #: By taps in time, in the order in which they are tried where a layer has not been tuned.
 CONVOLUTION = {
-    1: (Config(32, 16, 2), Config(16, 16, 4), Config(8, 8, 4), Config(32, 16, 1), Config(16, 8, 2), Config(8, 8, 2)),
-    3: (Config(16, 16, 4), Config(8, 8, 4), Config(16, 16, 3), Config(16, 16, 5)),
-    5: (Config(8, 8, 8, None), Config(8, 8, 10, None), Config(8, 8, 5, 168)),
-    7: (Config(8, 8, 10, None), Config(8, 8, 14, None), Config(8, 8, 7, None)),
+    1: (Config(32, 16, 2), Config(16, 16, 4), Config(8, 8, 4)),
+    3: (Config(16, 16, 4), Config(8, 8, 4), Config(16, 16, 3)),
+    5: (Config(8, 8, 5, 168), Config(8, 8, 8, None)),
+    7: (Config(8, 8, 10, None), Config(8, 8, 7, None)),
 }
 WEIGHT_GRADIENT = Config(8, 8, 4)
 
@@ -106,8 +106,9 @@ def programs(config: Config, strips: Strips, C: int) -> int:
 
 
 def _words(x: Tensor) -> Tensor:
-    """Dense channels-last x as 32-bit words (B,T,H,W,C/2)."""
-    return x.permute(0, 2, 3, 4, 1).view(torch.int32)
+    """The memory of dense channels-last x as 32-bit words, whatever strides its dimensions of size 1 have."""
+    flat = x.as_strided((x.numel(),), (1,))
+    return (flat if x.storage_offset() % 2 == 0 else flat.clone()).view(torch.int32)
 
 
 def convolve(
