@@ -45,6 +45,15 @@ def test_odd_frames_that_no_strip_divides_agree_with_fp64(dtype, k_t):
     assert relative_errors({"z": z}, {"z": want["z"]})["z"] < LIMIT[dtype]
 
 
+@pytest.mark.parametrize("kernel", [(5, 7, 7), (3, 5, 5), (1, 3, 3), (7, 3, 3)])
+@pytest.mark.parametrize("dtype", LIMIT)
+@pytest.mark.parametrize("shape", [(1, 32, 6, 17, 12), (2, 32, 1, 1, 1)])
+def test_other_kernels_agree_with_fp64(shape, dtype, kernel):
+    operands = make_operands(shape, kernel, "cuda", dtype, parameters=torch.float32)
+    errors = relative_errors(operands.run(dwconv3d_layernorm), operands.oracle(device="cuda"))
+    assert max(errors.values()) < LIMIT[dtype], errors
+
+
 @pytest.mark.parametrize("k_t", [1, 3, 7])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("C", "side"), STAGES)
