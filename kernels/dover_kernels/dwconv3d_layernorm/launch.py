@@ -1,4 +1,5 @@
-"""Launches the Triton kernels: allocation, grids, and the choice of a configuration. The only importer of Triton.
+"""Launches the Triton kernels: allocation, grids, and the choice of a configuration. With `tensor_cores`, whose part it
+calls where they serve, the only importer of Triton.
 
 Every function takes and returns (B,C,T,H,W) tensors; results are channels_last_3d, and so are operands read without a
 copy. A configuration never changes a bit of the convolution (see `triton_kernels`), so it may depend on the batch. The
@@ -30,8 +31,6 @@ from dover_kernels.dwconv3d_layernorm.strips import Strips
 #: True under TRITON_INTERPRET=1, which runs the kernels on CPU tensors.
 INTERPRETED = not isinstance(kernels.layernorm_kernel, triton.JITFunction)
 
-#: Programs that the weight gradient is cut into. It fixes the order of its sums, so it is no property of the device.
-WEIGHT_GRADIENT_PROGRAMS = 1056
 #: Programs of the LayerNorm backward, each of which leaves one row of partial sums.
 LAYERNORM_PROGRAMS = 2112
 
@@ -128,8 +127,7 @@ def plan_weight_gradient(tile: Tile, shape: torch.Size, k_t: int) -> tuple[Strip
     """The cut, and the slabs, each of which adds up its own share of the strips."""
     B, C, T, H, W = shape
     cut = Strips.cut(B * T, H, W, tile.R, math.ceil(H / 32))
-    most = math.ceil(WEIGHT_GRADIENT_PROGRAMS / (C // tile.BC * k_t))
-    return cut, min(math.ceil(cut.count / tile.BP), most)
+    return cut, strips.slabs(cut, tile.BP, C // tile.BC * k_t)
 
 
 @cache

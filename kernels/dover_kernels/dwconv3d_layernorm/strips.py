@@ -6,6 +6,9 @@ from functools import lru_cache
 
 import torch
 
+#: Programs that a weight gradient is cut into. It fixes the order of its sums, so it is no property of the device.
+WEIGHT_GRADIENT_PROGRAMS = 1056
+
 
 @dataclass(frozen=True)
 class Strips:
@@ -40,3 +43,9 @@ def plan(R: int, together: int, chunks: int, shape: torch.Size, slots: int, K: i
         return waves * math.ceil((strips.height + halo) / unroll) * unroll
 
     return min((Strips.cut(B * T, H, W, R, rows) for rows in range(1, max(H // 2, 1) + 1)), key=steps)
+
+
+def slabs(cut: Strips, together: int, chunks: int) -> int:
+    """Into how many shares, each added up by itself, a weight gradient's strips are dealt out, `together` at a time,
+    where `chunks` programs work on a share."""
+    return min(math.ceil(cut.count / together), math.ceil(WEIGHT_GRADIENT_PROGRAMS / chunks))

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dover_kernels.dwconv3d_layernorm.strips import Strips, plan
+from dover_kernels.dwconv3d_layernorm.strips import Strips, plan, slabs
 
 try:
     from dover_kernels.dwconv3d_layernorm import tensor_core_kernels as kernels
@@ -25,8 +25,6 @@ _DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 STRIPS, COLUMNS = 16, 8
 #: Most taps in time: their weights are held in registers.
 MOST_FRAMES = 7
-#: Programs that the weight gradient is cut into. It fixes the order of its sums, so it is no property of the device.
-WEIGHT_GRADIENT_PROGRAMS = 1056
 
 
 @dataclass(frozen=True)
@@ -134,11 +132,11 @@ def weight_gradient(x: Tensor, dy: Tensor, k_t: int, K: int) -> Tensor:
     C, T, H, W = x.shape[1:]
     config = WEIGHT_GRADIENT
     strips = Strips.cut(x.shape[0] * T, H, W, COLUMNS, 1)
-    most = math.ceil(WEIGHT_GRADIENT_PROGRAMS / (C // config.BC * k_t))
-    slabs = min(math.ceil(strips.count / STRIPS), most)
-    partial = x.new_empty((slabs, k_t * K * K, C), dtype=torch.float32)
-    kernels.weight_gradient_kernel[(slabs * k_t * (C // config.BC),)](
-        _words(x), _words(dy), partial, T, H, W, strips.rows, strips.columns, strips.count, strips.height, slabs,
+    chunks = C // config.BC * k_t
+    n_slabs = slabs(strips, STRIPS, chunks)
+    partial = x.new_empty((n_slabs, k_t * K * K, C), dtype=torch.float32)
+    kernels.weight_gradient_kernel[(n_slabs * chunks,)](
+        _words(x), _words(dy), partial, T, H, W, strips.rows, strips.columns, strips.count, strips.height, n_slabs,
         C=C, KT=k_t, K=K, BC=config.BC, AHEAD=config.ahead, dtype=_DTYPES[x.dtype],
         num_warps=config.num_warps, maxnreg=config.maxnreg,
     )  # fmt: skip
