@@ -84,6 +84,7 @@ def candidates(C: int, k_t: int, K: int, shared: int) -> tuple[Config, ...]:
     return tuple(config for config in configs if C % config.BC == 0 and config.shared_bytes(K) <= shared)
 
 
+@lru_cache(maxsize=1024)
 def choose(configs: tuple[Config, ...], shape: torch.Size, K: int, multiprocessors: int) -> Config:
     """The first whose programs fill half of the device, else the one that has most: smaller programs fill more of it,
     but load less at a time (NOTES.md)."""
