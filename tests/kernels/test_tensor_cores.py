@@ -126,7 +126,7 @@ def _conflicts(p, N: gl.constexpr, BC: gl.constexpr):
     gl.static_assert(gl.bank_conflicts(fragment.type, shared.type) == 0, "conflicts as a fragment is loaded")
 
 
-@pytest.mark.parametrize("config", {*sum(CONVOLUTION.values(), ()), WEIGHT_GRADIENT}, ids=str)
+@pytest.mark.parametrize("config", dict.fromkeys([*sum(CONVOLUTION.values(), ()), WEIGHT_GRADIENT]), ids=str)
 def test_shared_memory_is_written_and_read_without_conflicts(config):
     for N in (16, 8) if config == WEIGHT_GRADIENT else (16,):
         triton.compile(
