@@ -35,9 +35,8 @@ import triton
 from dover_kernels import explain
 from dover_kernels.dwconv3d_layernorm import launch, tensor_cores
 from dover_kernels.dwconv3d_layernorm.launch import Tile
-from dover_kernels.dwconv3d_layernorm.tensor_cores import Config
+from dover_kernels.dwconv3d_layernorm.tensor_cores import Config, does_not_compile
 from torch import Tensor
-from triton.errors import TritonError
 
 from bench.offline import Report, compile_case, march
 from bench.registry import EPS, OPERATOR, Problem, gpu_problems, matching
@@ -114,11 +113,6 @@ def compile_request(request: Request, architecture: int) -> Report | str:
         if not does_not_compile(error):
             raise
         return f"{type(error).__name__}: {error}"
-
-
-def does_not_compile(error: Exception) -> bool:
-    """Whether it is Triton's or ptxas's word on a kernel; MLIR's passes raise a RuntimeError of no class of its own."""
-    return isinstance(error, TritonError) or "PassManager" in str(error)
 
 
 def compile_all(pool: Executor, requests: set[Request], architecture: int, end: float) -> Figures:

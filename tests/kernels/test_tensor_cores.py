@@ -1,6 +1,8 @@
 """The tensor-core kernels without a GPU: what they compute (by `gluon_on_numpy`), how problems are spread over
 programs, and that shared memory is laid out without conflicts. `test_gpu.py` has the same kernels on the hardware."""
 
+import ast
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from dover_kernels.dwconv3d_layernorm.tensor_core_kernels import (
 from dover_kernels.dwconv3d_layernorm.tensor_cores import COLUMNS, CONVOLUTION, STRIPS, WEIGHT_GRADIENT
 from torch.nn import functional as F
 from triton.backends.compiler import GPUTarget
+from triton.compiler.errors import CompilationError
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
@@ -112,6 +115,23 @@ def test_memory_that_begins_in_the_middle_of_a_word_is_read_as_well(on_cpu):
     tensor_cores.convolve(moved, weight, bias, y, 1)
     tensor_cores.convolve(x, weight, bias, want, 1)
     assert torch.equal(y, want)
+
+
+def test_a_triton_that_does_not_compile_them_is_warned_of_and_left_alone(monkeypatch):
+    monkeypatch.setattr(tensor_cores, "shared_memory", lambda device: H100[1])
+    monkeypatch.setattr(tensor_cores, "_refused", None)
+    layer = torch.device("cuda", 0), torch.bfloat16, 96, 3, 7
+    assert tensor_cores.obstacle(*layer) is None
+    with pytest.raises(ZeroDivisionError):
+        tensor_cores.attempt(lambda: 1 // 0)
+    assert tensor_cores.obstacle(*layer) is None
+
+    def fail():
+        raise CompilationError("def kernel(): ...", ast.Pass(lineno=1, col_offset=0), "no mma_v2")
+
+    with pytest.warns(UserWarning, match=r"(?s)does not compile their kernels; slower ones.*no mma_v2"):
+        assert tensor_cores.attempt(fail) is None
+    assert tensor_cores.obstacle(*layer) == f"Triton {triton.__version__} does not compile their kernels"
 
 
 @gluon.jit

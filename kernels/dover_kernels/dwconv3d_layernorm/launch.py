@@ -162,14 +162,14 @@ def _on(x: Tensor) -> Any:
     return nullcontext()
 
 
-def _on_tensor_cores(x: Tensor, k_t: int, K: int) -> bool:
-    return tensor_cores.obstacle(x.device, x.dtype, x.shape[1], k_t, K) is None
-
-
-def _convolve_on_tensor_cores(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor) -> None:
-    C, k_t = x.shape[1], weight.shape[2]
+def _convolved_on_tensor_cores(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor) -> bool:
+    """Whether y is conv(x) + bias now, or without a bias its adjoint."""
+    C, k_t, K = x.shape[1], weight.shape[2], weight.shape[3]
+    if tensor_cores.obstacle(x.device, x.dtype, C, k_t, K):
+        return False
     tuned = tensor_core_config(C, k_t, x.element_size(), x.shape[4], architecture(x.device))
-    tensor_cores.convolve(x, weight, bias, y, _multiprocessors(x.device), tuned)
+    multiprocessors = _multiprocessors(x.device)
+    return tensor_cores.attempt(lambda: tensor_cores.convolve(x, weight, bias, y, multiprocessors, tuned)) is not None
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -210,8 +210,7 @@ def forward(
         weight = _frames_met(weight, T)
         parameters = [p.contiguous() for p in (bias, ln_weight, ln_bias)]
         with _on(x):
-            if _on_tensor_cores(x, weight.shape[2], weight.shape[3]):
-                _convolve_on_tensor_cores(x, weight, parameters[0], y)
+            if _convolved_on_tensor_cores(x, weight, parameters[0], y):
                 _normalize(y, z, parameters[1], parameters[2], mean, rstd, eps, save)
             else:
                 _march_forward(x, weight, parameters, y, z, mean, rstd, eps, save)
@@ -252,8 +251,7 @@ def input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
         weight = _frames_met(weight, dy.shape[2])
         k_t, K = weight.shape[2:4]
         with _on(dy):
-            if _on_tensor_cores(dy, k_t, K):
-                _convolve_on_tensor_cores(dy, weight, None, dx)
+            if _convolved_on_tensor_cores(dy, weight, None, dx):
                 return dx
             taps = _taps(weight)
 
@@ -307,9 +305,8 @@ def weight_gradient(x: Tensor, dy: Tensor, k_t: int, K: int) -> Tensor:
         gradient[:, :, k_t // 2] = weight_gradient(x, dy, 1, K)[:, :, 0]
         return gradient
     with _on(x):
-        if _on_tensor_cores(x, k_t, K):
-            partial = tensor_cores.weight_gradient(x, dy, k_t, K)
-        else:
+        partial = _weight_gradient_on_tensor_cores(x, dy, k_t, K)
+        if partial is None:
             partial = _march_weight_gradient(x, dy, k_t, K)
         return _sum_rows(partial, channels_first=True).view(C, 1, k_t, K, K)
 
@@ -325,6 +322,13 @@ def _sum_rows(rows: Tensor, channels_first: bool = False) -> Tensor:
         rows, out, n, *strides, C=C, ITEMS=items, BM=BM, num_warps=max(1, BM // 64), num_stages=1
     )
     return out
+
+
+def _weight_gradient_on_tensor_cores(x: Tensor, dy: Tensor, k_t: int, K: int) -> Tensor | None:
+    """Partial sums; None where tensor cores do not serve."""
+    if tensor_cores.obstacle(x.device, x.dtype, x.shape[1], k_t, K):
+        return None
+    return tensor_cores.attempt(lambda: tensor_cores.weight_gradient(x, dy, k_t, K))
 
 
 def _march_weight_gradient(x: Tensor, dy: Tensor, k_t: int, K: int) -> Tensor:

@@ -5,6 +5,8 @@ the convolution; of the weight gradient's sums it fixes the order, which therefo
 """
 
 import math
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
@@ -12,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.errors import TritonError
 
 from dover_kernels.dwconv3d_layernorm.strips import Strips, plan, slabs
 
@@ -56,10 +59,16 @@ CONVOLUTION = {
 WEIGHT_GRADIENT = Config(8, 8, 4)
 
 
+#: Why this process does without tensor cores, once a kernel did not compile.
+_refused: str | None = None
+
+
 def obstacle(device: torch.device, dtype: torch.dtype, C: int, k_t: int, K: int) -> str | None:
     """Why a convolution with a kernel (k_t,K,K) does not run on tensor cores; None where it does."""
     if kernels is None:
         return "this Triton has no Gluon with mma_v2"
+    if _refused is not None:
+        return _refused
     if device.type != "cuda" or torch.version.hip is not None:
         return "they are NVIDIA's"
     if dtype not in _DTYPES:
@@ -69,6 +78,25 @@ def obstacle(device: torch.device, dtype: torch.dtype, C: int, k_t: int, K: int)
     if not candidates(C, k_t, K, shared_memory(device)):
         return "a multiprocessor has too little shared memory"
     return None
+
+
+def attempt(run: Callable[[], Tensor]) -> Tensor | None:
+    """What `run` gives; None where its kernel does not compile, since Gluon still changes from one Triton to the next:
+    that is warned of, and from then on `obstacle` says so."""
+    global _refused
+    try:
+        return run()
+    except Exception as error:
+        if not does_not_compile(error):
+            raise
+        _refused = f"Triton {triton.__version__} does not compile their kernels"
+        warnings.warn(f"{_refused}; slower ones run in their place: {error}", stacklevel=2)
+        return None
+
+
+def does_not_compile(error: Exception) -> bool:
+    """Whether it is Triton's or ptxas's word on a kernel; MLIR's passes raise a RuntimeError of no class of its own."""
+    return isinstance(error, TritonError) or "PassManager" in str(error)
 
 
 @cache
@@ -112,7 +140,7 @@ def _words(x: Tensor) -> Tensor:
 
 def convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, multiprocessors: int, tuned: Config | None = None
-) -> None:
+) -> Tensor:
     """y = conv(x) + bias; without a bias the adjoint of conv. x, y (B,C,T,H,W) dense in channels_last_3d, weight
     (C,1,k_t,K,K), which is rounded to x's dtype. `tuned` is taken in place of a choice."""
     C, T, H, W = x.shape[1:]
@@ -126,6 +154,7 @@ def convolve(
         C=C, KT=k_t, K=K, BC=config.BC, AHEAD=config.ahead, FLIP=bias is None,
         num_warps=config.num_warps, maxnreg=config.maxnreg,
     )  # fmt: skip
+    return y
 
 
 def weight_gradient(x: Tensor, dy: Tensor, k_t: int, K: int) -> Tensor:
