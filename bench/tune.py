@@ -148,16 +148,18 @@ def screen(problem: Problem, role: str, figures: Figures, most: int, multiproces
 
 @contextmanager
 def only(role: str, config: Tile | Config) -> Iterator[None]:
-    """Launches of `role` take `config`, whatever the table says."""
-    before = launch.candidates, launch.tensor_core_config
+    """Launches of `role` take `config`, whatever the table says; on tensor cores nothing takes its place either, where
+    it does not compile."""
+    before = launch.candidates, launch.tensor_core_config, tensor_cores.attempt
     if isinstance(config, Tile):
         launch.candidates = lambda asked, *key: [config] if asked == role else before[0](asked, *key)
     else:
         launch.tensor_core_config = lambda *key: config
+        tensor_cores.attempt = lambda run: run()
     try:
         yield
     finally:
-        launch.candidates, launch.tensor_core_config = before
+        launch.candidates, launch.tensor_core_config, tensor_cores.attempt = before
 
 
 def call(role: str, problem: Problem, device: str) -> Callable[[], object]:

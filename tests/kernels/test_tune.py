@@ -231,6 +231,15 @@ def test_the_launcher_finds_what_was_tuned_on_tensor_cores(configs):
     assert launch.tensor_core_config(*asked, "sm_80") == config
 
 
+def test_a_march_is_never_timed_in_place_of_a_tensor_core_configuration():
+    def fail():
+        raise PTXASError("ptxas died")
+
+    with tune.only(tune.TENSOR_CORES, tune.Config(8, 8, 4)), pytest.raises(PTXASError):
+        tune.tensor_cores.attempt(fail)
+    assert tune.tensor_cores._refused is None
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_without_a_gpu_it_says_what_it_needs_and_writes_nothing(configs, capsys):
     before = configs.read_text()

@@ -58,7 +58,7 @@ def _memory_layout(shape, n_warps, most):
 def _shared_layout(N, BC, n_warps):
     """[BC, N, 8] words between the threads that load words (N, 8, BC // 2) and a fragment, without conflicts.
 
-    A fragment is read by rows of 4 words: rows N and N + 4 would meet in a bank, so that the latter's halves change
+    A fragment is read by rows of 4 words: rows n and n + 4 would meet in a bank, so that the latter's halves change
     places. Channels that lie in lanes as words are stored are spread over the banks that other lanes leave free."""
     per = BC // n_warps
     vector = _vector((N, 8, BC // 2), n_warps, 2)
