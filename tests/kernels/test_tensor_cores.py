@@ -22,8 +22,8 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
 
+from . import gluon_on_numpy
 from .conftest import INTERPRETED
-from .gluon_on_numpy import on_numpy
 
 if INTERPRETED:
     pytest.skip("Gluon has no interpreter", allow_module_level=True)
@@ -35,7 +35,7 @@ A10 = 72, 99 * 1024
 @pytest.fixture
 def on_cpu(monkeypatch):
     """The kernels launch on CPU tensors in fp16."""
-    monkeypatch.setattr(tensor_cores, "kernels", on_numpy(tensor_core_kernels))
+    monkeypatch.setattr(tensor_cores, "kernels", gluon_on_numpy.on_numpy(tensor_core_kernels))
     monkeypatch.setattr(tensor_cores, "shared_memory", lambda device: H100[1])
     monkeypatch.setattr(tensor_cores, "_DTYPES", {torch.float16: np.float16})
 
@@ -61,6 +61,7 @@ SHAPES = {
     "one_strip": ((1, 8, 1, 7, 8), 1, 7, 1),
     "strips_overhang_the_row": ((1, 8, 2, 5, 9), 1, 7, 1),
     "more_strips_than_a_program_takes": ((1, 8, 5, 6, 30), 1, 7, 1),
+    "more_rows_than_steps_at_a_time": ((1, 8, 2, 16, 9), 3, 7, 1),
     "frames_cut_into_rows": ((1, 8, 1, 29, 9), 3, 7, 64),
     "two_clips": ((2, 16, 3, 4, 10), 3, 7, 4),
     "five_taps_in_time": ((1, 8, 4, 3, 6), 5, 7, 1),
@@ -90,6 +91,20 @@ def test_convolution_and_its_gradients_agree_with_fp64(name, on_cpu):
     (want,) = torch.autograd.grad(convolve(x, leaf, None), leaf, dy.double())
     got = tensor_cores.weight_gradient(x, dy, k_t, K).sum(0).t().reshape(weight.shape)
     assert error(got, want) < 1e-5
+
+
+@pytest.mark.parametrize(("H", "steps"), [(7, 7), (14, 14), (20, 21), (1, 7)])
+def test_a_whole_frame_is_multiplied_row_by_row_and_nothing_beyond_it(H, steps, on_cpu, monkeypatch):
+    products = []
+    add = gluon_on_numpy.mma_v2
+    monkeypatch.setattr(gluon_on_numpy, "mma_v2", lambda *operands: products.append(operands) or add(*operands))
+    monkeypatch.setattr(tensor_cores, "kernels", gluon_on_numpy.on_numpy(tensor_core_kernels))
+    x, weight, bias = draw(1, 8, 2 * STRIPS, H, 8), torch.randn(8, 1, 1, 7, 7), torch.randn(8)
+    tensor_cores.convolve(x, weight, bias, torch.empty_like(x), multiprocessors=1)
+    assert len(products) == 2 * 7 * steps
+    products.clear()
+    tensor_cores.weight_gradient(x, x, 1, 7)
+    assert len(products) == 2 * 7 * steps
 
 
 def test_a_clip_gets_the_same_bits_in_any_batch_and_in_any_configuration(on_cpu):

@@ -33,12 +33,12 @@ def plan(R: int, together: int, chunks: int, shape: torch.Size, slots: int, K: i
     columns in one of `chunks` chunks of channels, and `slots` programs run at a time.
 
     A strip of a part of its frame meets K - 1 rows more than it has; more strips fill the device better. An unrolled
-    march takes `unroll` steps at a time, and does not leave out the rows beyond a whole frame.
+    march takes `unroll` steps at a time.
     """
     B, _C, T, H, W = shape
 
     def steps(strips: Strips) -> int:
-        halo = K - 1 if strips.rows > 1 or unroll > 1 else 0
+        halo = K - 1 if strips.rows > 1 else 0
         waves = math.ceil(math.ceil(strips.count / together) * chunks / slots)
         return waves * math.ceil((strips.height + halo) / unroll) * unroll
 

@@ -22,8 +22,6 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
-_SIZES = ["T", "H", "W", "n_rows", "n_columns", "n_strips", "height"]
-
 
 @gluon.constexpr_function
 def _bits(n):
@@ -126,13 +124,26 @@ def _load_pairs(
     return b_even, b_odd
 
 
-@gluon.jit(do_not_specialize=_SIZES)
+@gluon.jit
+def _store_row(p_y, b_acc, h, h0, m_out, height, H, W, C: gl.constexpr, layout: gl.constexpr):
+    """Row h of the strips, accumulated in fragments [BC, 16, 8]."""
+    NW: gl.constexpr = gl.num_warps()
+    BC: gl.constexpr = b_acc.shape[0]
+    b_y = b_acc.to(p_y.dtype.element_ty).reshape(BC // NW, NW, 16, 8).permute(2, 3, 1, 0).reshape(16, 8, BC)
+    m_row = (h >= 0) & (h < height) & (h0 + h < H)
+    gl.store(p_y + (h * W.to(gl.int64)) * C, gl.convert_layout(b_y, layout), mask=(m_row[:, None] & m_out)[:, :, None])
+
+
+@gluon.jit(do_not_specialize=["T", "H", "W", "n_rows", "n_columns", "n_strips", "height"])
 def convolution_kernel(
     p_x, p_weight, p_bias, p_y, T, H, W, n_rows, n_columns, n_strips, height,
     C: gl.constexpr, KT: gl.constexpr, K: gl.constexpr, BC: gl.constexpr, AHEAD: gl.constexpr, FLIP: gl.constexpr,
 ):  # fmt: skip
     """y = conv(x) + bias, or with FLIP the adjoint of conv, without a bias. p_x: words; p_weight: (C,KT,K,K), rounded
-    to y's dtype here. Program: (16 strips, BC channels); AHEAD rows of x are on their way while one is multiplied."""
+    to y's dtype here. Program: (16 strips, BC channels); AHEAD rows of x are on their way while one is multiplied.
+
+    A strip that is as high as its frame meets no row above or below it: its march begins K // 2 steps later, and its
+    last rows are stored without it."""
     NW: gl.constexpr = gl.num_warps()
     PER: gl.constexpr = BC // NW
     dtype: gl.constexpr = p_y.dtype.element_ty
@@ -187,11 +198,14 @@ def convolution_kernel(
     for _ in gl.static_range(K):
         b_acc = b_acc + (b_start,)
         s_x = s_x + (gl.allocate_shared_memory(gl.int32, [BC, 16, 8], _shared_layout(16, BC, NW)),)
+    i0 = 0
+    if n_rows == 1:
+        i0 += K // 2
+    end = height + (K - 1) - i0
     b_next = ()
     for a in gl.static_range(AHEAD):
-        b_next = b_next + (_load_pairs(p_x, m_even, m_odd, m_strip, i_t, h0, a // KT, a % KT, T, H, W, C, KT, K),)
-    i0 = 0
-    while i0 < height + (K - 1):
+        b_next = b_next + (_load_pairs(p_x, m_even, m_odd, m_strip, i_t, h0, i0 + a // KT, a % KT, T, H, W, C, KT, K),)
+    while i0 < end:
         for s in gl.static_range(K):
             i = i0 + s
             for kt in gl.static_range(KT):
@@ -207,26 +221,23 @@ def convolution_kernel(
                 for a in gl.static_range(K):  # the output row of accumulator a takes kernel row (s - a) mod K
                     b_new = b_new + (mma_v2(b_x, b_w[kt * K + (s - a + K) % K], b_acc[a]),)
                 b_acc = b_new
-            b_y = b_acc[(s + 1) % K].to(dtype).reshape(PER, NW, 16, 8).permute(2, 3, 1, 0).reshape(16, 8, BC)
-            h = i - (K - 1)
-            m_row = (h >= 0) & (h < height) & (h0_out + h < H)
-            gl.store(
-                p_y + (h * W.to(gl.int64)) * C, gl.convert_layout(b_y, OUT), mask=(m_row[:, None] & m_out)[:, :, None]
-            )
+            _store_row(p_y, b_acc[(s + 1) % K], i - (K - 1), h0_out, m_out, height, H, W, C, OUT)
             b_acc = b_acc[: (s + 1) % K] + (b_start,) + b_acc[(s + 1) % K + 1 :]
         i0 += K
+    if n_rows == 1:
+        for s in gl.static_range(K // 2):
+            _store_row(p_y, b_acc[s + 1], i0 + (s - (K - 1)), h0_out, m_out, height, H, W, C, OUT)
 
 
 @gluon.jit
 def _strips(
-    p, i_strip, o_column, o_c, d_t, n_rows, n_columns, n_strips, height, T, H, W,
-    C: gl.constexpr, K: gl.constexpr, HALO: gl.constexpr,
-):  # fmt: skip
+    p, i_strip, o_column, o_c, d_t, n_columns, n_strips, T, H, W, C: gl.constexpr, K: gl.constexpr, HALO: gl.constexpr
+):
     """Columns o_column of strips i_strip, beyond them too with HALO: pointers to their first rows, words [columns,
-    strips, BC // 2], which columns exist, which strips meet a frame at distance d_t, and the first rows."""
-    i_frame, h0, w0 = _locate(i_strip, n_rows, n_columns, height)
+    strips, BC // 2], which columns exist, and which strips meet a frame at distance d_t."""
+    i_frame, w0 = i_strip // n_columns, (i_strip % n_columns) * 8
     i_t = i_frame % T + d_t
-    o_strip = (i_frame.to(gl.int64) * H + h0) * W + w0
+    o_strip = i_frame.to(gl.int64) * H * W + w0
     m_strip = (i_strip < n_strips) & (i_t >= 0) & (i_t < T)
     if HALO:
         w = w0[None, :] + o_column[:, None]
@@ -234,40 +245,38 @@ def _strips(
     else:
         m_column = w0[None, :] + o_column[:, None] < W
     p += (o_column * (C // 2))[:, None, None] + (o_strip * (C // 2))[None, :, None] + o_c[None, None, :]
-    return p, m_column, m_strip, h0
+    return p, m_column & m_strip[None, :]
 
 
 @gluon.jit
-def _load_row(strips, m_step, h, d_t, H, W, C: gl.constexpr):
-    """Row h of strips, of the frame at distance d_t, where m_step."""
-    p, m_column, m_strip, h0 = strips
-    m_row = (m_strip & m_step) & (h0 + h >= 0) & (h0 + h < H)
-    return gl.load(p + (d_t * H.to(gl.int64) + h) * W * (C // 2), mask=(m_row[None, :] & m_column)[:, :, None], other=0)
+def _load_row(strips, h, d_t, H, W, C: gl.constexpr):
+    """Row h of strips, of the frame at distance d_t."""
+    p, m = strips
+    return gl.load(p + (d_t * H.to(gl.int64) + h) * W * (C // 2), mask=(m & (h < H))[:, :, None], other=0)
 
 
 @gluon.jit
-def _load_step(strips_x, strips_dy, i, height, d_t, H, W, C: gl.constexpr, K: gl.constexpr):
-    """What step i needs of even and odd strips: row i - (K - 1) of x, and row i - K // 2 of dy."""
-    j = i - (K - 1)
-    m_step = (j >= 0) & (j < height)
-    b_x = ()
-    b_dy = ()
-    for e in gl.static_range(2):
-        b_dy = b_dy + (_load_row(strips_dy[e], True, i - K // 2, 0, H, W, C),)
-        b_x = b_x + (_load_row(strips_x[e], m_step, j, d_t, H, W, C),)
-    return b_x, b_dy
+def _load_rows(strips, h, d_t, H, W, C: gl.constexpr):
+    """Row h of even and of odd strips."""
+    return _load_row(strips[0], h, d_t, H, W, C), _load_row(strips[1], h, d_t, H, W, C)
 
 
-@gluon.jit(do_not_specialize=[*_SIZES, "n_slabs"])
+@gluon.jit
+def _load_step(strips_x, strips_dy, h, d_t, H, W, C: gl.constexpr, K: gl.constexpr):
+    """Row h of x, and the lowest row of dy that it meets."""
+    return _load_rows(strips_x, h, d_t, H, W, C), _load_rows(strips_dy, h + K // 2, 0, H, W, C)
+
+
+@gluon.jit(do_not_specialize=["T", "H", "W", "n_columns", "n_strips", "n_slabs"])
 def weight_gradient_kernel(
-    p_x, p_dy, p_partial, T, H, W, n_rows, n_columns, n_strips, height, n_slabs,
+    p_x, p_dy, p_partial, T, H, W, n_columns, n_strips, n_slabs,
     C: gl.constexpr, KT: gl.constexpr, K: gl.constexpr, BC: gl.constexpr, AHEAD: gl.constexpr, dtype: gl.constexpr,
 ):  # fmt: skip
     """This slab's share of the weight gradient, [slab, KT * K * K, C] fp32; p_x, p_dy: words. Program: (slab, k_t,
     BC channels).
 
     For each kernel row, 16 columns of x times 8 columns of dy, summed over strips: the diagonals are the taps, and are
-    added up at the end. The K rows of dy that a row of x meets stay in registers."""
+    added up at the end. Strips are as high as their frame; the K rows of dy that a row of x meets stay in registers."""
     NW: gl.constexpr = gl.num_warps()
     PER: gl.constexpr = BC // NW
     MMA: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [NW, 1, 1], [1, 16, 8])
@@ -299,37 +308,37 @@ def weight_gradient_kernel(
         strips_dy = ()
         for e in gl.static_range(2):
             strips_x = strips_x + (
-                _strips(
-                    p_x, first + e + i_pair_x, o_k, o_c_x, d_t, n_rows, n_columns, n_strips, height, T, H, W,
-                    C, K, HALO=True,
-                ),
-            )  # fmt: skip
+                _strips(p_x, first + e + i_pair_x, o_k, o_c_x, d_t, n_columns, n_strips, T, H, W, C, K, HALO=True),
+            )
             strips_dy = strips_dy + (
-                _strips(
-                    p_dy, first + e + i_pair_dy, o_n, o_c_dy, d_t, n_rows, n_columns, n_strips, height, T, H, W,
-                    C, K, HALO=False,
-                ),
-            )  # fmt: skip
-        b_dy = ()
-        for _ in gl.static_range(K):
-            b_dy = b_dy + (gl.zeros([BC, 8, 8], gl.int32, _fragment_layout(8, BC, NW)),)
+                _strips(p_dy, first + e + i_pair_dy, o_n, o_c_dy, d_t, n_columns, n_strips, T, H, W, C, K, HALO=False),
+            )
+        b_first = ()
+        for h in gl.static_range(K // 2):
+            b_first = b_first + (_load_rows(strips_dy, h, 0, H, W, C),)
         b_next = ()
-        for a in gl.static_range(AHEAD):
-            b_next = b_next + (_load_step(strips_x, strips_dy, a, height, d_t, H, W, C, K),)
-        i0 = 0
-        while i0 < height + (K - 1):
+        for h in gl.static_range(AHEAD):
+            b_next = b_next + (_load_step(strips_x, strips_dy, h, d_t, H, W, C, K),)
+        b_dy = ()
+        for _ in gl.static_range(K - K // 2):
+            b_dy = b_dy + (gl.zeros([BC, 8, 8], gl.int32, _fragment_layout(8, BC, NW)),)
+        for h in gl.static_range(K // 2):
+            s_dy[K - K // 2 + h].store(_transpose_pairs(b_first[h][0], b_first[h][1], BC, NW))
+            b_dy = b_dy + (s_dy[K - K // 2 + h].load(_fragment_layout(8, BC, NW)),)
+        h0 = 0
+        while h0 < H:
             for s in gl.static_range(K):
                 b_rows_x, b_rows_dy = b_next[0]
                 s_dy[s].store(_transpose_pairs(b_rows_dy[0], b_rows_dy[1], BC, NW))
                 s_x[s].store(_transpose_pairs(b_rows_x[0], b_rows_x[1], BC, NW))
-                b_next = b_next[1:] + (_load_step(strips_x, strips_dy, i0 + s + AHEAD, height, d_t, H, W, C, K),)
+                b_next = b_next[1:] + (_load_step(strips_x, strips_dy, h0 + (s + AHEAD), d_t, H, W, C, K),)
                 b_dy = b_dy[:s] + (s_dy[s].load(_fragment_layout(8, BC, NW)),) + b_dy[s + 1 :]
                 b_x = _operand(s_x[s].load(_fragment_layout(16, BC, NW)), A, dtype, False)
                 b_new = ()
                 for kh in gl.static_range(K):
                     b_new = b_new + (mma_v2(b_x, _operand(b_dy[(s - kh + K) % K], B, dtype, True), b_acc[kh]),)
                 b_acc = b_new
-            i0 += K
+            h0 += K
         first += n_slabs * 16
     i_c = gl.arange(0, BC, layout=gl.SliceLayout(1, gl.SliceLayout(2, MMA)))
     i_k = gl.arange(0, 16, layout=gl.SliceLayout(0, gl.SliceLayout(2, MMA)))

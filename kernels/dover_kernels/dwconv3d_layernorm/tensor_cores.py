@@ -53,7 +53,7 @@ class Config:
 CONVOLUTION = {
     1: (Config(32, 16, 2), Config(16, 16, 4), Config(8, 8, 4)),
     3: (Config(16, 16, 4), Config(8, 8, 4), Config(16, 16, 3)),
-    5: (Config(8, 8, 5, 168), Config(8, 8, 8, None)),
+    5: (Config(8, 8, 8, None), Config(8, 8, 5, None)),
     7: (Config(8, 8, 10, None), Config(8, 8, 7, None)),
 }
 WEIGHT_GRADIENT = Config(8, 8, 4)
@@ -166,7 +166,7 @@ def weight_gradient(x: Tensor, dy: Tensor, k_t: int, K: int) -> Tensor:
     n_slabs = slabs(strips, STRIPS, chunks)
     partial = x.new_empty((n_slabs, k_t * K * K, C), dtype=torch.float32)
     kernels.weight_gradient_kernel[(n_slabs * chunks,)](
-        _words(x), _words(dy), partial, T, H, W, strips.rows, strips.columns, strips.count, strips.height, n_slabs,
+        _words(x), _words(dy), partial, T, H, W, strips.columns, strips.count, n_slabs,
         C=C, KT=k_t, K=K, BC=config.BC, AHEAD=config.ahead, dtype=_DTYPES[x.dtype],
         num_warps=config.num_warps, maxnreg=config.maxnreg,
     )  # fmt: skip
