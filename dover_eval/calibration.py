@@ -102,7 +102,7 @@ class Calibration:
 
     def intervals(self, values: Tensor) -> Tensor:
         """For calibrated scores (N,5), the conformal intervals (N,5,2) within [1,5]; NaN where none was fitted."""
-        margins = torch.tensor([math.nan if m is None else m for m in self._each("margin")])
+        margins = torch.tensor([math.nan if m is None else m for m in self._each("margin")], dtype=torch.float32)
         return torch.stack([values - margins, values + margins], dim=-1).clamp(MOS_MIN, MOS_MAX)
 
     def percentiles(self, values: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ class Calibration:
 
     def ties(self, first: Tensor, second: Tensor) -> Tensor:
         """Whether calibrated scores (N,5) of two sets differ by no more than a tie; never, without a threshold."""
-        limits = torch.tensor([-1.0 if t is None else t for t in self._each("tie_threshold")])
+        limits = torch.tensor([-1.0 if t is None else t for t in self._each("tie_threshold")], dtype=torch.float32)
         return (first - second).abs() <= limits
 
     def check(self, fingerprint: Fingerprint) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from dover_eval.calibration import Calibration
 from dover_eval.models.dover import DOVERModel
 from dover_eval.models.heads import ASPECTS, SCORE_NAMES
+from dover_eval.models.text import prompts_for
 from dover_eval.scores import Fingerprint, VideoScores, weights_digest
 from dover_eval.video.decode import VideoError, decode_clip
 from dover_eval.video.layout import split_clips
@@ -34,7 +35,7 @@ class VideoScorer:
     """Scores clips against their prompts. Thread-safe; the same clip and prompt always give the same score.
 
     Args:
-        model: a `DOVERModel`; it is put into eval mode and moved.
+        model: a `DOVERModel`; it is put into eval mode, frozen (no parameter asks for gradients) and moved.
         device: by default a GPU if there is one, else the CPU.
         dtype: of the computation: float32, bfloat16 or float16; by default bfloat16 on a GPU and float32 on a CPU
             (bfloat16 without matrix units is many times slower there). Weights stay in float32.
@@ -51,8 +52,9 @@ class VideoScorer:
     ) -> None:
         if model.untrained:
             raise WeightsError(f"no weights for {', '.join(model.untrained)}: this model cannot score yet")
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
+        if found := {p.dtype for p in model.parameters()} - {torch.float32}:
+            raise ValueError(f"expected weights in float32, whatever the dtype of the computation, got {found}")
+        self.device, self.dtype = placement(device, dtype)
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.config = model.config
         self.calibration = calibration
@@ -123,7 +125,7 @@ class VideoScorer:
             raise ValueError(f'files have their own layout: layout="{layout}" goes with arrays and tensors alone')
         else:
             clips, sources = paths, [str(path) for path in paths]
-        prompts = _as_prompts(prompts, len(sources))
+        prompts = prompts_for(len(sources), prompts)
 
         parts: list[dict[str, Tensor]] = []
         errors: list[str | None] = []
@@ -139,8 +141,6 @@ class VideoScorer:
                 batch = []
         parts = parts or [self._score_batch([], [])]
         output = {name: torch.cat([part[name] for part in parts]) for name in OUTPUTS}
-        if self.calibration is not None:
-            output["mos"] = self.calibration.apply(output["mos"], output["quality_weights"])
         return VideoScores(
             values=output["mos"],
             aesthetic_score=output["aesthetic_score"].squeeze(1),
@@ -211,17 +211,25 @@ class VideoScorer:
             return None, str(error)
 
     @torch.no_grad()
+    def score_prepared(self, frames: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """`OUTPUTS` of clips that `prepare` has made, stacked: calibrated, float32, on the CPU."""
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            features = self.model.extract_features(frames, prompts)
+        output = {name: features[name].float().cpu() for name in OUTPUTS}
+        if self.calibration is not None:
+            output["mos"] = self.calibration.apply(output["mos"], output["quality_weights"])
+        return output
+
     def _score_batch(self, batch: list[Tensor | None], prompts: Sequence[str]) -> dict[str, Tensor]:
-        """`OUTPUTS` of a batch, on the CPU; rows of NaN where a clip is None."""
-        rows = {name: torch.full((len(batch), width), torch.nan) for name, width in OUTPUTS.items()}
+        """`score_prepared` of a batch; rows of NaN where a clip is None."""
+        nan = {name: torch.full((len(batch), n), torch.nan, dtype=torch.float32) for name, n in OUTPUTS.items()}
         good = [i for i, clip in enumerate(batch) if clip is not None]
         if good:
             frames = torch.stack([clip for clip in batch if clip is not None])
-            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-                output = self.model.extract_features(frames, [prompts[i] for i in good])
-            for name, row in rows.items():
-                row[good] = output[name].float().cpu()
-        return rows
+            found = self.score_prepared(frames, [prompts[i] for i in good])
+            for name, rows in nan.items():
+                rows[good] = found[name]
+        return nan
 
     def __repr__(self) -> str:
         size = sum(p.numel() for p in self.model.parameters()) / 1e6
@@ -230,6 +238,12 @@ class VideoScorer:
             f"VideoScorer({size:.1f} M parameters, {self.config.num_frames} frames of {height}x{width}, "
             f"{self.model.text_encoder.name}, {self.device.type}, {self.fingerprint.dtype}, {self.fingerprint})"
         )
+
+
+def placement(device: str | torch.device | None, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
+    """Where a scorer computes, and in what, with `VideoScorer`'s defaults in place of None."""
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return device, dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
 
 
 def _checkpoint(name_or_path: str | Path | None) -> str:
@@ -255,13 +269,3 @@ def _as_paths(videos: Any) -> list[Path] | None:
                 raise TypeError(f"expected paths alone or tensors alone, got a {type(video).__name__} as videos[{i}]")
         return [Path(video) for video in videos]
     return None
-
-
-def _as_prompts(prompts: str | Sequence[str], count: int) -> list[str]:
-    prompts = [prompts] * count if isinstance(prompts, str) else list(prompts)
-    if len(prompts) != count:
-        raise ValueError(f"expected {count} prompts, one a clip, got {len(prompts)}")
-    for i, prompt in enumerate(prompts):
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise ValueError(f"expected a text for prompt {i}, got {prompt!r}")
-    return prompts

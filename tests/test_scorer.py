@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import random
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -208,3 +211,37 @@ def test_moving_it_renews_the_fingerprint(small_model: DOVERModel) -> None:
     assert scorer.fingerprint == before
     assert scorer.fingerprint is not before
     assert scorer.device == torch.device("cpu")
+
+
+def test_files_whose_frames_change_size_and_frames_like_threads_fail_alone(small_scorer, write_video, tmp_path):
+    path = tmp_path / "changing.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=8, width=64, height=48, pix_fmt="yuvj420p")
+        small = av.CodecContext.create("mjpeg", "w")
+        small.width, small.height, small.pix_fmt, small.time_base = 32, 32, "yuvj420p", Fraction(1, 8)
+        for t in range(8):
+            size = (48, 64) if t < 4 else (32, 32)
+            frame = av.VideoFrame.from_ndarray(np.full((*size, 3), 30 * t, np.uint8)).reformat(format="yuvj420p")
+            frame.pts = t
+            for packet in stream.encode(frame) if t < 4 else small.encode(frame):
+                packet.stream, packet.pts, packet.dts = stream, t, t
+                container.mux(packet)
+    good = write_video(np.zeros((4, 32, 48, 3), np.uint8))
+    thread = write_video(np.zeros((4, 2, 400, 3), np.uint8), "thread.mp4")
+    scores = small_scorer.score([path, good, thread], "a cat")
+    assert scores.values.isnan().any(dim=1).tolist() == [True, False, True]
+    assert "frames of several sizes, [(32, 32), (64, 48)], expected one" in scores.errors[0]
+    assert "at most 64 times the other, got frames of 400x2" in scores.errors[2]
+    with pytest.raises(ValueError, match=r"videos\[0\]: expected one side at most 64 times"):
+        small_scorer.score(torch.zeros(1, 1, 3, 1, 65), "a cat", layout="BTCHW")
+
+
+def test_the_default_dtype_of_the_process_has_no_say(small_model, small_scorer, clips):
+    expected = small_scorer.score(clips, PROMPTS, layout="TCHW")
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert torch.equal(small_scorer.score(clips, PROMPTS, layout="TCHW").values, expected.values)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with pytest.raises(ValueError, match=r"expected weights in float32.*bfloat16"):
+        VideoScorer(copy.deepcopy(small_model).bfloat16(), device="cpu")

@@ -91,10 +91,6 @@ def _load_efficientnet(config: DOVERConfig) -> SemanticEncoder:
     net = EfficientNet.from_name(EFFICIENTNET_LITE0)
     net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
 
-    def read(net: nn.Module, x: Tensor) -> Tensor:
-        pooled = net.extract_features(x).mean(dim=(2, 3))  # type: ignore[operator]
-        return torch.cat([pooled, net._fc(pooled).softmax(dim=1)], dim=1)  # type: ignore[operator]
-
     return SemanticEncoder(
         net,
         name=EFFICIENTNET_LITE0,
@@ -103,7 +99,7 @@ def _load_efficientnet(config: DOVERConfig) -> SemanticEncoder:
         size=224,
         mean=torch.tensor(127 / 255),
         std=torch.tensor(128 / 255),
-        read=read,
+        read=_read_efficientnet,
         config=config,
     )
 
@@ -124,13 +120,9 @@ def _load_clip(name: str, config: DOVERConfig) -> SemanticEncoder:
     except (OSError, ValueError) as error:
         raise SemanticEncoderError(f"{name} cannot be loaded: {' '.join(str(error).split())}") from error
 
-    def read(net: nn.Module, x: Tensor) -> Tensor:
-        found = net.get_image_features(pixel_values=x)  # type: ignore[operator]
-        return F.normalize(getattr(found, "pooler_output", found), dim=1)
-
     size = net.config.vision_config.image_size
     with torch.no_grad():
-        dim = read(net, torch.zeros(1, 3, size, size)).shape[1]
+        dim = _read_clip(net, torch.zeros(1, 3, size, size)).shape[1]
     return SemanticEncoder(
         net,
         name=name,
@@ -139,9 +131,19 @@ def _load_clip(name: str, config: DOVERConfig) -> SemanticEncoder:
         size=size,
         mean=torch.tensor(processor.image_mean),
         std=torch.tensor(processor.image_std),
-        read=read,
+        read=_read_clip,
         config=config,
     )
+
+
+def _read_efficientnet(net: nn.Module, x: Tensor) -> Tensor:
+    pooled = net.extract_features(x).mean(dim=(2, 3))  # type: ignore[operator]
+    return torch.cat([pooled, net._fc(pooled).softmax(dim=1)], dim=1)  # type: ignore[operator]
+
+
+def _read_clip(net: nn.Module, x: Tensor) -> Tensor:
+    found = net.get_image_features(pixel_values=x)  # type: ignore[operator]
+    return F.normalize(getattr(found, "pooler_output", found), dim=1)
 
 
 def _sha256(path: Path) -> str:

@@ -64,7 +64,7 @@ def _colour_shares(rgb: Tensor) -> Tensor:
     # The angle of a grey has no derivative: there the saturation, which multiplies it, is nearly zero anyway.
     across, along = math.sqrt(3) * (green - blue), 2 * red - green - blue
     radius = (across.square() + along.square() + FLOOR**2).sqrt()
-    angles = torch.arange(HUES, device=rgb.device) * (2 * math.pi / HUES)
+    angles = torch.arange(HUES, dtype=rgb.dtype, device=rgb.device) * (2 * math.pi / HUES)
     cos, sin = angles.cos().view(-1, 1, 1), angles.sin().view(-1, 1, 1)
     hues = ((along[:, None] * cos + across[:, None] * sin) / radius[:, None]).clamp_min(0) ** 24
     hues = hues / (hues.sum(dim=1, keepdim=True) + FLOOR)
@@ -98,7 +98,7 @@ def _motion(runs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     moving = _smooth(energy).square() + FLOOR**4
     moving = moving / moving.sum(dim=(2, 3), keepdim=True)
 
-    at = torch.linspace(-1, 1, dt.shape[-1], device=dt.device)
+    at = torch.linspace(-1, 1, dt.shape[-1], dtype=dt.dtype, device=dt.device)
     across, down = at.view(1, -1), at.view(-1, 1)
     over = lambda values: (moving * values).sum(dim=(2, 3))
     x, y = over(across), over(down)
@@ -111,7 +111,7 @@ def _motion(runs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     shift, rest = _explain(dx, dy, rest, moving)
     turning, _ = _explain(dx * from_x + dy * from_y, dy * from_x - dx * from_y, rest, moving)
 
-    time = torch.linspace(-1, 1, dt.shape[1], device=dt.device)
+    time = torch.linspace(-1, 1, dt.shape[1], dtype=dt.dtype, device=dt.device)
     slope = lambda values: (values * time).sum(dim=1) / time.square().sum().clamp_min(FLOOR)
     mean = lambda values: values.mean(dim=1)
     speed = (shift.square().sum(dim=-1) + FLOOR**2).sqrt()

@@ -127,9 +127,7 @@ class TextEncoder(nn.Module):
         """Features of `prompts`, on the encoder's device."""
         if not len(prompts):
             raise ValueError("expected at least one prompt, got none")
-        for i, prompt in enumerate(prompts):
-            if not isinstance(prompt, str) or not prompt.strip():
-                raise ValueError(f"expected a text for prompt {i}, got {prompt!r}")
+        check_prompts(prompts)
         if self.trainable:
             return self.encode_batch(prompts)
         features = [self._cached(prompt) for prompt in prompts]
@@ -167,7 +165,8 @@ class TextEncoder(nn.Module):
             if found is not None:
                 self._cache.move_to_end(prompt)
         if found is None or found[0].device != device:
-            with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            # No inference mode either: its tensors would be of no use to a later call that wants gradients.
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
                 pooled, tokens = self._encode(self.tokenizer([prompt], **self._tokenizing))
             found = (pooled[0], tokens[0])
             with self._lock:
@@ -190,6 +189,26 @@ class TextEncoder(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._lock = threading.Lock()
+
+
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Raises ValueError for a prompt that is no text, is empty, or cannot be written as UTF-8."""
+    for i, prompt in enumerate(prompts):
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise ValueError(f"expected a text for prompt {i}, got {prompt!r}")
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can bring
+            raise ValueError(f"expected Unicode text for prompt {i}, got {prompt!r} ({error.reason})") from error
+
+
+def prompts_for(count: int, prompts: str | Sequence[str]) -> list[str]:
+    """The prompts of `count` clips, checked: one a clip, or a single text for all of them. Raises ValueError."""
+    prompts = [prompts] * count if isinstance(prompts, str) else list(prompts)
+    if len(prompts) != count:
+        raise ValueError(f"expected {count} prompts, one a clip, got {len(prompts)}")
+    check_prompts(prompts)
+    return prompts
 
 
 def _pooling(folder: Path) -> str:

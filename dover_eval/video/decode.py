@@ -16,6 +16,7 @@ import av
 import torch
 from torch import Tensor
 
+from dover_eval.video.layout import check_sides
 from dover_eval.video.sample import sample_indices, sample_times
 
 
@@ -54,6 +55,10 @@ def decode_clip(path: str | Path, num_frames: int, windows: int = 1) -> Clip:
     chosen = [found[moment] for moment in moments if moment in found]
     if len(chosen) < num_frames:
         raise VideoError(f"{path}: no frame could be decoded, expected a video")
+    sizes = {(frame.shape[2], frame.shape[1]) for frame, _ in chosen}
+    if len(sizes) > 1:
+        raise VideoError(f"{path}: frames of several sizes, {sorted(sizes)}, expected one")
+    check_sides(*sizes.pop(), str(path), VideoError)
     frames = torch.stack([frame for frame, _ in chosen])
     return Clip(frames, tuple(time - start for _, time in chosen), end - start)
 

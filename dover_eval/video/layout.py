@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 CLIP_LAYOUT = "TCHW"
+#: How many times as long as the short side the long one may be: a view enlarges a frame until its short side is seen.
+MOST_SIDES = 64
 
 
 def split_clips(videos: Any, layout: str | None) -> list[Tensor]:
@@ -53,6 +55,7 @@ def check_clip(clip: Tensor, layout: str, name: str, value_range: tuple[float, f
         raise ValueError(f'expected at least one frame and one pixel, got {found} in layout "{layout}"')
     if channels != 3:
         raise ValueError(f'expected three channels (RGB), got {channels}: {found} in layout "{layout}"')
+    check_sides(width, height, name)
     if clip.dtype == torch.uint8:
         return clip
     least, most = value_range
@@ -63,6 +66,12 @@ def check_clip(clip: Tensor, layout: str, name: str, value_range: tuple[float, f
     if not (low >= least and high <= most):  # also where either is NaN
         raise ValueError(f"expected {wanted}, got {found} with values from {low:.4g} to {high:.4g}")
     return clip
+
+
+def check_sides(width: int, height: int, name: str, error: type[ValueError] = ValueError) -> None:
+    """Raises `error` for frames that are too long and thin to be looked at."""
+    if max(width, height) > MOST_SIDES * min(width, height):
+        raise error(f"{name}: expected one side at most {MOST_SIDES} times the other, got frames of {width}x{height}")
 
 
 def _as_tensor(video: Any, name: str) -> Tensor:

@@ -35,6 +35,13 @@ def sample_indices(length: int, count: int, windows: int = 1) -> list[int]:
     return [first + i for first in firsts for i in range(run)]
 
 
+def sample_clip(clip: Tensor, config: DOVERConfig) -> Tensor:
+    """The frames of a clip (T,3,H,W) that the model sees; one of `num_frames` frames is taken as sampled."""
+    if len(clip) == config.num_frames:
+        return clip
+    return clip[sample_indices(len(clip), config.num_frames, config.windows)]
+
+
 def prepare_clip(clip: Tensor, config: DOVERConfig, device: torch.device | str | None = None) -> Tensor:
     """(T,3,H,W), uint8 in 0-255 or float in 0-1, to what the model reads, fp32, normalised, on `device`.
 
@@ -42,10 +49,9 @@ def prepare_clip(clip: Tensor, config: DOVERConfig, device: torch.device | str |
     is taken as sampled. Frames cross to the device as they are and are resized one by one, with antialiasing, so that
     a 4K clip needs no more than one frame in floating point. Differentiable.
     """
-    if len(clip) != config.num_frames:
-        clip = clip[sample_indices(len(clip), config.num_frames, config.windows)]
-    mean = torch.tensor(config.mean, device=device or clip.device).view(3, 1, 1)
-    std = torch.tensor(config.std, device=device or clip.device).view(3, 1, 1)
+    clip = sample_clip(clip, config)
+    mean = torch.tensor(config.mean, dtype=torch.float32, device=device or clip.device).view(3, 1, 1)
+    std = torch.tensor(config.std, dtype=torch.float32, device=device or clip.device).view(3, 1, 1)
     views: list[list[Tensor]] = [[] for _ in config.views]
     for index, frame in enumerate(clip.to(device)):
         pixels = frame.float() / 255 if frame.dtype == torch.uint8 else frame.float()

@@ -21,6 +21,7 @@ from diffusers.callbacks import PipelineCallback
 from torch import Tensor
 
 from dover_eval.models.heads import SCORE_NAMES
+from dover_eval.models.text import check_prompts
 from dover_integrations.diffusers.history import StepScores, plot_history
 from dover_integrations.diffusers.latents import FrameSelection, latent_decoder, latents_to_frames
 from dover_integrations.diffusers.running import number_of_steps, running_call
@@ -92,10 +93,15 @@ class DoverCallback(PipelineCallback):
             raise ValueError(f'expected on_error to be "raise" or "warn", got {on_error!r}')
         if stop_after is not None and stop_below is None:
             raise ValueError("stop_after says when stop_below begins to hold: it needs stop_below")
+        if isinstance(stop_after, float) and not 0 <= stop_after <= 1:
+            raise ValueError(f"expected stop_after to be a fraction in [0,1] or a number of steps, got {stop_after}")
+        self.steps = () if steps is None else tuple(getattr(step, "item", lambda step=step: step)() for step in steps)
+        if stop_below is not None and every is None and not self.steps:
+            raise ValueError("stop_below needs every or steps: after the last step there is nothing to stop")
         self.scorer = scorer
         self.prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        check_prompts(self.prompts)
         self.every = every
-        self.steps = tuple(steps or ())
         self.target = target
         self.last_step = last_step
         self.stop_below = stop_below
@@ -165,6 +171,8 @@ class DoverCallback(PipelineCallback):
             repeat_prompts(self.prompts, len(latents))
         count = step_count or number_of_steps(pipe)
         due = self._due_steps(count)
+        if step == 0 and (never := sorted(due - set(range(count)))):
+            warnings.warn(f"never scored, since there are {count} steps: {never}", stacklevel=2)
         if step in due:
             call = running_call(pipe) if call is None else call
             # A scorer, or a VAE, that draws random numbers must not shift those of the pipeline.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from dover_integrations.diffusers.callback import Scorer, repeat_prompts
@@ -16,7 +17,8 @@ def score_pipeline_output(output: Any, prompts: str | Sequence[str], scorer: Sco
 
     Args:
         output: a pipeline's output (`.frames`), the tuple of `return_dict=False`, a modular pipeline's `videos`, or the
-            frames themselves: of any output_type but "latent": "pil", "np" (B,T,H,W,3) or "pt" (B,T,3,H,W).
+            frames themselves: of any output_type but "latent": "pil", "np" (B,T,H,W,3) or "pt" (B,T,3,H,W). PIL images
+            in one list are one clip.
         prompts: one text, or one for each prompt of the call; `num_videos_per_prompt` repeats them as the pipeline
             does.
         scorer: a `VideoScorer`.
@@ -31,6 +33,8 @@ def score_pipeline_output(output: Any, prompts: str | Sequence[str], scorer: Sco
     frames = getattr(output, "frames", output)
     if isinstance(frames, tuple):
         frames = frames[0]
+    if isinstance(frames, list) and frames and isinstance(frames[0], Image.Image):
+        frames = [frames]
     if isinstance(frames, Tensor | np.ndarray):
         layout = "BTCHW" if isinstance(frames, Tensor) else "BTHWC"
     elif isinstance(frames, list) and frames and isinstance(frames[0], list):

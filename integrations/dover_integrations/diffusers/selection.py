@@ -11,13 +11,17 @@ worse ones dropped, and so on; whoever is left is sampled to the end, and the be
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dover_eval.models.heads import SCORE_NAMES
+from dover_eval.scorer import VideoScorer
 from dover_integrations.diffusers.callback import DoverCallback, Scorer, step_at_fraction
 from dover_integrations.diffusers.latents import FrameSelection
 from dover_integrations.diffusers.output import score_pipeline_output
@@ -66,8 +70,12 @@ class BestOf:
     saved: int
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """A dictionary a candidate, fit for JSON."""
-        return [asdict(candidate) for candidate in self.ledger]
+        """A dictionary a candidate, fit for JSON; a score that is no number is None."""
+        rows = [asdict(candidate) for candidate in self.ledger]
+        for judgement in (judgement for row in rows for judgement in row["judgements"]):
+            scores = judgement["scores"].items()
+            judgement["scores"] = {name: None if math.isnan(value) else value for name, value in scores}
+        return rows
 
     def __repr__(self) -> str:
         total = self.evaluations + self.saved
@@ -115,7 +123,7 @@ def best_of(
         prune_at: rising fractions of the steps, in (0,1), after which to drop.
         keep: for each of them, what is kept of those still there: a fraction (float, rounded up) or a number (int).
         seeds: n of them; by default 0 to n-1.
-        rank_by: the score that decides; greater is better.
+        rank_by: the score that decides; greater is better. A seed whose frames hold NaN has none, and comes last.
         decode, decode_frames: for the estimates: see decode and frames of `latents_to_frames`.
         generator_device: of the seeds' generators.
         pipe_kwargs: of the pipeline's call. With embeddings (`prompt_embeds` and the like) among them the prompt goes
@@ -125,8 +133,11 @@ def best_of(
         ValueError: arguments that do not fit.
         RuntimeError: at one of these steps the scheduler has no clean estimate to judge by.
     """
-    seeds = list(range(n)) if seeds is None else list(seeds)
+    seeds = list(range(n)) if seeds is None else [int(seed) for seed in seeds]
     _check(pipe, n, seeds, prune_at, keep, pipe_kwargs)
+    if isinstance(scorer, VideoScorer) and rank_by not in SCORE_NAMES:
+        raise ValueError(f"expected rank_by of {', '.join(SCORE_NAMES)}, got {rank_by!r}")
+    scorer = _Finite(scorer, rank_by)
     embedded = any(name.startswith("prompt_embeds") for name in pipe_kwargs)
     pipe_kwargs = {"prompt": None if embedded else prompt, **pipe_kwargs}
     runs = []
@@ -250,6 +261,8 @@ def _finish(
         run.call.output = None  # a loser's frames need not stay in memory
     finals = _best_first(finals, rank_by)
     winner = finals[0][0]
+    if math.isnan(finals[0][1][rank_by]):
+        warnings.warn(f"no seed has a finished video with a score: seed {winner.seed} wins nothing", stacklevel=3)
     for rank, (run, named) in enumerate(finals, start=1):
         steps = number_of_steps(run.call.pipe)
         run.judgements.append(Judgement(steps, steps, named, "pipeline output", rank, len(finals), run is winner))
@@ -261,6 +274,19 @@ def _finish(
 def _best_first(finals: list[tuple[_Run, dict[str, float]]], rank_by: str) -> list[tuple[_Run, dict[str, float]]]:
     """Ties go to the earlier seed, and a score that is not a number comes last."""
     return sorted(finals, key=lambda final: (math.isnan(final[1][rank_by]), -final[1][rank_by]))
+
+
+class _Finite:
+    """A scorer that gives NaN for frames that hold NaN or infinity, where others raise: one broken seed of many."""
+
+    def __init__(self, scorer: Scorer, rank_by: str) -> None:
+        self._scorer, self._rank_by = scorer, rank_by
+
+    def score(self, videos: Any, prompts: Sequence[str], *, layout: str) -> Any:
+        clips = videos if isinstance(videos, list) else [videos]
+        if all(bool(torch.as_tensor(clip).isfinite().all()) for clip in clips):
+            return self._scorer.score(videos, prompts, layout=layout)
+        return SimpleNamespace(names=(self._rank_by,), values=torch.full((1, 1), torch.nan))
 
 
 def denoisers(pipe: Any) -> list[nn.Module]:

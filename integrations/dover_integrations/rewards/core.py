@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dover_eval.models.dover import DOVERModel
 from dover_eval.models.heads import SCORE_NAMES
+from dover_eval.models.text import prompts_for
 from dover_eval.scorer import VideoScorer
 from dover_eval.video.layout import CLIP_LAYOUT, check_clip
 from dover_integrations.rewards.engine import Engine, Failure, Item, RewardError, private_engine, shared_engine
@@ -33,7 +34,8 @@ class DoverReward:
 
     Args:
         model: a checkpoint's folder or repository, None for the embedded one: loaded at the first call, once a
-            process, and shared by every reward that names it alike. Or a `DOVERModel` or `VideoScorer`, taken as it is.
+            process, and shared by every reward that names it alike. Or a `DOVERModel` or `VideoScorer`, taken as it is,
+            its calibration included; see there for what becomes of the model.
         weights: what the reward is made of, such as `{"Overall": 1.0}` (the default) or
             `{"Alignment": 0.5, "Temporal": 0.5}`: a plain weighted sum of scores in 1-5.
         layout: of the clips, such as "BTCHW", "BCTHW" or "TCHW"; a list of clips has the same letters without B.
@@ -107,10 +109,11 @@ class DoverReward:
         """`scores` for a coroutine: what others on the loop ask for meanwhile shares its batch."""
         if self._engine is None:
             await asyncio.to_thread(self.load)
-        rows = []
-        for future in self.submit(videos, prompts):
-            rows.append(future if isinstance(future, Failure) else await asyncio.wrap_future(future))
-        return self._gather(rows)
+        # Gathered, so that a coroutine that is cancelled takes along all that has not begun.
+        futures = self.submit(videos, prompts)
+        found = asyncio.gather(*(asyncio.wrap_future(future) for future in futures if isinstance(future, Future)))
+        rows = iter(await found)
+        return self._gather([next(rows) if isinstance(future, Future) else future for future in futures])
 
     def submit(self, videos: Any, prompts: str | Sequence[str]) -> list[Future[Tensor | Failure] | Failure]:
         """`scores` without waiting: a future of each row (5,), or of the reason why there is none."""
@@ -131,7 +134,8 @@ class DoverReward:
 
         Each block of the backbone is recomputed in backward, `checkpoint_frames` frames at a time, so that backward
         holds the activations of one slice of one block; None keeps all activations, which is faster. The rewards are
-        those of a plain call. Frames that hold NaN raise RewardError whatever `nan_policy` says.
+        those of a plain call. Frames that hold NaN and files that cannot be decoded raise RewardError whatever
+        `nan_policy` says, and so does a calibrated scorer: a calibration has no gradients.
         """
         return self.combine(self.differentiable_scores(frames, prompts, checkpoint_frames=checkpoint_frames))
 
@@ -186,12 +190,7 @@ class DoverReward:
 
     def _read(self, videos: Any, prompts: str | Sequence[str]) -> list[Item | Failure]:
         clips = self._split(videos)
-        prompts = [prompts] * len(clips) if isinstance(prompts, str) else list(prompts)
-        if len(prompts) != len(clips):
-            raise ValueError(f"expected {len(clips)} prompts, one a clip, got {len(prompts)}")
-        for i, prompt in enumerate(prompts):
-            if not isinstance(prompt, str) or not prompt.strip():
-                raise ValueError(f"expected a text for prompt {i}, got {prompt!r}")
+        prompts = prompts_for(len(clips), prompts)
         return [self._read_one(i, clip, prompt) for i, (clip, prompt) in enumerate(zip(clips, prompts, strict=True))]
 
     def _split(self, videos: Any) -> list[Any]:

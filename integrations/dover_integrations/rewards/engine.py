@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 from dover_eval.models.dover import DOVERModel
-from dover_eval.scorer import DEFAULT_BATCH_SIZE, VideoScorer
+from dover_eval.models.heads import SCORE_NAMES
+from dover_eval.scorer import DEFAULT_BATCH_SIZE, VideoScorer, placement
 from dover_eval.video.decode import VideoError
+from dover_eval.video.sample import sample_clip
 from dover_integrations.rewards.queue import MicroBatcher
 
 
@@ -51,8 +54,12 @@ class Engine:
         self.batch_size = batch_size
         self.home = scorer.device
         self.offloaded = False
+        self._renew()
+        _ALIVE.add(self)
+
+    def _renew(self) -> None:
         self._lock = threading.RLock()
-        self._queue: MicroBatcher[Item, Tensor | Failure] = MicroBatcher(self.score, batch_size)
+        self._queue: MicroBatcher[Item, Tensor | Failure] = MicroBatcher(self.score, self.batch_size)
 
     def submit(self, items: Sequence[Item]) -> list[Future[Tensor | Failure]]:
         """Futures of the rows (5,), on the CPU; requests of other threads share the batches."""
@@ -74,15 +81,16 @@ class Engine:
                 except VideoError as error:
                     rows[i] = Failure(str(error))
             if frames:
-                with self._autocast():
-                    mos = self.scorer.model(torch.stack(frames), [items[i].prompt for i in places])
-                for i, row in zip(places, mos.float().cpu(), strict=True):
+                mos = self.scorer.score_prepared(torch.stack(frames), [items[i].prompt for i in places])["mos"]
+                for i, row in zip(places, mos, strict=True):
                     rows[i] = row if row.isfinite().all() else Failure("the model gave a score that is not finite")
         return [row for row in rows if row is not None]
 
     def score_with_gradient(self, items: list[Item], checkpoint_frames: int | None) -> Tensor:
         """(B,5) on the device, differentiable with respect to the clips. See `DoverReward.differentiable`."""
-        rows = []
+        if self.scorer.calibration is not None:
+            raise RewardError("this scorer is calibrated, and a calibration has no gradients: use one without")
+        rows = [torch.empty((0, len(SCORE_NAMES)), device=self.scorer.device)]
         with self._lock:
             self._check_loaded()
             backbone = self.scorer.model.dover_model.backbone
@@ -90,7 +98,7 @@ class Engine:
             try:
                 for start in range(0, len(items), self.batch_size):
                     batch = items[start : start + self.batch_size]
-                    frames = torch.stack([self._prepare(item) for item in batch])
+                    frames = torch.stack([self._prepare_or_raise(start + i, item) for i, item in enumerate(batch)])
                     with self._autocast():
                         rows.append(self.scorer.model(frames, [item.prompt for item in batch]).float())
             finally:
@@ -128,26 +136,49 @@ class Engine:
             return self.scorer.prepare(self.scorer.decode(clip))
         if item.ready is not None:
             torch.cuda.current_stream(clip.device).wait_event(item.ready)
+        clip = sample_clip(clip, self.scorer.config)  # before anything is copied
         low, high = item.value_range
         if clip.dtype != torch.uint8 and (low, high) != (0.0, 1.0):
             clip = (clip.float() - low) / (high - low)
         return self.scorer.prepare(clip)
 
+    def _prepare_or_raise(self, i: int, item: Item) -> Tensor:
+        try:
+            return self._prepare(item)
+        except VideoError as error:
+            raise RewardError(f"videos[{i}]: {error}") from error
+
 
 _ENGINES: WeakValueDictionary[tuple[Any, ...], Engine] = WeakValueDictionary()
 _LOADING = threading.Lock()
+_ALIVE: WeakSet[Engine] = WeakSet()
+
+
+def _renew_locks() -> None:
+    """In a forked child: what a thread of the parent held at that moment would be held for ever."""
+    global _LOADING
+    _LOADING = threading.Lock()
+    for engine in list(_ALIVE):
+        engine._renew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)
 
 
 def shared_engine(
     model: str | Path | None, device: torch.device | str | None, dtype: torch.dtype | None, batch_size: int | None
 ) -> Engine:
     """The engine of the checkpoint `model` in this process, loaded by whoever asks first."""
-    key = (model if model is None else str(model), str(device), dtype, batch_size)
-    with _LOADING:
+    device, dtype = placement(device, dtype)
+    batch_size = batch_size or DEFAULT_BATCH_SIZE
+    key = (model if model is None else str(model), device, dtype, batch_size)
+    # Tensors made in a caller's inference mode would never give gradients, to whoever else shares the model.
+    with _LOADING, torch.inference_mode(False):
         engine = _ENGINES.get(key)
         if engine is None:
             scorer = VideoScorer.from_pretrained(model, device=device, dtype=dtype)
-            engine = _ENGINES[key] = Engine(scorer, batch_size or DEFAULT_BATCH_SIZE)
+            engine = _ENGINES[key] = Engine(scorer, batch_size)
         return engine
 
 
@@ -159,7 +190,8 @@ def private_engine(
 ) -> Engine:
     """An engine of a model that the caller has built."""
     if isinstance(model, VideoScorer):
-        scorer = VideoScorer(model.model, device=device or model.device, dtype=dtype or model.dtype)
+        device, dtype = device or model.device, dtype or model.dtype
+        scorer = VideoScorer(model.model, device=device, dtype=dtype, calibration=model.calibration)
     else:
         scorer = VideoScorer(model, device=device, dtype=dtype)
     return Engine(scorer, batch_size or DEFAULT_BATCH_SIZE)

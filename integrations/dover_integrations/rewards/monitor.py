@@ -7,6 +7,7 @@ import math
 from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,10 @@ class _Series:
         return (before, now) if abs(now - before) > SIGNIFICANCE * error else None
 
 
+def _new_series(baseline: int, window: int) -> _Series:
+    return _Series(baseline, last=deque(maxlen=window))
+
+
 class RewardMonitor:
     """Watches frames and scores of a run, and warns with its figures.
 
@@ -101,7 +106,7 @@ class RewardMonitor:
         self.limits = limits or Limits()
         self.max_clips = max_clips
         self.alarms: dict[str, str] = {}
-        self._series: dict[str, _Series] = defaultdict(lambda: _Series(baseline, last=deque(maxlen=window)))
+        self._series: dict[str, _Series] = defaultdict(partial(_new_series, baseline, window))
 
     def update(
         self, videos: Any, scores: Tensor, groups: Sequence[Hashable] | Tensor | None = None
@@ -111,8 +116,9 @@ class RewardMonitor:
         Returns the step's figures and an `alarm/...` of 0 or 1 for each rule, ready to log. A rule that starts to
         hold is logged as a warning with its figures and stands in `alarms` while it holds.
         """
-        if scores.ndim != 2 or scores.shape[1] != len(SCORE_NAMES):
-            raise ValueError(f"expected scores (B,{len(SCORE_NAMES)}), got {tuple(scores.shape)}")
+        if not isinstance(scores, Tensor) or scores.ndim != 2 or scores.shape[1] != len(SCORE_NAMES):
+            found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise ValueError(f"expected scores (B,{len(SCORE_NAMES)}) as a tensor, got {found}")
         figures: dict[str, float] = {}
         for name, values in _columns([frame_figures(clip) for clip in self._clips(videos)]).items():
             figures[name] = _mean(values)

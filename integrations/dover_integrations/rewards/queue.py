@@ -19,7 +19,8 @@ class MicroBatcher(Generic[Item, Result]):
     """Gathers items into batches and runs them one batch at a time, in the order in which they came.
 
     Args:
-        run: a batch of items to as many results. What it raises goes to every item of the batch.
+        run: a batch of items to as many results. Where it raises, the items are run one by one, and what it raises for
+            one of them goes to that one alone.
         max_batch: a batch that has as many items starts at once.
         linger: seconds that an item waits for company at most. Time spent waiting for an earlier batch counts, so a
             busy queue adds no delay.
@@ -59,17 +60,24 @@ class MicroBatcher(Generic[Item, Result]):
 
     def _work(self) -> None:
         while batch := self._next_batch():
-            items = [item for item, _ in batch]
-            try:
-                results = self._run(items)
-                if len(results) != len(items):
-                    raise RuntimeError(f"expected {len(items)} results, got {len(results)}")
-            except BaseException as error:
+            self._run_batch(batch)
+
+    def _run_batch(self, batch: list[tuple[Item, Future[Result]]]) -> None:
+        items = [item for item, _ in batch]
+        try:
+            results = self._run(items)
+            if len(results) != len(items):
+                raise RuntimeError(f"expected {len(items)} results, got {len(results)}")
+        except BaseException as error:
+            if len(batch) == 1 or not isinstance(error, Exception):
                 for _, future in batch:
                     future.set_exception(error)
-                continue
-            for (_, future), result in zip(batch, results, strict=True):
-                future.set_result(result)
+            else:
+                for one in batch:
+                    self._run_batch([one])
+            return
+        for (_, future), result in zip(batch, results, strict=True):
+            future.set_result(result)
 
     def _next_batch(self) -> list[tuple[Item, Future[Result]]]:
         """The next items to run; none when there was nothing to do for a while, and this worker is to end."""

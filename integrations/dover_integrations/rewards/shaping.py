@@ -1,6 +1,7 @@
 """From scores to advantages: plain functions on tensors, whatever the framework.
 
 A reward that is NaN (an item that failed) takes no part in any statistic and stays NaN: mask it out of the loss.
+Rewards of any dtype are taken; statistics and advantages are float32, of float64 rewards float64.
 """
 
 from __future__ import annotations
@@ -23,9 +24,7 @@ def group_advantages(rewards: Tensor, groups: Sequence[Hashable] | Tensor, *, sc
     that has one sample, gets 0: it says nothing about what is better. `scale=False` leaves out the division
     (Dr. GRPO, Liu et al. 2025). GRPO: Shao et al., "DeepSeekMath", 2024.
     """
-    ids = group_ids(groups).to(rewards.device)
-    if len(ids) != len(rewards):
-        raise ValueError(f"expected a group for each of {len(rewards)} rewards, got {len(ids)}")
+    rewards, ids = _exact(rewards), _ids_for(rewards, groups)
     valid = rewards.isfinite()
     _, mean, std = _group_moments(rewards, valid, ids)
     centred = rewards - mean[ids]
@@ -58,7 +57,7 @@ def clip_advantages(advantages: Tensor, limit: float = 5.0) -> Tensor:
 
 def within_group_std(rewards: Tensor, groups: Sequence[Hashable] | Tensor) -> float:
     """The mean over groups of two or more of the standard deviation inside the group; NaN if there is none."""
-    ids = group_ids(groups).to(rewards.device)
+    rewards, ids = _exact(rewards), _ids_for(rewards, groups)
     count, _, std = _group_moments(rewards, rewards.isfinite(), ids)
     return std[count > 1].mean().item()
 
@@ -107,10 +106,24 @@ class RunningNorm:
 
 def group_ids(groups: Sequence[Hashable] | Tensor) -> Tensor:
     """Consecutive group numbers from 0, one a sample."""
+    if isinstance(groups, str):
+        raise ValueError(f"expected a group a sample, got one text, whose letters are none: {groups!r}")
     if isinstance(groups, Tensor):
         return groups.flatten().unique(return_inverse=True)[1]
     numbers: dict[Hashable, int] = {}
     return torch.tensor([numbers.setdefault(group, len(numbers)) for group in groups], dtype=torch.long)
+
+
+def _exact(rewards: Tensor) -> Tensor:
+    """In bfloat16 a count would stop at 256, and rewards of 3 that differ by 0.01 are all alike."""
+    return rewards if rewards.dtype == torch.float64 else rewards.float()
+
+
+def _ids_for(rewards: Tensor, groups: Sequence[Hashable] | Tensor) -> Tensor:
+    ids = group_ids(groups).to(rewards.device)
+    if len(ids) != len(rewards):
+        raise ValueError(f"expected a group for each of {len(rewards)} rewards, got {len(ids)}")
+    return ids
 
 
 def _group_moments(rewards: Tensor, valid: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:

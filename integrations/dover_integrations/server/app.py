@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
@@ -34,6 +35,7 @@ from dover_integrations.server.service import Counted, Row, ScoringService
 from dover_integrations.server.settings import ServerSettings
 from dover_integrations.server.wire import REWARD_NAME, SAFETENSORS, BadRequest, decode_clips
 
+Answer = TypeVar("Answer")
 HEADLINE_FIRST = sorted(SCORE_NAMES, key=lambda name: name != "Overall")
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": description}
@@ -84,11 +86,11 @@ def create_app(reward: DoverReward, settings: ServerSettings | None = None) -> F
         kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
         if kind == SAFETENSORS:
             clips, prompts = await run_in_threadpool(decode_clips, await request.body())
-            return await _answer(service, clips, prompts)
+            return await unless_gone(request, _answer(service, clips, prompts))
         if kind == "multipart/form-data":
-            return await _answer(service, *await _read_form(request, service))
+            return await unless_gone(request, _answer(service, *await _read_form(request, service)))
         if kind == "application/json":
-            return await _score_json(service, _parse(ScoreRequest, await request.body()))
+            return await unless_gone(request, _score_json(service, _parse(ScoreRequest, await request.body())))
         raise HTTPException(415, f"expected {SAFETENSORS}, multipart/form-data or application/json, got {kind!r}")
 
     @app.post("/compute", response_model=ComputeResponse, responses=PROBLEMS, openapi_extra=COMPUTE_BODY)
@@ -98,7 +100,7 @@ def create_app(reward: DoverReward, settings: ServerSettings | None = None) -> F
         _check_count(len(asked.video), settings)
         names = [f"video {i}" for i in range(len(asked.video))]
         read = lambda: [media.clip_from_frames(v, settings, name) for v, name in zip(asked.video, names, strict=True)]
-        rows = await service.score(await run_in_threadpool(read), asked.prompt)
+        rows = await unless_gone(request, service.score(await run_in_threadpool(read), asked.prompt))
         for name, row in zip(names, rows, strict=True):
             if isinstance(row, Failure):
                 return ComputeResponse(error=f"{name}: {row.reason}")
@@ -143,11 +145,7 @@ async def _score_json(service: ScoringService, asked: ScoreRequest) -> ScoreResp
             return Failure(str(error))
 
     clips = await run_in_threadpool(lambda: [read(i) for i in range(len(asked.requests))])
-    texts = [item.history[-1].text for item in asked.requests]
-    good = [i for i, clip in enumerate(clips) if isinstance(clip, Tensor)]
-    rows = await service.score([clip for clip in clips if isinstance(clip, Tensor)], [texts[i] for i in good])
-    found: dict[int, Row] = dict(zip(good, rows, strict=True))
-    answer = _response(service, [found.get(i, clip) for i, clip in enumerate(clips)])
+    answer = await _answer(service, clips, [item.history[-1].text for item in asked.requests])
     names = [item.required_rewards or [REWARD_NAME] for item in asked.requests]
     answer.errors = [
         dict.fromkeys(wanted, error[REWARD_NAME]) if error else {}
@@ -159,8 +157,26 @@ async def _score_json(service: ScoringService, asked: ScoreRequest) -> ScoreResp
     return answer
 
 
-async def _answer(service: ScoringService, clips: Sequence[Tensor], prompts: Sequence[str]) -> ScoreResponse:
+async def _answer(service: ScoringService, clips: Sequence[Tensor | Failure], prompts: Sequence[str]) -> ScoreResponse:
     return _response(service, await service.score(clips, prompts))
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, Answer]) -> Answer:
+    """What `work` gives; it is cancelled, and ClientDisconnect raised, where nobody waits for it any more."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
 
 
 def _response(service: ScoringService, rows: Sequence[Row]) -> ScoreResponse:
@@ -175,7 +191,7 @@ def _response(service: ScoringService, rows: Sequence[Row]) -> ScoreResponse:
     return ScoreResponse(results=results, errors=errors, fingerprint=fingerprint)
 
 
-async def _read_form(request: Request, service: ScoringService) -> tuple[list[Tensor], list[str]]:
+async def _read_form(request: Request, service: ScoringService) -> tuple[list[Tensor | Failure], list[str]]:
     settings = service.settings
     async with request.form(max_files=settings.max_clips, max_fields=settings.max_clips) as form:
         files, prompts = form.getlist("videos"), form.getlist("prompts")
@@ -184,10 +200,15 @@ async def _read_form(request: Request, service: ScoringService) -> tuple[list[Te
         if not all(isinstance(prompt, str) for prompt in prompts):
             raise BadRequest("expected texts in the field 'prompts', got a file")
         data = [await file.read() for file in files if isinstance(file, UploadFile)]
-    read = lambda: [
-        media.clip_from_bytes(content, service.decode, settings, f"video {i}") for i, content in enumerate(data)
-    ]
-    return await run_in_threadpool(read), [str(prompt) for prompt in prompts]
+
+    def read(i: int) -> Tensor | Failure:
+        try:
+            return media.clip_from_bytes(data[i], service.decode, settings, f"video {i}")
+        except BadRequest as error:
+            return Failure(str(error))
+
+    clips = await run_in_threadpool(lambda: [read(i) for i in range(len(data))])
+    return clips, [str(prompt) for prompt in prompts]
 
 
 def _parse(model: type[Any], body: bytes) -> Any:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -20,12 +24,14 @@ from dover_integrations.rewards.engine import Failure, Item, RewardError
 from dover_integrations.server.wire import REWARD_NAME, SAFETENSORS, encode_clips
 
 RETRIED = (429, 502, 503, 504)
+# Of one request: below the server's own limits, and small enough to be sent again.
 CLIPS_PER_REQUEST = 16
+BYTES_PER_REQUEST = 64 * 2**20
 REQUESTS_AT_ONCE = 4
 
 
 class DoverRewardClient(DoverReward):
-    """Rewards from a server: swap it for a `DoverReward` and change nothing else; also picklable and thread-safe.
+    """Rewards from a server: swap it for a `DoverReward` and change nothing else; picklable, for threads and forks.
 
     Clips cross the wire as uint8, so floats are rounded to 256 levels; files are sent whole. There are no gradients
     over HTTP, and `to`, `offload` and `onload` do nothing: the model is not here.
@@ -58,25 +64,28 @@ class DoverRewardClient(DoverReward):
         )
         self.url = url.rstrip("/")
         self.retries = retries
-        self._token = token
+        if token is not None and not (token.isascii() and token.strip()):
+            raise ValueError("expected a token of ASCII characters, and not empty")
+        self._token = token and token.strip()
         self._timeout = timeout
-        self._http: httpx.Client | None = None
+        self._http: dict[int, httpx.Client] = {}  # by process: a forked child must not speak on its parent's lines
 
     def scores(self, videos: Any, prompts: str | Sequence[str]) -> Tensor:
         """The five scores (B,5), as `DoverReward.scores`.
 
         Raises RewardError where the server cannot be reached, refuses, or answers with something else.
         """
-        items = self._read(videos, prompts)
-        good = [item for item in items if isinstance(item, Item)]
-        chunks = [good[i : i + CLIPS_PER_REQUEST] for i in range(0, len(good), CLIPS_PER_REQUEST)]
-        if len(chunks) > 1:
-            with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-                answers = list(pool.map(self._ask, chunks))
-        else:
-            answers = [self._ask(chunk) for chunk in chunks]
-        rows = iter([row for answer in answers for row in answer])
-        return self._gather([next(rows) if isinstance(item, Item) else item for item in items])
+        rows: list[Tensor | Failure] = []
+        for item in self._read(videos, prompts):
+            rows.append(item if isinstance(item, Failure) else _readable(item))  # type: ignore[arg-type]
+        requests = _requests(rows)  # type: ignore[arg-type]
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) if len(requests) > 1 else nullcontext() as pool:
+            ask = lambda places: self._ask([rows[i] for i in places])
+            answers = list((pool.map if pool else map)(ask, requests))
+        for places, answer in zip(requests, answers, strict=True):
+            for i, row in zip(places, answer, strict=True):
+                rows[i] = row
+        return self._gather(rows)
 
     async def scores_async(self, videos: Any, prompts: str | Sequence[str]) -> Tensor:
         """`scores` for a coroutine."""
@@ -109,16 +118,14 @@ class DoverRewardClient(DoverReward):
         """Nothing to move."""
 
     def close(self) -> None:
-        """Close the connections."""
-        if self._http is not None:
-            self._http.close()
-            self._http = None
+        """Close the connections of this process."""
+        if (http := self._http.pop(os.getpid(), None)) is not None:
+            http.close()
 
     def _ask(self, items: list[Item]) -> list[Tensor | Failure]:
+        """The rows of items that are all files or all tensors."""
         prompts = [item.prompt for item in items]
         paths = [item.clip for item in items if isinstance(item.clip, Path)]
-        if paths and len(paths) < len(items):
-            raise TypeError(f"expected files alone or tensors alone, got {len(paths)} files of {len(items)}")
         if paths:
             answer = self._send(lambda http: _post_files(http, paths, prompts))
         else:
@@ -140,24 +147,64 @@ class DoverRewardClient(DoverReward):
                 problem = f"{response.status_code}: {response.text[:500]}"
                 if response.status_code not in RETRIED:
                     break
-                wait = max(wait, float(response.headers.get("retry-after", 0)))
+                wait = max(wait, _seconds(response.headers.get("retry-after", "")))
             if attempt < self.retries:
                 time.sleep(wait)
         raise RewardError(f"no rewards from {self.url}: {problem}")
 
     def _client(self) -> httpx.Client:
         with self._loading:
-            if self._http is None:
+            http = self._http.get(os.getpid())
+            if http is None:
                 headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
                 # A proxy from the environment has no business between a trainer and its reward server.
-                self._http = httpx.Client(base_url=self.url, headers=headers, timeout=self._timeout, trust_env=False)
-            return self._http
+                http = httpx.Client(base_url=self.url, headers=headers, timeout=self._timeout, trust_env=False)
+                self._http[os.getpid()] = http
+            return http
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_http": None}
+        return super().__getstate__() | {"_http": {}}
 
     def __repr__(self) -> str:
         return f'DoverRewardClient({self.url}, {self.weights}, layout="{self.layout}", value_range={self.value_range})'
+
+
+def _readable(item: Item) -> Item | Failure:
+    if isinstance(item.clip, Path):
+        try:
+            item.clip.open("rb").close()
+        except OSError as error:
+            return Failure(f"{item.clip}: {error.strerror or error}")
+    return item
+
+
+def _requests(items: Sequence[Item | Failure]) -> list[list[int]]:
+    """Places of the items that go together: files or tensors, in order, no more than a request may hold."""
+    requests: list[list[int]] = []
+    for kind in (Path, Tensor):
+        size = 0
+        for i, item in enumerate(items):
+            if not isinstance(item, Item) or not isinstance(item.clip, kind):
+                continue
+            bytes_ = item.clip.stat().st_size if isinstance(item.clip, Path) else item.clip.numel()
+            if not size or size + bytes_ > BYTES_PER_REQUEST or len(requests[-1]) == CLIPS_PER_REQUEST:
+                requests.append([])
+                size = 0
+            requests[-1].append(i)
+            size += bytes_
+    return requests
+
+
+def _seconds(retry_after: str) -> float:
+    """What the header Retry-After asks to wait: seconds, or until a date; 0 for anything else."""
+    try:
+        return float(retry_after)
+    except ValueError:
+        pass
+    try:
+        return (parsedate_to_datetime(retry_after) - datetime.now(timezone.utc)).total_seconds()
+    except (ValueError, TypeError):  # no date, or one without a zone
+        return 0.0
 
 
 def _as_bytes(item: Item) -> Tensor:

@@ -41,20 +41,24 @@ class ScoringService:
         """The frames of a file that the model samples."""
         return self.reward.scorer.decode(path)
 
-    async def score(self, clips: Sequence[Tensor], prompts: Sequence[str]) -> list[Row]:
-        """The rows of the clips, in order; HTTPException 429 where there is no room, 504 where it takes too long."""
+    async def score(self, clips: Sequence[Tensor | Failure], prompts: Sequence[str]) -> list[Row]:
+        """The rows of the clips, in order, a Failure staying one; what has not begun when this is cancelled never does.
+
+        HTTPException 429 where there is no room, 504 where it takes too long.
+        """
         if len(clips) != len(prompts):
             raise BadRequest(f"expected {len(clips)} prompts, one a clip, got {len(prompts)}")
         if len(clips) > self.settings.max_clips:
             raise BadRequest(f"expected at most {self.settings.max_clips} clips, got {len(clips)}")
-        for i, clip in enumerate(clips):
+        good = {i: clip for i, clip in enumerate(clips) if isinstance(clip, Tensor)}
+        for i, clip in good.items():
             media.check_clip_size(clip, self.settings, f"video {i}")
-        if self.waiting + len(clips) > self.settings.queue_size:
+        if self.waiting + len(good) > self.settings.queue_size:
             raise HTTPException(
                 429, f"{self.waiting} of {self.settings.queue_size} clips are waiting", {"Retry-After": "1"}
             )
         try:
-            futures = self.reward.submit(list(clips), list(prompts))
+            futures = self.reward.submit(list(good.values()), [prompts[i] for i in good])
         except ValueError as error:  # an empty prompt
             raise BadRequest(str(error)) from error
         self.waiting += len(futures)
@@ -65,9 +69,11 @@ class ScoringService:
             else:
                 future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._one_less))
         try:
-            rows = await asyncio.wait_for(self._gather(futures), self.settings.timeout)
+            found = await asyncio.wait_for(self._gather(futures), self.settings.timeout)
         except asyncio.TimeoutError:
             raise HTTPException(504, f"not scored within {self.settings.timeout:g} seconds") from None
+        scored: dict[int, Row] = dict(zip(good, found, strict=True))
+        rows = [scored.get(i, clip) for i, clip in enumerate(clips)]
         failed = sum(isinstance(row, Failure) for row in rows)
         self.clips.labels("scored").inc(len(rows) - failed)
         self.clips.labels("failed").inc(failed)

@@ -36,8 +36,10 @@ class ServerSettings:
         for name in (*limits, "body_timeout", "timeout"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"expected {name} above 0, got {getattr(self, name)}")
-        if self.token is not None and not self.token.strip():
-            raise ValueError("expected a token that is not empty")
+        if self.token is not None:
+            if not (self.token.isascii() and self.token.strip()):
+                raise ValueError("expected a token of ASCII characters, and not empty")
+            object.__setattr__(self, "token", self.token.strip())  # a mounted secret ends with a newline
         if self.max_memory < self.max_body:
             raise ValueError(f"expected max_memory of at least max_body {self.max_body}, got {self.max_memory}")
         if self.video_root is not None and not self.video_root.is_dir():

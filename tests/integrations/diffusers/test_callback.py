@@ -8,6 +8,7 @@ from typing import Any
 
 import accelerate
 import diffusers
+import numpy as np
 import pytest
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
@@ -169,11 +170,25 @@ def test_a_fraction_outside_of_the_call_is_an_error(tiny: Any, fraction: float) 
         ({"target": "noise"}, "target"),
         ({"on_error": "ignore"}, "on_error"),
         ({"stop_after": 3}, "needs stop_below"),
+        ({"stop_below": 2.0}, "stop_below needs every or steps"),
+        ({"stop_below": 2.0, "every": 1, "stop_after": 2.0}, "fraction in"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DoverCallback(Judge(), PROMPT, **arguments)
+
+
+def test_an_empty_prompt_is_refused_before_anything_is_sampled() -> None:
+    with pytest.raises(ValueError, match="expected a text for prompt 1, got ''"):
+        DoverCallback(Judge(), ["a cat", ""])
+
+
+def test_steps_beyond_the_call_are_warned_of_and_an_array_of_steps_will_do(tiny: Any) -> None:
+    callback = DoverCallback(Judge(), PROMPT, steps=np.array([0, 100]), last_step=False)
+    with pytest.warns(UserWarning, match=r"never scored, since there are \d+ steps: \[100\]"):
+        tiny("wan")(callback_on_step_end=callback)
+    assert [step.step for step in callback.history] == [0]
 
 
 def _count_evaluations(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -305,7 +320,7 @@ def test_the_legacy_callback_of_text_to_video_sd(tiny: Any) -> None:
     assert [step.obtained for step in callback.history] == ["model output", "final latents"]
     assert torch.allclose(judge.seen[-1], plain, atol=1e-5)
     with pytest.raises(ValueError, match="cannot be stopped"):
-        DoverCallback(judge, PROMPT, stop_below=2.0).legacy(pipeline.pipe)
+        DoverCallback(judge, PROMPT, every=1, stop_below=2.0).legacy(pipeline.pipe)
 
 
 def test_each_scored_step_decodes_once_and_the_last_frames_can_be_kept(

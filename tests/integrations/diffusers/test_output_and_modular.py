@@ -34,6 +34,13 @@ def test_any_kind_of_output_gets_its_scores(tiny: Any, small_scorer: VideoScorer
     assert torch.allclose(scores.values, expected.values, atol=1e-5)
 
 
+def test_pictures_in_one_list_are_one_clip(tiny: Any, small_scorer: VideoScorer) -> None:
+    pipeline = tiny("animatediff")
+    frames = pipeline.pipe(**pipeline.kwargs(1, output_type="pil")).frames
+    whole, first = (score_pipeline_output(found, "a cat", small_scorer) for found in (frames, frames[0]))
+    assert torch.equal(whole.values, first.values)
+
+
 def test_the_frames_themselves_will_do_and_prompts_repeat(tiny: Any, small_scorer: VideoScorer) -> None:
     frames = tiny("wan")(num_videos_per_prompt=2)
     expected = score_pipeline_output(frames, PROMPT, small_scorer)

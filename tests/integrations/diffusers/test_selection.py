@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from dover_integrations.diffusers import best_of
@@ -286,3 +287,26 @@ def test_a_pipeline_without_callbacks_cannot_be_suspended() -> None:
 
     with pytest.raises(ValueError, match="Deaf takes no callback"):
         SuspendedCall(Deaf(), lambda *a: False, {})
+
+
+def test_a_seed_whose_frames_are_no_numbers_loses_and_the_others_go_on(tiny: Any, small_scorer: VideoScorer) -> None:
+    pipeline = tiny("wan")
+    decoded: list[int] = []
+
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        decoded.append(1)
+        frames = latents.mean(1, keepdim=True).sigmoid().repeat(1, 3, 1, 1, 1).transpose(1, 2)
+        return frames * torch.nan if len(decoded) == 2 else frames
+
+    best = best_of(
+        pipeline.pipe, small_scorer, PROMPT, 3, prune_at=(0.5,), keep=(2,), seeds=np.arange(3), decode=decode,
+        **arguments(pipeline),
+    )  # fmt: skip
+    assert [candidate.fate == "dropped" for candidate in best.ledger] == [False, True, False]
+    assert best.ledger[1].judgements[0].scores["Overall"] != best.ledger[1].judgements[0].scores["Overall"]
+    assert json.loads(json.dumps(best.to_dicts(), allow_nan=False))[1]["judgements"][0]["scores"] == {"Overall": None}
+
+
+def test_a_score_that_does_not_exist_is_refused_before_anything_is_sampled(small_scorer: VideoScorer) -> None:
+    with pytest.raises(ValueError, match=r"expected rank_by of Traditional, .*got 'overall'"):
+        best_of(wan().pipe, small_scorer, PROMPT, 2, rank_by="overall")

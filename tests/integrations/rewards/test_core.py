@@ -2,14 +2,19 @@
 
 import asyncio
 import multiprocessing
+import os
 import pickle
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from dover_integrations.rewards import DoverReward, RewardError
+from dover_integrations.rewards.queue import MicroBatcher
 
 from dover_eval import VideoScorer
+from dover_eval.calibration import AspectCalibration, Calibration
 
 
 def make(model, **settings):
@@ -157,8 +162,8 @@ def test_eight_threads_that_ask_one_item_each_make_one_batch(model, videos, monk
     expected = reward(clips, "a boat")
     sizes = []
     engine = reward.load()
-    forward = engine.scorer.model.forward
-    monkeypatch.setattr(engine.scorer.model, "forward", lambda f, p: sizes.append(len(f)) or forward(f, p))
+    score_prepared = engine.scorer.score_prepared
+    monkeypatch.setattr(engine.scorer, "score_prepared", lambda f, p: sizes.append(len(f)) or score_prepared(f, p))
     engine._queue._linger = 5.0  # a slow machine may take its time to start eight threads: size ends the wait
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda i: reward(clips[i : i + 1], ["a boat"]), range(8)))
@@ -212,6 +217,104 @@ def test_a_forked_worker_can_ask_after_its_parent_has(reward, videos, prompts):
     assert found == pytest.approx(expected.tolist())
 
 
+def test_a_child_forked_while_a_thread_is_being_scored_can_ask_too(reward, videos, prompts, monkeypatch):
+    expected = reward(videos[:1], prompts[:1])
+    entered, go = threading.Event(), threading.Event()
+    score_prepared = reward.scorer.score_prepared
+
+    def held(*batch):
+        if threading.current_thread() is not threading.main_thread() and os.getpid() == parent:
+            entered.set()
+            assert go.wait(60)
+        return score_prepared(*batch)
+
+    parent = os.getpid()
+    monkeypatch.setattr(reward.scorer, "score_prepared", held)
+    thread = threading.Thread(target=reward, args=(videos[:1], prompts[:1]))
+    thread.start()
+    assert entered.wait(20)
+    torch.set_num_threads(1)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        found = pool.apply_async(score_in_child, (reward, videos[:1], prompts[:1])).get(timeout=60)
+    go.set()
+    thread.join(20)
+    assert found == pytest.approx(expected.tolist())
+
+
+def test_one_checkpoint_is_one_model_however_its_defaults_are_spelled(checkpoint):
+    settings = {"layout": "BTCHW", "value_range": (0, 1)}
+    plain, spelled = DoverReward(checkpoint, **settings), DoverReward(checkpoint, batch_size=8, **settings)
+    assert plain.scorer is spelled.scorer
+    assert plain.scorer is DoverReward(checkpoint, device=plain.scorer.device, **settings).scorer
+
+
+def test_loaded_in_inference_mode_it_still_gives_gradients(checkpoint, videos):
+    reward = DoverReward(checkpoint, layout="BTCHW", value_range=(0, 1), device="cpu", batch_size=3)
+    with torch.inference_mode():
+        reward(videos[:1], "a boat nobody has seen before")
+        reward.scorer.score(videos[:1], "another", layout="BTCHW")
+    frames = videos[:1].clone().requires_grad_()
+    reward.differentiable(frames, "another").sum().backward()
+    assert frames.grad.abs().max() > 0
+
+
+def test_a_scorers_calibration_is_in_its_rewards(model, videos, prompts):
+    scorer = VideoScorer(model, device="cpu")
+    marks = {"weights": scorer.fingerprint.weights, "text_encoder": scorer.fingerprint.text_encoder}
+    marks |= {"num_frames": scorer.fingerprint.num_frames, "frame_size": scorer.fingerprint.frame_size}
+    upside = AspectCalibration(knots=((1.0, 1.0), (2.0, 4.0), (5.0, 5.0)))
+    calibrated = VideoScorer(model, device="cpu", calibration=Calibration({"Overall": upside}, **marks))
+    expected = calibrated.score(videos, prompts, layout="BTCHW").values
+    reward = make(calibrated)
+    torch.testing.assert_close(reward.scores(videos, prompts), expected)
+    assert (expected - make(model).scores(videos, prompts)).abs().max() > 0.1
+    with pytest.raises(RewardError, match="a calibration has no gradients"):
+        reward.differentiable(videos, prompts)
+
+
+def test_a_reward_of_the_embedded_model_travels_with_its_weights(videos):
+    reward = make(VideoScorer.from_pretrained(device="cpu"))
+    copy = pickle.loads(pickle.dumps(reward))
+    assert torch.equal(copy(videos[:1], "a boat"), reward(videos[:1], "a boat"))
+
+
+def test_a_prompt_that_no_tokenizer_reads_is_refused_before_it_meets_others(reward, videos):
+    with pytest.raises(ValueError, match=r"expected Unicode text for prompt 1, got '\\ud800'"):
+        reward(videos[:2], ["a boat", "\ud800"])
+
+
+def test_one_item_that_fails_in_a_batch_fails_alone():
+    def run(items):
+        if "bad" in items:
+            raise ArithmeticError(f"bad among {len(items)}")
+        return [item.upper() for item in items]
+
+    futures = MicroBatcher(run, 8).submit(["a", "bad", "b"])
+    assert [future.result(20) for future in (futures[0], futures[2])] == ["A", "B"]
+    with pytest.raises(ArithmeticError, match="bad among 1"):
+        futures[1].result(20)
+
+
+def test_a_cancelled_coroutine_takes_along_what_has_not_begun(model, videos, monkeypatch):
+    reward = make(model, batch_size=1)
+    scored, score_prepared = [], reward.load().scorer.score_prepared
+
+    def slow(frames, prompts):
+        scored.append(prompts)
+        time.sleep(0.2)
+        return score_prepared(frames, prompts)
+
+    monkeypatch.setattr(reward.scorer, "score_prepared", slow)
+
+    async def give_up():
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(reward.scores_async(videos.repeat(3, 1, 1, 1, 1), "a boat"), 0.1)
+
+    asyncio.run(give_up())
+    reward(videos[:1], "another boat")
+    assert len(scored) < 5
+
+
 def test_rewards_of_one_checkpoint_share_one_model(checkpoint):
     settings = {"layout": "BTCHW", "value_range": (0, 1), "device": "cpu"}
     one, other = DoverReward(checkpoint, **settings), DoverReward(checkpoint, **settings)
@@ -246,7 +349,7 @@ def test_an_error_in_the_model_reaches_every_caller(model, videos, monkeypatch):
     def fail(*args):
         raise MemoryError("out of memory")
 
-    monkeypatch.setattr(reward.scorer.model, "forward", fail)
+    monkeypatch.setattr(reward.scorer, "score_prepared", fail)
     with ThreadPoolExecutor(3) as pool:
         for future in [pool.submit(reward, videos[:1], ["a boat"]) for _ in range(3)]:
             with pytest.raises(MemoryError, match="out of memory"):
@@ -256,7 +359,8 @@ def test_an_error_in_the_model_reaches_every_caller(model, videos, monkeypatch):
 def test_a_score_that_is_not_finite_is_a_failure_not_a_number(model, videos, monkeypatch):
     reward = make(model, nan_policy="nan")
     reward.load()
-    monkeypatch.setattr(reward.scorer.model, "forward", lambda frames, prompts: torch.full((len(frames), 5), torch.inf))
+    infinite = lambda frames, prompts: {"mos": torch.full((len(frames), 5), torch.inf)}
+    monkeypatch.setattr(reward.scorer, "score_prepared", infinite)
     assert reward(videos, "a boat").isnan().all()
 
 

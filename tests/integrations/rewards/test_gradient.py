@@ -92,3 +92,9 @@ def test_frames_with_nan_are_refused_whatever_the_policy(model, videos, prompts)
 def test_a_slice_of_no_frames_is_refused(reward, videos, prompts):
     with pytest.raises(ValueError, match="checkpoint_frames of at least 1"):
         reward.differentiable(videos, prompts, checkpoint_frames=0)
+
+
+def test_no_clips_are_no_rewards_and_a_missing_file_is_named(reward, videos):
+    assert reward.differentiable(videos[:0], []).shape == (0,)
+    with pytest.raises(RewardError, match=r"videos\[0\]: .*nowhere\.mp4: no such file"):
+        reward.differentiable(["nowhere.mp4"], "a boat")

@@ -25,11 +25,11 @@ def test_a_group_without_a_difference_says_nothing():
 
 
 def test_without_scale_only_the_mean_goes():
-    assert group_advantages(torch.tensor([1.0, 5.0]), "aa", scale=False).tolist() == [-2, 2]
+    assert group_advantages(torch.tensor([1.0, 5.0]), list("aa"), scale=False).tolist() == [-2, 2]
 
 
 def test_a_failed_item_stays_nan_and_moves_no_one_else():
-    with_nan = group_advantages(torch.tensor([1.0, torch.nan, 3.0]), "aaa")
+    with_nan = group_advantages(torch.tensor([1.0, torch.nan, 3.0]), list("aaa"))
     assert with_nan.tolist() == pytest.approx([-1, torch.nan, 1], nan_ok=True)
 
 
@@ -38,18 +38,18 @@ def test_aspects_are_normalised_before_they_are_weighted():
     scores = torch.zeros(4, 5)
     scores[:, 1] = torch.tensor([3.00, 3.01, 3.02, 3.03])
     scores[:, 3] = torch.tensor([4.0, 3.0, 2.0, 1.0])
-    found = aspect_advantages(scores, "aaaa", {"Alignment": 1, "Temporal": 1})
+    found = aspect_advantages(scores, list("aaaa"), {"Alignment": 1, "Temporal": 1})
     torch.testing.assert_close(found, torch.zeros(4), atol=1e-3, rtol=0)
-    assert aspect_advantages(scores, "aaaa", {"Alignment": 1}).argmax() == 3
+    assert aspect_advantages(scores, list("aaaa"), {"Alignment": 1}).argmax() == 3
 
 
 def test_unknown_aspects_and_wrong_shapes_are_refused():
     with pytest.raises(ValueError, match="weights of"):
-        aspect_advantages(torch.zeros(4, 5), "aaaa", {"Beauty": 1})
+        aspect_advantages(torch.zeros(4, 5), list("aaaa"), {"Beauty": 1})
     with pytest.raises(ValueError, match=r"scores \(B,5\)"):
-        aspect_advantages(torch.zeros(4, 4), "aaaa", {"Overall": 1})
+        aspect_advantages(torch.zeros(4, 4), list("aaaa"), {"Overall": 1})
     with pytest.raises(ValueError, match="a group for each of 3"):
-        group_advantages(torch.zeros(3), "aa")
+        group_advantages(torch.zeros(3), list("aa"))
 
 
 def test_clipping_holds_outliers_down():
@@ -80,4 +80,24 @@ def test_running_figures_leave_out_nan():
 
 
 def test_the_spread_within_groups_ignores_that_between_them():
-    assert within_group_std(torch.tensor([0.0, 2.0, 100.0, 102.0]), "aabb") == pytest.approx(1)
+    assert within_group_std(torch.tensor([0.0, 2.0, 100.0, 102.0]), list("aabb")) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_rewards_of_any_precision_have_exact_statistics(dtype):
+    rewards = (3 + 0.05 * torch.randn(600, generator=torch.Generator().manual_seed(0))).to(dtype)
+    found = group_advantages(rewards, ["a"] * 600)
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert found.mean().abs() < 1e-4
+    assert found.std(correction=0) == pytest.approx(1, abs=1e-3)
+
+
+def test_whole_numbers_are_rewards_too():
+    assert group_advantages(torch.tensor([0, 1, 1, 0]), list("aabb")).tolist() == [-1, 1, 1, -1]
+
+
+def test_one_text_is_no_group_a_sample():
+    with pytest.raises(ValueError, match="expected a group a sample, got one text"):
+        group_advantages(torch.zeros(5), "a cat")
+    with pytest.raises(ValueError, match="expected a group for each of 3 rewards, got 2"):
+        within_group_std(torch.zeros(3), list("ab"))

@@ -101,16 +101,16 @@ def client():
 
 @pytest.fixture
 def slow_model(reward, monkeypatch):
-    """The model waits in its forward until told to go on; `entered` says that it is there."""
+    """The scorer waits before its model until told to go on; `entered` says that it is there."""
     entered, go = threading.Event(), threading.Event()
-    forward = reward.scorer.model.forward
+    score_prepared = reward.scorer.score_prepared
 
     def slow(frames, prompts):
         entered.set()
         assert go.wait(20)
-        return forward(frames, prompts)
+        return score_prepared(frames, prompts)
 
-    monkeypatch.setattr(reward.scorer.model, "forward", slow)
+    monkeypatch.setattr(reward.scorer, "score_prepared", slow)
     yield entered, go
     go.set()
 

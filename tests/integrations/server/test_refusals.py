@@ -100,23 +100,30 @@ def test_forms_without_videos_or_prompts_are_refused(serve, still_serves, mp4):
             ({"files": [("other", b"x")], "data": {"prompts": "a"}}, "files in the field 'videos'"),
             ({"files": [video]}, "expected 1 prompts"),
             ({"files": [video, ("prompts", b"a")]}, "got a file"),
-            ({"files": [("videos", b"no video")], "data": {"prompts": "a"}}, "expected a video file"),
-            ({"files": [("videos", mp4.read_bytes()[:300])], "data": {"prompts": "a"}}, "video 0: "),
             ({"content": b"--", "headers": {"Content-Type": "multipart/form-data"}}, "boundary"),
         ]:
             answer = http.post("/score", **settings)
             assert answer.status_code == 400, answer.text
             assert message in answer.json()["detail"]
-            assert "/tmp" not in answer.json()["detail"]
     still_serves(server)
+
+
+def test_a_file_that_is_no_video_has_its_reason_and_the_others_are_scored(serve, mp4):
+    files = [("videos", content) for content in (mp4.read_bytes(), b"no video", mp4.read_bytes()[:300])]
+    with serve().http() as http:
+        answer = http.post("/score", files=files, data={"prompts": ["a", "b", "c"]}).json()
+    assert [list(result) for result in answer["results"]] == [["dover"], [], []]
+    assert "expected a video file" in answer["errors"][1]["dover"]
+    assert "video 2: " in answer["errors"][2]["dover"]
+    assert "/tmp" not in str(answer["errors"])
 
 
 def test_a_playlist_that_names_other_files_is_no_video(serve, mp4):
     playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nfile://{mp4}\n#EXT-X-ENDLIST\n".encode()
     with serve().http() as http:
-        answer = http.post("/score", files=[("videos", playlist)], data={"prompts": "a"})
-    assert answer.status_code == 400
-    assert "expected a video file" in answer.json()["detail"]
+        answer = http.post("/score", files=[("videos", playlist)], data={"prompts": "a"}).json()
+    assert answer["results"] == [{}]
+    assert "expected a video file" in answer["errors"][0]["dover"]
 
 
 def test_a_content_type_that_is_not_served_is_named(serve):
@@ -227,6 +234,22 @@ def test_bytes_at_work_are_bounded_too(serve, client, videos, prompts):
     assert client(server)(videos[:2], prompts[:2]).isfinite().all()
 
 
+def test_clips_of_a_client_that_went_away_are_not_scored(serve, client, slow_model, reward, videos, prompts):
+    entered, go = slow_model
+    reward.load()._queue._max_batch = 1
+    server = serve()
+    with pytest.raises(RewardError, match="ReadTimeout"):
+        client(server, timeout=0.5)(videos, prompts)
+    assert entered.wait(10)
+    with server.http() as http:
+        deadline = time.monotonic() + 10
+        while (waiting := http.get("/health").json()["waiting"]) > 1 and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert waiting == 1  # the one that the model has begun with
+    go.set()
+    torch.testing.assert_close(client(server)(videos[:1], prompts[:1]), reward(videos[:1], prompts[:1]))
+
+
 def test_what_is_not_scored_in_time_gets_504(serve, client, slow_model, videos, prompts):
     _, go = slow_model
     server = serve(timeout=0.3)
@@ -237,20 +260,24 @@ def test_what_is_not_scored_in_time_gets_504(serve, client, slow_model, videos, 
 
 def test_an_error_in_the_model_is_a_500_and_no_more(serve, client, still_serves, reward, monkeypatch, videos, prompts):
     server = serve()
-    forward = reward.scorer.model.forward
+    score_prepared = reward.scorer.score_prepared
 
     def fail(*args):
         raise MemoryError("secret")
 
-    monkeypatch.setattr(reward.scorer.model, "forward", fail)
+    monkeypatch.setattr(reward.scorer, "score_prepared", fail)
     with pytest.raises(RewardError, match="500: Internal Server Error") as caught:
         client(server)(videos[:1], prompts[:1])
     assert "secret" not in str(caught.value)
-    monkeypatch.setattr(reward.scorer.model, "forward", forward)
+    monkeypatch.setattr(reward.scorer, "score_prepared", score_prepared)
     still_serves(server)
 
 
 class TestToken:
+    def test_a_newline_at_the_end_of_a_mounted_secret_is_none_of_it(self, serve, client, videos, prompts):
+        server = serve(token="s3cret\n")
+        assert client(server, token="s3cret\n")(videos[:1], prompts[:1]).isfinite().all()
+
     def test_every_route_but_health_asks_for_it(self, serve):
         with serve(token="s3cret").http() as http:
             assert http.get("/health").status_code == 200
@@ -286,14 +313,14 @@ def test_a_video_larger_than_the_limits_is_refused_by_its_header(serve, mp4):
     files = [("videos", mp4.read_bytes())]
     for settings in ({"max_pixels": 1000}, {"max_frames": 4}):
         with serve(**settings).http() as http:
-            answer = http.post("/score", files=files, data={"prompts": "a"})
-        assert answer.status_code == 400
-        assert "expected at most" in answer.json()["detail"]
+            answer = http.post("/score", files=files, data={"prompts": "a"}).json()
+        assert answer["results"] == [{}]
+        assert "expected at most" in answer["errors"][0]["dover"]
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{"max_clips": 0}, {"timeout": -1}, {"token": " "}, {"max_memory": 5}],
+    [{"max_clips": 0}, {"timeout": -1}, {"token": " "}, {"token": "tök"}, {"max_memory": 5}],
 )
 def test_settings_that_make_no_sense_are_refused(settings):
     with pytest.raises(ValueError, match="expected"):

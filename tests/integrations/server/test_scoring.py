@@ -3,12 +3,14 @@
 import asyncio
 import base64
 import io
+import multiprocessing
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from dover_integrations.rewards import RewardError
+from dover_integrations.server.client import _seconds
 from dover_integrations.server.wire import SAFETENSORS, encode_clips
 from PIL import Image
 from safetensors.torch import save
@@ -64,6 +66,51 @@ def test_frames_with_nan_never_leave_the_client(serve, client, videos, prompts):
         client(serve(), value_range=(0, 1))(frames, prompts)
     found = client(serve(), value_range=(0, 1), nan_policy="nan")(frames, prompts)
     assert found.isnan().tolist() == [False, False, True, False, False, False]
+
+
+def test_files_and_tensors_mix_and_what_cannot_be_read_fails_alone(serve, client, reward, videos, mp4, tmp_path):
+    (tmp_path / "broken.mp4").write_bytes(mp4.read_bytes()[:300])
+    clips = [videos[0], mp4, tmp_path / "broken.mp4", videos[1], tmp_path / "missing.mp4", mp4]
+    found = client(serve(), nan_policy="nan").scores(clips, "a cat")
+    assert found.isnan().any(dim=1).tolist() == [False, False, True, False, True, False]
+    torch.testing.assert_close(found[[0, 3, 1, 5]], reward.scores([videos[0], videos[1], mp4, mp4], "a cat"))
+    with pytest.raises(RewardError, match=r"videos\[4\]: .*missing\.mp4: No such file"):
+        client(serve())([videos[0]] * 4 + [tmp_path / "missing.mp4"], "a cat")
+
+
+def test_requests_are_small_in_bytes_too(serve, client, reward, videos, prompts, monkeypatch):
+    size = videos[0].numel()
+    monkeypatch.setattr("dover_integrations.server.client.BYTES_PER_REQUEST", 2 * size)
+    found = client(serve(max_body=2 * size + 2000))(videos, prompts)
+    torch.testing.assert_close(found, reward(videos, prompts))
+    found = client(serve(max_body=2 * size + 2000))(videos.repeat(1, 2, 1, 1, 1)[:2], prompts[:2])  # one a request
+    assert found.isfinite().all()
+
+
+def ask_in_child(client, video, prompt, answers):
+    answers.put((prompt, [client(video, prompt).item() for _ in range(5)]))
+
+
+def test_forked_children_do_not_speak_on_their_parents_connection(serve, client, reward, videos, prompts):
+    remote = client(serve())
+    remote(videos[:1], prompts[:1])
+    expected = {prompt: reward(videos[i : i + 1], prompt).item() for i, prompt in enumerate(prompts)}
+    fork = multiprocessing.get_context("fork")
+    answers = fork.Queue()
+    asking = [(remote, videos[i : i + 1], prompt, answers) for i, prompt in enumerate(prompts)]
+    children = [fork.Process(target=ask_in_child, args=arguments) for arguments in asking]
+    for child in children:
+        child.start()
+    found = dict(answers.get(timeout=60) for _ in children)
+    for child in children:
+        child.join(20)
+    for prompt, values in found.items():
+        assert values == pytest.approx([expected[prompt]] * 5, rel=1e-5)
+
+
+def test_retry_after_is_seconds_or_a_date():
+    assert [_seconds(header) for header in ("3", "0.5", "", "soon")] == [3, 0.5, 0, 0]
+    assert _seconds("Thu, 01 Jan 1970 00:00:00 GMT") < 0 < 1e6 < _seconds("Fri, 31 Dec 2100 00:00:00 GMT")
 
 
 def test_a_client_is_picklable_and_has_no_gradients(serve, client, reward, videos, prompts):
