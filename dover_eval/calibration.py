@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from dover_eval.scores import Fingerprint
 
 Vector = NDArray[np.float64]
+#: What of a scorer's fingerprint a calibration belongs to.
+BOUND_TO = ("weights", "text_encoder", "num_frames", "frame_size", "windows", "views", "semantic_encoder")
 FILE_NAME = "calibration.json"
 
 
@@ -82,6 +84,9 @@ class Calibration:
     text_encoder: str
     num_frames: int
     frame_size: tuple[int, int]
+    windows: int
+    views: tuple[str, ...]
+    semantic_encoder: str | None
 
     def __post_init__(self) -> None:
         if unknown := set(self.aspects) - set(SCORE_NAMES):
@@ -120,8 +125,8 @@ class Calibration:
         return (first - second).abs() <= limits
 
     def check(self, fingerprint: Fingerprint) -> None:
-        """Raises CalibrationError where a scorer has other weights or another sampling."""
-        for name in ("weights", "text_encoder", "num_frames", "frame_size"):
+        """Raises CalibrationError where a scorer has other weights, other encoders or another sampling."""
+        for name in BOUND_TO:
             mine, found = getattr(self, name), getattr(fingerprint, name)
             if mine != found:
                 raise CalibrationError(f"this calibration was fitted with {name} {mine}, the scorer has {found}")
@@ -152,7 +157,8 @@ class Calibration:
                 )
                 for name, aspect in found["aspects"].items()
             }
-            return cls(**found | {"aspects": aspects, "frame_size": tuple(found["frame_size"])})
+            tuples = {name: tuple(found[name]) for name in ("frame_size", "views")}
+            return cls(**found | {"aspects": aspects} | tuples)
         except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise CalibrationError(f"{path}: expected a calibration ({error})") from error
 

@@ -83,9 +83,10 @@ def write_video(tmp_path: Path) -> WriteVideo:
         rate: int = 8,
         times: list[int] | None = None,
         codec: str = "libx264",
+        options: dict[str, str] | None = None,
     ) -> Path:
         path = tmp_path / name
-        options = {"crf": "4", "preset": "ultrafast"} if codec == "libx264" else {}
+        options = options or ({"crf": "4", "preset": "ultrafast"} if codec == "libx264" else {})
         with av.open(str(path), "w") as container:
             stream = container.add_stream(codec, rate=1000 if times else rate, options=options)
             stream.height, stream.width = frames.shape[1:3]

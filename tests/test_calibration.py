@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from dover_eval import VideoScorer
-from dover_eval.calibration import AspectCalibration, Calibration, CalibrationError
+from dover_eval.calibration import BOUND_TO, AspectCalibration, Calibration, CalibrationError
 from dover_eval.cli import app
 from dover_eval.evaluation import JudgedPair, RatedClip
 from dover_eval.evaluation.calibrate import calibrate, fit_pairs, fit_ratings
@@ -278,3 +278,19 @@ def test_the_command_writes_beside_the_checkpoint_and_score_uses_it(small_scorer
     other = run("score", tmp_path / "clips", "--prompt", "a", "--calibration", tmp_path / "none.json")
     assert other.exit_code == 1
     assert "expected a calibration" in other.stderr
+
+
+def test_a_scorer_that_looks_elsewhere_is_refused(small_scorer):
+    calibration = Calibration({}, **{name: getattr(small_scorer.fingerprint, name) for name in BOUND_TO})
+    calibration.check(small_scorer.fingerprint)
+    for change in ({"windows": 2}, {"views": ("squash", "fragments")}, {"semantic_encoder": "b2"}):
+        (name,) = change
+        with pytest.raises(CalibrationError, match=f"fitted with {name}"):
+            calibration.check(replace(small_scorer.fingerprint, **change))
+
+
+def test_a_map_that_makes_all_scores_alike_is_none():
+    rng = np.random.default_rng(71)  # ratings drawn by lot, which by chance rise a little with the scores
+    scores, ratings = rng.normal(3, 0.3, 40), rng.uniform(1, 5, 40)
+    with pytest.raises(CalibrationError, match=r"the best map makes every score 2\.61"):
+        fit_ratings(scores, ratings)

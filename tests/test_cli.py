@@ -127,7 +127,13 @@ def test_usage_errors_end_with_two(dover, videos, arguments, words):
         ("", "found none"),
         ("video_name,Prompt\na.mp4,\n", "line 2: an empty Prompt"),
         ("video_name,Prompt\na.mp4,x\na.mp4,y\n", "line 3: a second prompt for a.mp4"),
-        ("video_name,Prompt\na.mp4,x\n", "no prompt for b.MP4"),
+        ("video_name,Prompt\na.mp4,x\n", "more/b.MP4"),
+        (
+            "video_name,Prompt\na.mp4,a bicycle, in the rain\n",
+            "line 2: 3 cells for 2 columns",
+        ),
+        ("video_name,Prompt,Prompt\na.mp4,x,y\n", "the columns Prompt are there twice"),
+        ('video_name,Prompt\na.mp4,"x\nb.mp4,y\n', "cannot be read (unexpected end of data)"),
     ],
 )
 def test_bad_prompt_tables_say_where(dover, videos, tmp_path, table, words):

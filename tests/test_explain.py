@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dover_eval import Calibration, VideoError, VideoScorer
-from dover_eval.calibration import AspectCalibration
+from dover_eval.calibration import BOUND_TO, AspectCalibration
 from dover_eval.video.decode import all_frames, frame_times, frames_at
 
 
@@ -113,10 +113,9 @@ def test_one_frame_is_explained(small_scorer, write_video, moving_frames):
 
 
 def test_a_calibrated_scorer_explains_calibrated_scores(small_model, small_scorer, clip):
-    print_ = small_scorer.fingerprint
     harsher = AspectCalibration(knots=((1, 1), (5, 3)), source="logistic", count=9)
-    own = (print_.weights, print_.text_encoder, print_.num_frames, print_.frame_size)
-    calibrated = VideoScorer(small_model, device="cpu", calibration=Calibration({"Alignment": harsher}, *own))
+    own = {name: getattr(small_scorer.fingerprint, name) for name in BOUND_TO}
+    calibrated = VideoScorer(small_model, device="cpu", calibration=Calibration({"Alignment": harsher}, **own))
     found = calibrated.explain(clip, "a square", seconds=60)
     assert torch.equal(found.values[0], found.scores)
     assert found.scores[1] < small_scorer.score(clip, "a square").values[0, 1]

@@ -230,7 +230,7 @@ def test_files_whose_frames_change_size_and_frames_like_threads_fail_alone(small
     thread = write_video(np.zeros((4, 2, 400, 3), np.uint8), "thread.mp4")
     scores = small_scorer.score([path, good, thread], "a cat")
     assert scores.values.isnan().any(dim=1).tolist() == [True, False, True]
-    assert "frames of several sizes, [(32, 32), (64, 48)], expected one" in scores.errors[0]
+    assert "frames of 64x48 and 32x32, expected one size" in scores.errors[0]
     assert "at most 64 times the other, got frames of 400x2" in scores.errors[2]
     with pytest.raises(ValueError, match=r"videos\[0\]: expected one side at most 64 times"):
         small_scorer.score(torch.zeros(1, 1, 3, 1, 65), "a cat", layout="BTCHW")

@@ -80,8 +80,11 @@ def calibrate(
         )
     except ValueError as error:
         _usage(str(error))
-    place = calibration.save(output)
     _print(calibration)
+    try:
+        place = calibration.save(output)
+    except OSError as error:
+        _usage(f"{output} cannot be written: {error.strerror or error}")
     typer.echo(f"written to {place}")
     failed = [source for source, error in zip(scores.sources, scores.errors, strict=True) if error]
     for words, names in (("not found", missing), ("failed", failed)):

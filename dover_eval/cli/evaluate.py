@@ -86,7 +86,11 @@ def evaluate(
     except (TableError, ValueError) as error:
         _usage(str(error))
     if output is not None:
-        output.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+        try:
+            output.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            print_report(report)
+            _usage(f"{output} cannot be written: {error.strerror or error}")
     print_report(report)
     if not report.complete:
         raise typer.Exit(EXIT_INCOMPLETE)
@@ -139,9 +143,10 @@ def print_report(report: EvaluationReport) -> None:
     console.print(f"{report.used} of {report.items} {'pairs' if pairs else 'clips'}; fingerprint {report.fingerprint}")
     for words, names in (("not found", report.missing), ("failed", report.failed)):
         if names:
-            console.print(f"{len(names)} clips {words}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}")
+            told = f"{len(names)} clips {words}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
+            console.print(told, markup=False)
     for name, reason in report.left_out.items():
-        console.print(f"{name} is left out: {reason}")
+        console.print(f"{name} is left out: {reason}", markup=False)
 
 
 def _cell(figure: Interval | float) -> str:

@@ -39,6 +39,8 @@ def explain(
             import vl_convert  # noqa: F401
     if video is not None and (video.suffix != ".mp4" or not video.parent.is_dir()):
         usage(f"--video {video}: expected a name that ends in .mp4, in a folder that is there")
+    if video is not None and video.exists() and Path(clip).exists() and video.samefile(clip):
+        usage(f"--video {video} is the clip itself, and would be replaced")
     if map_name not in ("technical", "aesthetic"):
         usage(f"--map {map_name}: expected technical or aesthetic")
     if seconds is not None and seconds <= 0:

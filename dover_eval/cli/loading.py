@@ -41,7 +41,7 @@ def load_scorer(model: str | None, device: str | None, calibration: Path | None 
     transformers_logging.disable_progress_bar()
     try:
         return VideoScorer.from_pretrained(model, device=device, calibration=calibration)
-    except (OSError, WeightsError, TextEncoderError, ValueError, RuntimeError) as error:
+    except (OSError, WeightsError, TextEncoderError, ValueError, RuntimeError, AssertionError) as error:
         typer.echo(f"dover-eval: {model or 'the embedded model'} cannot be loaded: {error}", err=True)
         raise typer.Exit(EXIT_FAILED) from error
 

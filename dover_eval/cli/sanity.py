@@ -62,9 +62,12 @@ def sanity(
         _usage(str(error))
     if output is not None:
         output.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
-    if plot is not None:
-        draw_report(report, plot)
     _print(report, "drawn clips" if not files else "clips", texts is not None)
+    if plot is not None:
+        try:
+            draw_report(report, plot)
+        except (OSError, ValueError) as error:
+            _usage(f"--plot {plot}: {error}")
     if not report.ok:
         raise typer.Exit(EXIT_FAILED)
 
@@ -76,6 +79,8 @@ def draw_report(report: SanityReport, path: Path) -> None:
     from dover_eval.models.heads import SCORE_NAMES
 
     checks = [check for check in report.checks if check.means]
+    if not checks:
+        raise ValueError("nothing to draw: every check was skipped")
     columns = min(4, len(checks))
     rows = -(-len(checks) // columns)
     figure = Figure(figsize=(3.2 * columns, 2.6 * rows), layout="constrained")

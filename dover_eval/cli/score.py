@@ -105,6 +105,10 @@ def score(
         _usage(str(error) if texts is not None else f"give either --prompt TEXT or --prompts FILE.csv: {error}")
     except InputError as error:
         _usage(str(error))
+    if output is not None and output.exists():
+        inputs = [*paths, *(clip.video for clip in clips), *([str(prompts)] if prompts else [])]
+        if any(Path(name).exists() and output.samefile(name) for name in inputs):
+            _usage(f"--output {output} is one of the inputs, and would be replaced")
 
     try:
         begun = recorded(output) if output is not None and resume else {}

@@ -20,13 +20,15 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 from scipy.special import expit
 
-from dover_eval.calibration import AspectCalibration, Calibration, CalibrationError
+from dover_eval.calibration import BOUND_TO, AspectCalibration, Calibration, CalibrationError
 from dover_eval.evaluation.benchmarks import JudgedPair, RatedClip
 from dover_eval.evaluation.metrics import best_tie_threshold
 from dover_eval.models.heads import MOS_MAX, MOS_MIN, SCORE_NAMES
 from dover_eval.scores import VideoScores
 
 Vector = NDArray[np.float64]
+#: Points between the least and the greatest calibrated score, below which a map says nothing.
+FLAT = 0.05
 FEWEST = 10
 KNOTS = 192
 REFERENCE_POINTS = 1001
@@ -83,7 +85,7 @@ def calibrate(
             left_out[name] = str(error)
 
     mark = scores.fingerprint
-    calibration = Calibration(aspects, mark.weights, mark.text_encoder, mark.num_frames, mark.frame_size)
+    calibration = Calibration(aspects, **{name: getattr(mark, name) for name in BOUND_TO})
     final = calibration.apply(scores.values, scores.quality_weights).double().numpy()
     others = scores if reference is None else reference
     among = calibration.apply(others.values, others.quality_weights).double().numpy()
@@ -137,6 +139,10 @@ def fit_ratings(
         )
     knots = _FITS[method](x[fitting], y[fitting])
     mapped = AspectCalibration(knots, method)
+    if np.ptp(mapped(x)) < FLAT:
+        raise CalibrationError(
+            f"the best map makes every score {mapped(x).mean():.2f}: these ratings tell nothing of it"
+        )
     residuals = np.sort(np.abs(y - mapped(x))[~fitting])
     rank = math.ceil((len(residuals) + 1) * level - 1e-9)
     return AspectCalibration(knots, method, len(x), float(residuals[rank - 1]), level)

@@ -130,7 +130,8 @@ def best_tie_threshold(differences: Vector, verdicts: Vector) -> float:
 def fit_logistic(scores: ArrayLike, ratings: ArrayLike, start: Logistic | None = None) -> Logistic:
     """Least squares of b2 + (b1 - b2) / (1 + exp(-(x - b3) / |b4|)), the usual map from scores to ratings.
 
-    Constant scores give the flat map; a fit that does not converge is NaN everywhere.
+    Constant scores give the flat map. Where the best curve has no end within reach (one that is nearly exponential)
+    the search stops close to it, and what it has found counts; only one that ran into NaN is NaN everywhere.
     """
     x, y = np.asarray(scores, float), np.asarray(ratings, float)
     if np.ptp(x) == 0:
@@ -143,7 +144,7 @@ def fit_logistic(scores: ArrayLike, ratings: ArrayLike, start: Logistic | None =
     found = optimize.least_squares(
         residual, start.parameters, jac=lambda b: Logistic(*b).slopes(x), method="lm", xtol=1e-6
     )
-    return Logistic(*(map(float, found.x) if found.success else [math.nan] * 4))
+    return Logistic(*(map(float, found.x) if np.isfinite([*found.x, found.cost]).all() else [math.nan] * 4))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import io
 import json
 import posixpath
 import tarfile
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -65,13 +66,23 @@ def with_prompts(
     for video, own, shard in found:
         text = own or prompt or (match_prompt(video, prompts) if prompts else None)
         if text is None:
-            lacking.append(video_file_name(video))
+            lacking.append(video if prompts else video_file_name(video))
         else:
+            _check_unicode(video, text)
             clips.append(Clip(video, text, shard))
     if lacking:
         more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
         raise NoPromptError(f"no prompt for {', '.join(lacking[:5])}{more}")
     return clips
+
+
+def _check_unicode(video: str, text: str) -> None:
+    """Neither tables nor tokenizers take halves of a character."""
+    for what, value in (("name", video), ("prompt", text)):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{video!r}: a {what} that is not UTF-8 ({value!r})") from error
 
 
 def find_files(name: str, suffixes: Set[str] = VIDEO_SUFFIXES | {SHARD_SUFFIX}) -> list[str]:
@@ -159,7 +170,7 @@ def read_prompts(path: Path) -> dict[str, str]:
         name, text = _cell(row, NAME_COLUMN), _cell(row, PROMPT_COLUMN)
         if not name or not text:
             raise InputError(f"{path}, line {line}: an empty {PROMPT_COLUMN if name else NAME_COLUMN}")
-        if texts.setdefault(name, text) != text:
+        if texts.setdefault(unicodedata.normalize("NFC", name), text) != text:
             raise InputError(f"{path}, line {line}: a second prompt for {name}")
     return texts
 
@@ -170,9 +181,14 @@ def match_prompts(files: Sequence[Path], texts: Mapping[str, str]) -> list[str]:
 
 
 def match_prompt(video: str, texts: Mapping[str, str]) -> str | None:
-    """A clip's prompt, by its path, its name, or its name without the suffix."""
-    name = video_file_name(video)
-    return next((texts[key] for key in (video, name, PurePosixPath(name).stem) if key in texts), None)
+    """A clip's prompt, by its path, the last parts of that, its name, or its name without the suffix.
+
+    Names are compared in Unicode's composed form, as `read_prompts` has them; some file systems decompose them.
+    """
+    video = unicodedata.normalize("NFC", video)
+    parts = video.split("::")[0].split("/")
+    ends = ("/".join(parts[i:]) for i in range(len(parts)))
+    return next((texts[key] for key in (video, *ends, PurePosixPath(parts[-1]).stem) if key in texts), None)
 
 
 def video_file_name(video: str) -> str:
@@ -192,17 +208,32 @@ def _rows(name: str) -> Iterator[Any]:
             if suffix == ".jsonl":
                 yield from _json_rows(name, file)
                 return
-            reader = csv.DictReader(file)
-            yield reader.fieldnames or []
-            yield from enumerate(reader, start=2)
+            yield from _csv_rows(name, file)
     except InputError:
         raise
     except Exception as error:  # each format and each file system has its own
         raise _unreadable(name, error) from error
 
 
+def _csv_rows(name: str, file: io.TextIOWrapper) -> Iterator[Any]:
+    reader = csv.DictReader(file, strict=True)
+    columns = list(reader.fieldnames or [])
+    if doubled := {column for column in columns if columns.count(column) > 1}:
+        raise InputError(f"{name}: the columns {', '.join(sorted(doubled))} are there twice")
+    yield columns
+    for row in reader:
+        if None in row:  # the rest of a text that holds a comma
+            raise InputError(
+                f"{name}, line {reader.line_num}: {len(columns) + len(row[None])} cells for {len(columns)} columns; "
+                'a text with a comma needs quotes, "a dog, running"'
+            )
+        yield reader.line_num, row
+
+
 def _json_rows(name: str, file: io.TextIOWrapper) -> Iterator[Any]:
     for line, text in enumerate(file, start=1):
+        if not text.strip():
+            continue
         try:
             row = json.loads(text)
         except json.JSONDecodeError as error:

@@ -15,7 +15,6 @@ import fcntl
 import itertools
 import json
 import os
-import shutil
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -68,31 +67,39 @@ class RunLog:
     ) -> None:
         self.output, self.count, self.batch_size = output, count, batch_size
         self.folder = run_folder(output)
-        if not resume:
-            self._clear()
-        elif output.exists() and not self.folder.exists():
+        if resume and output.exists() and not self.folder.exists():
             raise RunError(
                 f"{output} is there, but not {self.folder}, which --resume goes by: choose another --output, or "
                 "replace the file by leaving --resume out"
             )
         self.folder.mkdir(exist_ok=True)
-        settings = {"batch_size": batch_size, **settings}
+        self._own = self.folder / f"rows-{rank}.jsonl"
+        self._lock = self._take()
+        try:
+            self._begin(resume, {"batch_size": batch_size, **settings}, retry_failed)
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def _begin(self, resume: bool, settings: Mapping[str, Any], retry_failed: bool) -> None:
+        if not resume:
+            self._clear()
         begun = self._agree(RUN, settings)
         if differing := _differences(begun, settings):
-            raise RunError(f"{output}: this run was begun otherwise ({differing}); go on as it was begun")
+            raise RunError(f"{self.output}: this run was begun otherwise ({differing}); go on as it was begun")
         self.digest: str | None = None
-        self._own = self.folder / f"rows-{rank}.jsonl"
         self._files: list[Path] = []
         self._read_to: dict[Path, int] = {}
         # Where each batch's line is: in which file, and from which byte on. And how many errors it has.
-        self._file = array("h", [NOT_YET]) * -(-count // batch_size)
-        self._place = array("q", [NOT_YET]) * -(-count // batch_size)
-        self._errors = array("q", [0]) * -(-count // batch_size)
-        self._descriptor, self._lock = self._open()
+        batches = -(-self.count // self.batch_size)
+        self._file = array("h", [NOT_YET]) * batches
+        self._place = array("q", [NOT_YET]) * batches
+        self._errors = array("q", [0]) * batches
+        self._descriptor = self._open()
         try:
             self.refresh(skip_failed=retry_failed)
         except RunError:
-            self.close()
+            os.close(self._descriptor)
             raise
 
     @property
@@ -199,14 +206,15 @@ class RunLog:
         os.close(self._lock)
 
     def _clear(self) -> None:
-        if not self.folder.exists():
-            return
+        """Empty the folder, but for the lock that is held."""
         begun = any(path.stat().st_size for path in self.folder.glob("rows-*.jsonl"))
         if begun and not (self.folder / FINISHED).exists():
             raise RunError(
                 f"{self.folder} holds rows of a run that did not finish: go on with --resume, or delete that folder"
             )
-        shutil.rmtree(self.folder)
+        for path in self.folder.iterdir():
+            if path != self._own.with_suffix(".lock"):
+                path.unlink()
 
     def _agree(self, name: str, value: Mapping[str, Any]) -> Any:
         """What the file says; `value` where there was none. Ranks may ask at the same time: the first one's stays."""
@@ -230,8 +238,8 @@ class RunLog:
         except (FileNotFoundError, ValueError):  # not finished, or killed as it was said: then it is written again
             return {}
 
-    def _open(self) -> tuple[int, int]:
-        """This rank's file, without a half-written end, and the lock that keeps it for this process alone.
+    def _take(self) -> int:
+        """The lock that keeps this rank's rows for this process alone, before any of them is touched.
 
         A record lock, which a process does not pass on: workers that outlive a killed one by seconds do not hold it.
         Closing the file would end it, so it is on one of its own.
@@ -242,11 +250,15 @@ class RunLog:
         except OSError as error:
             os.close(lock)
             raise RunError(f"{self.folder}: another process is writing this run") from error
+        return lock
+
+    def _open(self) -> int:
+        """This rank's file, without a half-written end."""
         descriptor = os.open(self._own, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         size = os.fstat(descriptor).st_size
         end = os.pread(descriptor, LONGEST_LINE, max(size - LONGEST_LINE, 0))
         os.ftruncate(descriptor, size - len(end) + end.rfind(b"\n") + 1)
-        return descriptor, lock
+        return descriptor
 
     def _parse(self, path: Path, place: int, line: bytes) -> Scored:
         try:

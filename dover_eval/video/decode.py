@@ -14,6 +14,7 @@ from pathlib import Path
 
 import av
 import torch
+from av.stream import Disposition
 from torch import Tensor
 
 from dover_eval.video.layout import check_sides
@@ -44,7 +45,9 @@ def decode_clip(path: str | Path, num_frames: int, windows: int = 1) -> Clip:
     `sample_indices` has them. Rotation metadata are obeyed. Files stream: memory holds the
     sampled frames, whatever the length.
 
-    Raises VideoError for a missing, empty, truncated or audio-only file, and for one that is no video.
+    Raises VideoError for a missing, empty or audio-only file, one that is no video or whose frames change size, and for
+    a truncated one where its container tells: MP4, MOV, AVI and FLV count their frames, Matroska and WebM without sound
+    say how long they are, a GIF has an end. Of MPEG streams and WMV none does.
     """
     path = Path(path)
     times, end = frame_times(path)
@@ -55,11 +58,8 @@ def decode_clip(path: str | Path, num_frames: int, windows: int = 1) -> Clip:
     chosen = [found[moment] for moment in moments if moment in found]
     if len(chosen) < num_frames:
         raise VideoError(f"{path}: no frame could be decoded, expected a video")
-    sizes = {(frame.shape[2], frame.shape[1]) for frame, _ in chosen}
-    if len(sizes) > 1:
-        raise VideoError(f"{path}: frames of several sizes, {sorted(sizes)}, expected one")
-    check_sides(*sizes.pop(), str(path), VideoError)
     frames = torch.stack([frame for frame, _ in chosen])
+    check_sides(frames.shape[3], frames.shape[2], str(path), VideoError)
     return Clip(frames, tuple(time - start for _, time in chosen), end - start)
 
 
@@ -114,13 +114,19 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except (av.error.FFmpegError, EOFError) as error:
         raise VideoError(f"{path}: cannot be decoded as a video ({error})") from error
+    except VideoError as error:
+        if str(path) in str(error):
+            raise
+        raise VideoError(f"{path}: {error}") from error
 
 
 def _open_video(container: av.container.InputContainer, path: Path) -> av.VideoStream:
-    if not container.streams.video:
-        kinds = sorted({str(stream.type) for stream in container.streams}) or ["nothing"]
+    # The cover of a song is a video stream to FFmpeg.
+    videos = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    if not videos:
+        kinds = sorted({str(stream.type) for stream in container.streams if stream.type != "video"}) or ["nothing"]
         raise VideoError(f"{path}: no video stream, found {', '.join(kinds)}")
-    stream = container.streams.video[0]
+    stream = videos[0]
     stream.thread_type = "AUTO"
     stream.thread_count = torch.get_num_threads()  # one in a worker process, which has others beside it
     return stream
@@ -151,13 +157,36 @@ def _frame_times(path: Path) -> tuple[list[float], float]:
             raise VideoError(f"{path}: no frames, expected at least one")
         if promised and count < promised:
             raise VideoError(f"{path}: truncated, found {count} of {promised} frames")
+        if _is_avi(container) and frame_time:
+            return [float(i * frame_time) for i in range(count)], float(count * frame_time)
         if not lengths or unit is None or undated > count // 2:
             return _frame_times_by_decoding(path)
         dates = sorted(lengths)
         last, length = dates[-1], lengths[dates[-1]]
         if not length:
             length = round(frame_time / unit) if frame_time else 1
-        return [float(date * unit) for date in dates], float((last + length) * unit)
+        end = float((last + length) * unit)
+        _check_end(container, path, end, float(frame_time or 0))
+        return [float(date * unit) for date in dates], end
+
+
+def _is_avi(container: av.container.InputContainer) -> bool:
+    """An AVI has a frame rate and no times; those that FFmpeg makes up for frames that refer to later ones are not in
+    the order in which they are shown."""
+    return container.format.name == "avi"
+
+
+def _check_end(container: av.container.InputContainer, path: Path, end: float, frame_time: float) -> None:
+    """Raises VideoError where a container without a count of its frames tells that they end too early."""
+    if "matroska" in container.format.name and not container.streams.audio and container.duration:
+        told = container.duration / av.time_base
+        if end < told - max(0.1, 3 * frame_time):
+            raise VideoError(f"{path}: truncated, found {end:.2f} of {told:.2f} seconds")
+    if container.format.name == "gif":
+        with path.open("rb") as file:
+            file.seek(max(path.stat().st_size - 64, 0))
+            if not file.read().rstrip(b"\0").endswith(b";"):
+                raise VideoError(f"{path}: truncated, a GIF without its end")
 
 
 def _frame_times_by_decoding(path: Path) -> tuple[list[float], float]:
@@ -172,8 +201,14 @@ def _dated_frames(path: Path) -> Iterator[tuple[av.VideoFrame, float]]:
     with av.open(str(path)) as container:
         stream = _open_video(container, path)
         rate = float(stream.average_rate or stream.guessed_rate or 25)
+        undated = _is_avi(container) and stream.average_rate
+        size: tuple[int, int] | None = None
         for index, frame in enumerate(container.decode(stream)):
-            yield frame, frame.time if frame.time is not None else index / rate
+            size = size or (frame.width, frame.height)
+            if (frame.width, frame.height) != size:
+                found = f"{size[0]}x{size[1]} and {frame.width}x{frame.height}"
+                raise VideoError(f"{path}: frames of {found}, expected one size")
+            yield frame, index / rate if undated or frame.time is None else frame.time
 
 
 def _nearest_frames(path: Path, targets: list[float]) -> Iterator[tuple[Tensor, float]]:

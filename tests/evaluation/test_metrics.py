@@ -154,3 +154,14 @@ def test_a_single_pair_has_its_accuracy_and_no_interval():
     found = pair_metrics([0.5], [1])
     assert found.without_ties.value == 1
     assert math.isnan(found.without_ties.low)
+
+
+def test_ratings_that_bend_without_an_end_are_fitted_as_well():
+    """The best logistic is nearly exponential: its ends run away, and the fit is as good as it gets long before."""
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        ratings = rng.uniform(1, 5, 60)
+        scores = 3 + 0.3 * (ratings - 3) + rng.normal(0, 0.6, 60)
+        fitted = fit_logistic(scores, ratings)
+        line = np.polyval(np.polyfit(scores, ratings, 1), scores)
+        assert np.square(fitted(scores) - ratings).sum() <= 1.01 * np.square(line - ratings).sum()

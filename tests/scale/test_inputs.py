@@ -6,6 +6,7 @@ import functools
 import http.server
 import io
 import json
+import os
 import tarfile
 import threading
 from pathlib import Path
@@ -14,7 +15,7 @@ import fsspec
 import pytest
 
 from dover_eval.scale.files import Clip, identity
-from dover_eval.scale.inputs import InputError, NoPromptError, list_clips
+from dover_eval.scale.inputs import InputError, NoPromptError, list_clips, read_prompts
 from tests.scale.conftest import read_lines
 
 
@@ -253,3 +254,24 @@ def test_identity_of_a_member_is_of_its_shard_and_its_place(tmp_path):
     assert identity(Clip(str(tmp_path / "no.mp4"), "x")) is None
     with pytest.raises(InputError, match="without videos"):
         list_clips([str(write_shard(tmp_path / "e.tar", {"a.txt": b"a"}))], "x")
+
+
+def test_a_prompt_is_found_by_the_last_parts_of_a_path_and_whatever_form_unicode_has(tmp_path):
+    for name in ("a/1.mp4", "b/1.mp4", "e\u0301.mp4"):  # as a file system that decomposes has it
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    table = tmp_path / "prompts.csv"
+    table.write_text("video_name,Prompt\na/1.mp4,one\nb/1.mp4,other\n\u00e9.mp4,accent\n", encoding="utf-8")
+    found = list_clips([str(tmp_path)], prompts=read_prompts(table))
+    assert [clip.prompt for clip in found] == ["one", "other", "accent"]
+
+
+def test_half_a_character_is_refused_before_anything_is_scored(tmp_path):
+    name = os.fsencode(tmp_path) + b"/caf\xe9.mp4"
+    Path(os.fsdecode(name)).touch()
+    with pytest.raises(InputError, match="a name that is not UTF-8"):
+        list_clips([str(tmp_path)], "a cat")
+    path = write_table(tmp_path / "set.jsonl", [{"video": "a.mp4", "Prompt": "\ud83d"}])
+    path.write_text(path.read_text() + "\n")  # and an empty last line is nothing
+    with pytest.raises(InputError, match="a prompt that is not UTF-8"):
+        list_clips([str(path)])

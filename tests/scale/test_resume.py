@@ -8,9 +8,11 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 
 import pytest
 
+from dover_eval.scale.runlog import RunLog
 from tests.scale.conftest import exit_status, logged_lines, read_lines, wait_for
 
 
@@ -251,3 +253,26 @@ def test_a_file_that_may_not_grow_loses_nothing(dover, manifest, tmp_path):
     assert 0 < logged_lines(output) < 40
     assert dover(manifest, "-o", output, "--resume").exit_code == 1
     assert output.read_bytes() == whole.read_bytes()
+
+
+def test_a_second_process_is_refused_before_the_first_has_a_row(tmp_path):
+    output = tmp_path / "r.jsonl"
+    first = RunLog(output, 4, 2, {})
+    code = (
+        "from pathlib import Path; from dover_eval.scale.runlog import RunLog, RunError\n"
+        f"try: RunLog(Path({str(output)!r}), 4, 2, {{}})\n"
+        "except RunError as error: print(error)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "another process is writing this run" in told
+    first.close()
+    RunLog(output, 4, 2, {}).close()
+
+
+def test_what_is_read_is_never_written_over(dover, clips, tmp_path):
+    (tmp_path / "prompts.csv").write_text("video_name,Prompt\na.mp4,x\n")
+    before = (tmp_path / "prompts.csv").read_bytes()
+    result = dover(clips / "a.mp4", "--prompts", tmp_path / "prompts.csv", "-o", tmp_path / "prompts.csv")
+    assert result.exit_code == 2
+    assert "is one of the inputs, and would be replaced" in " ".join(result.stderr.split())
+    assert (tmp_path / "prompts.csv").read_bytes() == before

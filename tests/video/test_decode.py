@@ -11,6 +11,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from av.stream import Disposition
 
 from dover_eval import VideoError
 from dover_eval.video.decode import decode_clip
@@ -193,3 +194,40 @@ def test_real_clips(real_clip: Path):
     assert clip.frames.float().std() > 1
     assert 8 < clip.duration < 11
     assert torch.equal(decode_clip(real_clip, 8).frames, clip.frames)
+
+
+@pytest.mark.parametrize("name", ["cut.mkv", "cut.webm", "cut.gif"])
+def test_containers_that_count_no_frames_are_found_truncated_too(write_video, name):
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (24, 48, 64, 3), dtype=np.uint8)
+    codec = {"cut.webm": "libvpx-vp9", "cut.gif": "gif"}.get(name, "libx264")
+    path = write_video(frames, name, codec=codec)
+    assert decode_clip(path, 8).frames.shape[0] == 8
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(VideoError, match="truncated"):
+        decode_clip(path, 8)
+
+
+def test_frames_of_an_avi_that_refer_to_later_ones_are_shown_in_order(write_video):
+    """Sixty frames that grow brighter, with B-frames, which an AVI has no times for."""
+    frames = np.repeat(np.linspace(0, 255, 60).astype(np.uint8)[:, None, None, None], 64 * 64 * 3, 1)
+    frames = frames.reshape(60, 64, 64, 3)
+    options = {"crf": "4", "bf": "3"}
+    avi, mkv = (decode_clip(write_video(frames, f"clip.{kind}", options=options), 16, 2) for kind in ("avi", "mkv"))
+    assert (avi.frames.float().mean(dim=(1, 2, 3)).diff() > 0).all()
+    assert torch.equal(avi.frames, mkv.frames)
+
+
+def test_the_cover_of_a_song_is_no_video(tmp_path):
+    path = tmp_path / "song.mp4"
+    with av.open(str(path), "w") as container:
+        sound = container.add_stream("aac", rate=44100)
+        cover = container.add_stream("mjpeg", rate=1, width=64, height=64, pix_fmt="yuvj420p")
+        cover.disposition = Disposition.attached_pic
+        container.mux(cover.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")))
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        silence.sample_rate = 44100
+        container.mux(sound.encode(silence))
+        container.mux(sound.encode(None))
+    with pytest.raises(VideoError, match="no video stream, found audio"):
+        decode_clip(path, 8)

@@ -14,7 +14,7 @@ from dover_integrations.rewards import DoverReward, RewardError
 from dover_integrations.rewards.queue import MicroBatcher
 
 from dover_eval import VideoScorer
-from dover_eval.calibration import AspectCalibration, Calibration
+from dover_eval.calibration import BOUND_TO, AspectCalibration, Calibration
 
 
 def make(model, **settings):
@@ -260,8 +260,7 @@ def test_loaded_in_inference_mode_it_still_gives_gradients(checkpoint, videos):
 
 def test_a_scorers_calibration_is_in_its_rewards(model, videos, prompts):
     scorer = VideoScorer(model, device="cpu")
-    marks = {"weights": scorer.fingerprint.weights, "text_encoder": scorer.fingerprint.text_encoder}
-    marks |= {"num_frames": scorer.fingerprint.num_frames, "frame_size": scorer.fingerprint.frame_size}
+    marks = {name: getattr(scorer.fingerprint, name) for name in BOUND_TO}
     upside = AspectCalibration(knots=((1.0, 1.0), (2.0, 4.0), (5.0, 5.0)))
     calibrated = VideoScorer(model, device="cpu", calibration=Calibration({"Overall": upside}, **marks))
     expected = calibrated.score(videos, prompts, layout="BTCHW").values
