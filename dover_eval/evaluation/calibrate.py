@@ -128,7 +128,10 @@ def fit_ratings(
     if x.ndim != 1 or x.shape != y.shape or not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise CalibrationError(f"expected as many finite scores as ratings, got shapes {x.shape} and {y.shape}")
     if y.size and not (y.min() >= MOS_MIN and y.max() <= MOS_MAX):
-        raise CalibrationError(f"expected ratings in {MOS_MIN:g}-{MOS_MAX:g}, got {y.min():g} to {y.max():g}")
+        raise CalibrationError(
+            f"expected ratings in {MOS_MIN:g}-{MOS_MAX:g}, or in the rating_range that was said, got {y.min():g} to "
+            f"{y.max():g}"
+        )
     names = np.array(groups if groups is not None else [str(i) for i in range(len(x))])
     order = np.random.default_rng(seed).permutation(np.unique(names))
     fitting = np.isin(names, order[: len(order) // 2])
