@@ -69,7 +69,7 @@ def test_rows_of_one_clip_stay_on_one_side():
         (np.linspace(1, 5, 12), np.linspace(1, 5, 12), "at least 20 are needed"),
         (np.linspace(1, 5, 40), np.linspace(5, 1, 40), "do not rise with the ratings"),
         (np.full(40, 3.0), np.linspace(1, 5, 40), "do not rise"),
-        (np.linspace(1, 5, 40), np.linspace(0, 100, 40), "ratings in 1-5, got 0 to 100"),
+        (np.linspace(1, 5, 40), np.linspace(0, 100, 40), "ratings in 1-5, or in the rating_range .* got 0 to 100"),
         (np.linspace(1, 5, 40), np.full(40, np.nan), "finite"),
     ],
 )
