@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dover_eval.cli.report import check_output, reading_clips, usage
+from dover_eval.cli.report import check_output, reading_clips, save_page, usage
 
 if TYPE_CHECKING:
     from dover_eval.looking.compare import Comparison
@@ -43,7 +43,6 @@ def compare(
             import vl_convert  # noqa: F401
 
             from dover_eval.looking.compare_page import compare_page
-            from dover_eval.looking.page import write_page
     try:
         comparison = compare_results(read_results(a), read_results(b), seed=seed)
     except TableError as error:
@@ -52,7 +51,7 @@ def compare(
     if output is not None:
         with reading_clips() as progress:
             page = compare_page(comparison, prompts=prompts, folders=(folder_a, folder_b), progress=progress)
-        write_page(page, output)
+        save_page(page, output)
 
 
 def _print(c: Comparison) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dover_eval.cli.report import check_output, usage
+from dover_eval.cli.report import check_output, save_page, usage
 
 EXIT_FAILED = 1
 
@@ -54,9 +54,8 @@ def explain(
         found = scorer.explain(clip, prompt, windows=windows, seconds=seconds)
         if output is not None:
             from dover_eval.looking.explain_page import explain_page
-            from dover_eval.looking.page import write_page
 
-            write_page(explain_page(found), output)
+            save_page(explain_page(found), output)
         if video is not None:
             from dover_eval.looking.overlay import write_overlay
 

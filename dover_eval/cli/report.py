@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-EXIT_USAGE = 2
+EXIT_FAILED, EXIT_USAGE = 1, 2
 
 
 def report(
@@ -34,7 +34,6 @@ def report(
         import vl_convert  # noqa: F401
 
         from dover_eval.evaluation.tables import TableError
-        from dover_eval.looking.page import write_page
         from dover_eval.looking.report import report_page
         from dover_eval.looking.results import read_results
     try:
@@ -43,7 +42,7 @@ def report(
         usage(str(error))
     with reading_clips() as progress:
         page = report_page(table, clips=clips, folder=folder, progress=progress)
-    write_page(page, output)
+    save_page(page, output)
     failed = len(table) - int(table.scored.sum())
     typer.echo(f"{output}: {len(table)} clips, {failed} of them failed; {output.stat().st_size / 1e6:.1f} MB", err=True)
 
@@ -54,6 +53,17 @@ def check_output(output: Path) -> None:
         usage(f"--output {output}: expected a name that ends in .html")
     if not output.parent.is_dir():
         usage(f"--output {output}: there is no folder {output.parent}")
+
+
+def save_page(page: str, output: Path) -> None:
+    """The page as a file, or an exit with the reason: a full disk, a folder that takes no files."""
+    from dover_eval.looking.page import write_page
+
+    try:
+        write_page(page, output)
+    except OSError as error:
+        typer.echo(f"dover-eval: {output} cannot be written: {error.strerror or error}", err=True)
+        raise typer.Exit(EXIT_FAILED) from error
 
 
 def reading_clips() -> AbstractContextManager[Callable[[int, int], None]]:

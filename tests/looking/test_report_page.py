@@ -263,3 +263,10 @@ def test_where_the_page_goes_is_checked_first(dover, tmp_path):
     path = write_rows(make_rows(2), tmp_path / "r.jsonl")
     assert "ends in .html" in dover("report", path, "-o", tmp_path / "r.pdf").stderr
     assert "there is no folder" in dover("report", path, "-o", tmp_path / "no" / "r.html").stderr
+
+
+def test_a_page_that_cannot_be_written_is_said_in_a_line(dover, tmp_path):
+    """/proc takes no files from anyone, root included."""
+    result = dover("report", write_rows(make_rows(2), tmp_path / "wan.jsonl"), "-o", "/proc/report.html")
+    assert result.exit_code == 1
+    assert "/proc/report.html cannot be written" in " ".join(result.stderr.split())

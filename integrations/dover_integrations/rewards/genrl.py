@@ -7,7 +7,10 @@ into a module of yours.
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,19 +22,44 @@ from dover_integrations.rewards.core import DoverReward
 Score = Callable[..., tuple[dict[str, Tensor], dict[str, Any]]]
 
 
+class _Latest:
+    """The scores of the clips that were asked for last: GenRL asks for each aspect of a batch in turn."""
+
+    def __init__(self, reward: DoverReward) -> None:
+        self._reward = reward
+        self._key: tuple[Any, ...] = ()
+        self._scores = torch.empty(0)
+        self._lock = threading.Lock()
+
+    def scores(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        if not isinstance(images, Tensor) or images.is_inference():  # nothing tells whether these have been changed
+            return self._reward.scores(images, prompts)
+        with self._lock:
+            known = self._key and self._key[0]() is images and self._key[1:] == (images._version, tuple(prompts))
+            if not known:
+                self._scores = self._reward.scores(images, prompts)
+                self._key = (weakref.ref(images), images._version, tuple(prompts))
+            return self._scores
+
+
+@cache
+def _latest(model: str | None, device: str) -> _Latest:
+    return _Latest(DoverReward(model, layout="BTCHW", value_range=(0, 1), device=device))
+
+
 def aspect_score(name: str, device: str | torch.device, model: str | None = None) -> Score:
     """`fn(images, prompts, metadata)` -> ({"avg": rewards (B,) on `device`}, {}) for one of the five scores.
 
-    `images` (B,F,C,H,W), float in 0-1. The aspects of one run share one model.
+    `images` (B,F,C,H,W), float in 0-1. The aspects of one run share one model, and one pass through it for each batch.
     """
     # Any one aspect alone is no mistake here: the yaml weighs them, so the check for prompt-blind weights has no say.
-    reward = DoverReward(model, layout="BTCHW", value_range=(0, 1), device=device)
+    latest = _latest(model, str(device))
     column = SCORE_NAMES.index(name)
 
     def score(
         images: Tensor, prompts: Sequence[str], metadata: Any = None, only_strict: bool = True
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return {"avg": reward.scores(images, prompts)[:, column].to(device)}, {}
+        return {"avg": latest.scores(images, prompts)[:, column].to(device)}, {}
 
     return score
 
