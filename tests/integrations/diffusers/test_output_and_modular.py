@@ -123,4 +123,4 @@ def test_blocks_without_a_loop_are_an_error() -> None:
 
 def test_a_modular_loop_cannot_be_stopped() -> None:
     with pytest.raises(ValueError, match="leave stop_below out"):
-        DoverScoreStep(DoverCallback(Judge(), PROMPT, stop_below=2.0))
+        DoverScoreStep(DoverCallback(Judge(), PROMPT, every=1, stop_below=2.0))
