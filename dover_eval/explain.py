@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dover_eval.models.heads import MOS_MAX, MOS_MIN, SCORE_NAMES
-from dover_eval.video.decode import frame_times, frames_at, sample_moments
+from dover_eval.video.decode import VideoError, frame_times, frames_at, sample_moments
 from dover_eval.video.sample import squash
 
 if TYPE_CHECKING:
@@ -137,13 +137,15 @@ def explain_clip(
     if isinstance(video, Tensor) or not isinstance(video, str | Path):
         raise TypeError(f"expected a file, whose frames have times, got a {type(video).__name__}")
 
+    whole = scorer.score(video, prompt)
+    if whole.errors[0] is not None:
+        raise VideoError(whole.errors[0])
     times, end = frame_times(video)
     start, duration = times[0], end - times[0]
     length = seconds or max(duration / SHARE, scorer.config.num_frames * duration / len(times))
     length = min(length, duration)
     spans = _slide(start, end, length, windows)
     seen = _look_through(scorer, video, prompt, times, spans)
-    whole = scorer.score(video, prompt)
 
     middles = [(a + b) / 2 for a, b in spans]
     maps, map_times = _join_maps(seen, middles)

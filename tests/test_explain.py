@@ -121,9 +121,11 @@ def test_a_calibrated_scorer_explains_calibrated_scores(small_model, small_score
     assert found.scores[1] < small_scorer.score(clip, "a square").values[0, 1]
 
 
-def test_what_cannot_be_explained_is_refused(small_scorer, clip, tmp_path):
+def test_what_cannot_be_explained_is_refused(small_scorer, clip, tmp_path, write_video):
     with pytest.raises(VideoError, match=r"gone.mp4: no such file"):
         small_scorer.explain(tmp_path / "gone.mp4", "a")
+    with pytest.raises(VideoError, match="one side at most 64 times the other"):
+        small_scorer.explain(write_video(np.zeros((4, 2, 400, 3), np.uint8), "thin.mp4"), "a")
     (tmp_path / "text.mp4").write_text("no video")
     with pytest.raises(VideoError, match="cannot be decoded"):
         small_scorer.explain(tmp_path / "text.mp4", "a")

@@ -28,7 +28,7 @@ def calibrate(
     reference_prompts: Annotated[Path | None, typer.Option(help="A CSV with their video_name and Prompt.")] = None,
     method: Annotated[Method, typer.Option(help="Of the map from ratings.")] = Method.logistic,
     level: Annotated[float, typer.Option(min=0.5, max=0.99, help="Of the conformal intervals.")] = 0.9,
-    seed: Annotated[int, typer.Option(help="Draws the half of the ratings that fits the map.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the half of the ratings that fits the map.")] = 0,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="By default beside the checkpoint.")] = None,
     model: Annotated[str | None, typer.Option(help="A checkpoint folder or hub repository.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")] = None,

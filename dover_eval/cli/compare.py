@@ -20,7 +20,7 @@ def compare(
     folder_a: Annotated[Path | None, typer.Option(help="Where A's clips lie, if their names are relative.")] = None,
     folder_b: Annotated[Path | None, typer.Option(help="Where B's clips lie, if their names are relative.")] = None,
     prompts: Annotated[int, typer.Option(min=0, help="Prompts to show side by side, by each score.")] = 6,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap and of the permutation test.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap and of the permutation test.")] = 0,
 ) -> None:
     """Compare two results files over the prompts that they share; differences are B - A.
 

@@ -23,9 +23,9 @@ def evaluate(
     videos: Annotated[Path | None, typer.Option(help="The folder with the benchmark's clips, to score now.")] = None,
     scores: Annotated[Path | None, typer.Option(help="What `dover-eval score --output` wrote, instead.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the report as JSON as well.")] = None,
-    save_scores: Annotated[Path | None, typer.Option(help="Keep the scores: .jsonl, .csv or .json.")] = None,
+    save_scores: Annotated[Path | None, typer.Option(help="Keep the scores: .parquet, .jsonl, .csv or .json.")] = None,
     resamples: Annotated[int, typer.Option(min=0, help="Of the bootstrap; 0 leaves the intervals out.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
     model: Annotated[str | None, typer.Option(help="A checkpoint folder or hub repository.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")] = None,
     calibration: Annotated[Path | None, typer.Option(help="What `dover-eval calibrate` wrote; for --videos.")] = None,
@@ -39,7 +39,7 @@ def evaluate(
     whole benchmark, 1 when clips are missing or failed, 2 when the command or the table was not understood.
     """
     from dover_eval.cli.loading import extra, load_scorer
-    from dover_eval.scale.results import write_results
+    from dover_eval.scale.results import SUFFIXES, write_results
 
     with extra("evaluation"):
         from dover_eval.evaluation import BENCHMARKS, TableError, read_scores
@@ -60,6 +60,8 @@ def evaluate(
     for path in (output, save_scores):
         if path is not None and not path.parent.is_dir():
             _usage(f"{path}: there is no folder {path.parent}")
+    if save_scores is not None and save_scores.suffix not in SUFFIXES:
+        _usage(f"--save-scores {save_scores}: expected a name that ends in {', '.join(SUFFIXES)}")
     try:
         items, thresholds = BENCHMARKS[benchmark].read(table), None
         if scores is not None:
@@ -146,7 +148,7 @@ def print_report(report: EvaluationReport) -> None:
             told = f"{len(names)} clips {words}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
             console.print(told, markup=False)
     for name, reason in report.left_out.items():
-        console.print(f"{name} is left out: {reason}", markup=False)
+        console.print(f"{name}: {reason}", markup=False)
 
 
 def _cell(figure: Interval | float) -> str:

@@ -21,7 +21,7 @@ def sanity(
     prompts: Annotated[Path | None, typer.Option(help="A CSV with the clips' video_name and Prompt.")] = None,
     defect: Annotated[list[str] | None, typer.Option(help="Check this defect alone; may be repeated.")] = None,
     count: Annotated[int, typer.Option(min=1, help="How many clips to use at most.")] = 8,
-    seed: Annotated[int, typer.Option(help="Of the defects' random parts, and of the drawn clips.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the defects' random parts, and of the drawn clips.")] = 0,
     plot: Annotated[Path | None, typer.Option(help="Draw the scores by strength: .png, .svg or .pdf.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the report as JSON as well.")] = None,
     model: Annotated[str | None, typer.Option(help="A checkpoint folder or hub repository.")] = None,

@@ -72,7 +72,10 @@ def score(
     scores, 1 when some have not or the run could not go on, 2 when the command was not understood. Under torchrun each
     rank scores its share, and --resume is implied.
     """
-    share = Share.of_environment()
+    try:
+        share = Share.of_environment()
+    except ValueError as error:
+        _usage(str(error))
     resume = resume or share.world > 1
     if prompt is not None and prompts is not None:
         _usage("give either --prompt TEXT or --prompts FILE.csv")

@@ -55,7 +55,7 @@ def read_ratings(path: Path) -> list[RatedClip]:
     present = [column for column in columns if rows and column in rows[0][1]]
     if not present:
         raise TableError(f"{path}: expected at least one of the columns {', '.join(columns)}")
-    return [
+    clips = [
         RatedClip(
             text(path, line, row, "video_name"),
             text(path, line, row, "Prompt"),
@@ -63,6 +63,9 @@ def read_ratings(path: Path) -> list[RatedClip]:
         )
         for line, row in rows
     ]
+    if not any(clip.ratings for clip in clips):
+        raise TableError(f"{path}: every cell of {', '.join(present)} is empty")
+    return clips
 
 
 def read_pairs(path: Path) -> list[JudgedPair]:

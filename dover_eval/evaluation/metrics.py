@@ -130,14 +130,15 @@ def best_tie_threshold(differences: Vector, verdicts: Vector) -> float:
 def fit_logistic(scores: ArrayLike, ratings: ArrayLike, start: Logistic | None = None) -> Logistic:
     """Least squares of b2 + (b1 - b2) / (1 + exp(-(x - b3) / |b4|)), the usual map from scores to ratings.
 
-    Constant scores give the flat map. Where the best curve has no end within reach (one that is nearly exponential)
-    the search stops close to it, and what it has found counts; only one that ran into NaN is NaN everywhere.
+    Constant scores or ratings give the flat map. Where the best curve has no end within reach (one that is nearly
+    exponential) the search stops close to it, and what it has found counts; only one that ran into NaN is NaN
+    everywhere.
     """
     x, y = np.asarray(scores, float), np.asarray(ratings, float)
-    if np.ptp(x) == 0:
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
         return Logistic(y.mean(), y.mean(), x.mean(), 1.0)
     if start is None or not math.isfinite(start.top):
-        sign = 1.0 if np.corrcoef(x, y)[0, 1] >= 0 or np.ptp(y) == 0 else -1.0
+        sign = 1.0 if np.corrcoef(x, y)[0, 1] >= 0 else -1.0
         ends = (y.max(), y.min()) if sign > 0 else (y.min(), y.max())
         start = Logistic(*ends, x.mean(), x.std())
     residual = lambda b: Logistic(*b)(x) - y

@@ -35,7 +35,7 @@ class EvaluationReport:
 
     items: clips or pairs of the benchmark; used: those whose clips were all found and scored.
     missing: names of clips that were not found. failed: clips whose scores are NaN. left_out: reasons by score name
-    for which no figure could be had. fingerprint: of the scorer, where one is known.
+    for which there are no figures, or only some that are no number. fingerprint: of the scorer, where one is known.
     """
 
     benchmark: str
@@ -126,7 +126,8 @@ def wanted_clips(items: Items) -> list[tuple[str, str]]:
 def read_scores(path: Path, items: Items) -> tuple[Scores, str]:
     """What `dover-eval score --output` wrote, by (video, prompt) as `items` call them, and its fingerprint.
 
-    Raises TableError for another table, and for one that holds scores of two fingerprints.
+    Raises TableError for another table, for one that holds scores of two fingerprints, and where a clip of the items
+    was scored under other prompts alone.
     """
     rows = read_rows(path, ("video_name", "Prompt", *SCORE_NAMES, "error", "fingerprint"))
     if len(prints := {row["fingerprint"] for _, row in rows}) > 1:
@@ -136,8 +137,11 @@ def read_scores(path: Path, items: Items) -> tuple[Scores, str]:
         value = lambda name, line=line, row=row: math.nan if row["error"] else number(path, line, name, row[name])
         found[row["video_name"], row["Prompt"]] = {name: value(name) for name in SCORE_NAMES}
     places = match_clips(items, ClipIndex({name for name, _ in found}))
-    known = {key: (name, key[1]) for key, name in places.items()}
-    return {key: found[place] for key, place in known.items() if place in found}, prints.pop()
+    for (video, prompt), name in places.items():
+        if (name, prompt) not in found:
+            under = next(scored for clip, scored in found if clip == name)
+            raise TableError(f"{path}: {video} was scored under {under!r}, and not under {prompt!r}")
+    return {key: found[name, key[1]] for key, name in places.items()}, prints.pop()
 
 
 def evaluate(
@@ -176,7 +180,11 @@ def evaluate(
         ]
         if len(rated) >= FEWEST_RATINGS:
             predicted = [scores[item.video, item.prompt][name] for item, _ in rated]
-            figures[name] = rating_metrics(predicted, [rating for _, rating in rated], **options)
+            ratings = [rating for _, rating in rated]
+            figures[name] = rating_metrics(predicted, ratings, **options)
+            for what, values in (("score", predicted), ("rating", ratings)):
+                if len(set(values)) == 1:
+                    left_out[name] = f"every {what} is {values[0]:g}, which correlates with nothing"
         elif rated:
             left_out[name] = f"{len(rated)} ratings, at least {FEWEST_RATINGS} are needed"
         elif judged:

@@ -35,7 +35,14 @@ class Share:
 
     @classmethod
     def of_environment(cls) -> Share:
-        read = lambda name, default: int(os.environ.get(name) or default)
+        """Raises ValueError for words where numbers belong."""
+
+        def read(name: str, default: int) -> int:
+            value = os.environ.get(name) or str(default)
+            if not value.isdecimal():
+                raise ValueError(f"{name} in the environment: expected a number, got {value!r}")
+            return int(value)
+
         world = read("WORLD_SIZE", 1)
         rank = read("RANK", 0)
         return cls(rank, world, read("LOCAL_RANK", rank), read("LOCAL_WORLD_SIZE", world))

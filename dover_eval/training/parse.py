@@ -87,6 +87,8 @@ def _unique_keys() -> Any:
         def construct_mapping(self, node: Any, deep: bool = False) -> dict:
             seen = set()
             for name, _ in node.value:
+                if not isinstance(name, yaml.ScalarNode):
+                    raise yaml.constructor.ConstructorError(None, None, "a key that is no word", name.start_mark)
                 if name.value in seen:
                     raise yaml.constructor.ConstructorError(None, None, f"{name.value!r} twice", name.start_mark)
                 seen.add(name.value)

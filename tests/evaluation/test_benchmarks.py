@@ -102,6 +102,7 @@ def test_konvid_1k_in_both_of_its_tables(read, table):
         ("video_name,Prompt,Overall_MOS\nv.mp4,,3\n", "line 2: an empty Prompt"),
         ("video_name,Prompt,Overall_MOS\nv.mp4,x,3,4\n", "line 2: expected 3 cells"),
         ("video_name,Prompt,Overall_MOS\nv.mp4,x\n", "line 2: expected 3 cells"),
+        ("video_name,Prompt,Overall_MOS\nv.mp4,x,\n", "every cell of Overall_MOS is empty"),
     ],
 )
 def test_a_wrong_table_says_what_and_where(read, content, words):

@@ -76,6 +76,14 @@ def test_too_few_ratings_are_said_and_not_computed():
     assert "at least 5" in report.left_out["Overall"]
 
 
+@pytest.mark.parametrize(("score", "rating", "what"), [(0, 1, "score"), (1, 0, "rating")])
+def test_why_a_correlation_is_no_number_is_said(score, rating, what):
+    items = [RatedClip(f"{i}", "p", {"Overall": 3.0 + rating * i}) for i in range(6)]
+    report = evaluate(items, {(f"{i}", "p"): all_at(3.0 + score * i) for i in range(6)}, resamples=0)
+    assert np.isnan(report.aspects["Overall"].srocc.value)
+    assert report.left_out == {"Overall": f"every {what} is 3, which correlates with nothing"}
+
+
 def test_a_tie_threshold_of_a_calibration_is_used():
     items = [JudgedPair("a", "b", "p", {"Overall": 0}), JudgedPair("a", "c", "p", {"Overall": 1})]
     scores = {("a", "p"): all_at(3.0), ("b", "p"): all_at(2.9), ("c", "p"): all_at(1.0)}
@@ -125,6 +133,16 @@ def test_the_command_scores_a_folder_and_reports(rated_folder):
     assert again["aspects"]["Overall"]["srocc"] == found["aspects"]["Overall"]["srocc"]
 
 
+def test_a_clip_that_was_scored_under_another_prompt_is_told_from_one_that_was_not_scored(rated_folder):
+    folder, table, run = rated_folder
+    kept = folder / "scores.jsonl"
+    assert run(table, "--videos", folder / "clips", "--save-scores", kept).exit_code == 0
+    table.write_text(table.read_text().replace("2.mp4,a square", "2.mp4,a circle"))
+    result = run(table, "--scores", kept)
+    assert result.exit_code == 2
+    assert "2.mp4 was scored under 'a square', and not under 'a circle'" in " ".join(result.stderr.split())
+
+
 def test_missing_clips_end_with_status_one(rated_folder):
     folder, table, run = rated_folder
     table.write_text(table.read_text() + "gone.mp4,a square,3\n")
@@ -140,6 +158,7 @@ def test_missing_clips_end_with_status_one(rated_folder):
         (["ratings.csv", "--videos", "clips", "--benchmark", "vbench"], "expected one of ratings, pairs"),
         (["ratings.csv", "--scores", "ratings.csv"], "expected the columns video_name, Prompt, Traditional"),
         (["ratings.csv", "--scores", "s.jsonl", "--calibration", "c.json"], "go with --videos"),
+        (["ratings.csv", "--videos", "clips", "--save-scores", "s.txt"], "expected a name that ends in .parquet"),
         (["none.csv", "--videos", "clips"], "none.csv: cannot be read"),
         ([], "a TABLE is missing"),
     ],

@@ -124,3 +124,10 @@ def test_what_does_not_go_together_is_refused(dover, clips, tmp_path):
         result = dover(clips, "--prompt", "x", *given)
         assert result.exit_code == 2
         assert words in result.stderr
+
+
+def test_an_environment_that_makes_no_sense_is_named(dover, clips, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    result = dover(clips, "--prompt", "x")
+    assert result.exit_code == 2
+    assert "WORLD_SIZE in the environment: expected a number, got 'two'" in result.stderr

@@ -98,7 +98,7 @@ def test_published_dover_weights_keep_their_licence():
     assert TrainSettings.parse(other).start.kind == "dover"
 
 
-@pytest.mark.parametrize("text", ["output: [", "output: a\noutput: b\n", "- a\n- b\n", ""])
+@pytest.mark.parametrize("text", ["output: [", "output: a\noutput: b\n", "- a\n- b\n", "? [a, b]\n: c\n", ""])
 def test_what_is_no_mapping_is_refused(tmp_path, text):
     path = tmp_path / "run.yaml"
     path.write_text(text)

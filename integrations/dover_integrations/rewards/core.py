@@ -20,6 +20,7 @@ from dover_eval.models.dover import DOVERModel
 from dover_eval.models.heads import SCORE_NAMES
 from dover_eval.models.text import prompts_for
 from dover_eval.scorer import VideoScorer
+from dover_eval.video.decode import VideoError, decode_clip
 from dover_eval.video.layout import CLIP_LAYOUT, check_clip
 from dover_integrations.rewards.engine import Engine, Failure, Item, RewardError, private_engine, shared_engine
 
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 BYTE_RANGE = (0.0, 255.0)
 CHECKPOINT_FRAMES = 4
+FILE_FRAMES = 16  # of a video file that is looked at without a model
 
 
 class DoverReward:
@@ -183,10 +185,24 @@ class DoverReward:
         """The scorer behind the rewards."""
         return self.load().scorer
 
-    def read_clips(self, videos: Any, most: int | None = None) -> list[Tensor]:
-        """The first `most` of `videos` as clips (T,3,H,W) that passed the checks; those that hold NaN are left out."""
-        items = [self._read_one(i, clip, "") for i, clip in enumerate(self._split(videos)[:most])]
-        return [item.clip for item in items if isinstance(item, Item) and isinstance(item.clip, Tensor)]
+    def read_clips(self, videos: Any, most: int | None = None) -> tuple[list[Tensor], int]:
+        """The first `most` of `videos` as clips (T,3,H,W), fp32 in 0-1, without gradients; and how many came.
+
+        Of a file `FILE_FRAMES` frames. No model is loaded. Clips that hold NaN and files that fail are left out.
+        """
+        found = self._split(videos)
+        clips = []
+        for i, clip in enumerate(found[:most]):
+            item = self._read_one(i, clip, "")
+            if isinstance(item, Failure):
+                continue
+            try:
+                frames = item.clip if isinstance(item.clip, Tensor) else decode_clip(item.clip, FILE_FRAMES).frames
+            except VideoError:
+                continue  # the reward has told
+            low, high = item.value_range
+            clips.append((frames.detach().float() - low) / (high - low))
+        return clips, len(found)
 
     def _read(self, videos: Any, prompts: str | Sequence[str]) -> list[Item | Failure]:
         clips = self._split(videos)

@@ -111,7 +111,7 @@ class RewardMonitor:
     def update(
         self, videos: Any, scores: Tensor, groups: Sequence[Hashable] | Tensor | None = None
     ) -> dict[str, float]:
-        """Take in one step: clips, their five scores (B,5), and which belong to one prompt.
+        """Take in one step: B clips or files, their five scores (B,5), and which of them belong to one prompt.
 
         Returns the step's figures and an `alarm/...` of 0 or 1 for each rule, ready to log. A rule that starts to
         hold is logged as a warning with its figures and stands in `alarms` while it holds.
@@ -119,8 +119,11 @@ class RewardMonitor:
         if not isinstance(scores, Tensor) or scores.ndim != 2 or scores.shape[1] != len(SCORE_NAMES):
             found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise ValueError(f"expected scores (B,{len(SCORE_NAMES)}) as a tensor, got {found}")
+        clips, count = self._reader.read_clips(videos, self.max_clips)
+        if count != len(scores):
+            raise ValueError(f"expected scores of the {count} videos, got {len(scores)} rows")
         figures: dict[str, float] = {}
-        for name, values in _columns([frame_figures(clip) for clip in self._clips(videos)]).items():
+        for name, values in _columns([frame_figures(clip) for clip in clips]).items():
             figures[name] = _mean(values)
         means = scores.detach().float().nanmean(dim=0).tolist()
         figures |= {f"score/{name}": mean for name, mean in zip(SCORE_NAMES, means, strict=True)}
@@ -165,11 +168,6 @@ class RewardMonitor:
                 logger.warning("reward hacking? %s: %s", name, message)
         self.alarms = {name: message for name, message in found.items() if message}
         return figures | {f"alarm/{name}": float(bool(message)) for name, message in found.items()}
-
-    def _clips(self, videos: Any) -> list[Tensor]:
-        low, high = self._reader.value_range
-        clips = self._reader.read_clips(videos, self.max_clips)
-        return [(clip.detach().float() - low) / (high - low) for clip in clips]
 
     def _change(self, name: str) -> tuple[float, float] | None:
         return self._series[name].change() if name in self._series else None

@@ -181,6 +181,21 @@ def test_layout_and_range_do_not_change_the_figures(layout, move, value_range, c
     assert monitor.update(convert(clips).permute(*move), healthy_scores(0)) == pytest.approx(plain, rel=1e-3)
 
 
+def test_files_have_figures_and_what_is_no_video_has_none(write_video, tmp_path):
+    frames = (healthy_clips(0)[:1, 0] * 255).byte().permute(0, 2, 3, 1).numpy().repeat(8, 0)
+    still = write_video(frames, "still.mp4")
+    broken = tmp_path / "broken.mp4"
+    broken.write_text("no video")
+    figures = RewardMonitor(layout="BTCHW", value_range=(0, 1)).update([still, broken], healthy_scores(0, 2))
+    assert figures["motion"] == pytest.approx(0, abs=0.01)
+    assert figures["brightness"] == pytest.approx(frames.mean() / 255, abs=0.05)
+
+
+def test_scores_of_other_videos_are_refused():
+    with pytest.raises(ValueError, match="scores of the 4 videos, got 3 rows"):
+        RewardMonitor(layout="BTCHW", value_range=(0, 1)).update(healthy_clips(0), healthy_scores(0, 3))
+
+
 def test_figures_of_clips_whose_answer_is_known():
     black, white = torch.zeros(3, 3, 16, 16), torch.ones(3, 3, 16, 16)
     flicker = torch.stack([black[0], white[0], black[0]])
