@@ -142,7 +142,7 @@ def print_report(report: EvaluationReport) -> None:
         out.add_row(title, *(_cell(getattr(found, field)) for found in report.aspects.values()))
     console = Console()
     console.print(out)
-    console.print(f"{report.used} of {report.items} {'pairs' if pairs else 'clips'}; fingerprint {report.fingerprint}")
+    console.print(f"{report.used} of {report.items} {'pairs' if pairs else 'rows'}; fingerprint {report.fingerprint}")
     for words, names in (("not found", report.missing), ("failed", report.failed)):
         if names:
             told = f"{len(names)} clips {words}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"

@@ -158,7 +158,7 @@ def evaluate(
     """Figures for every score name that the items judge.
 
     Args:
-        items: rated clips or judged pairs.
+        items: rated clips or judged pairs. Several ratings of one clip under one prompt count as their mean.
         scores: for (video, prompt) as the items call them, values by score name; NaN for a clip that failed. Clips
             without an entry are reported as missing.
         tie_thresholds: for pairs, by score name; one that is absent is chosen on the pairs, as the protocol has it.
@@ -174,19 +174,22 @@ def evaluate(
     figures: dict[str, Any] = {}
     left_out: dict[str, str] = {}
     for name in SCORE_NAMES:
-        rated = [(item, item.ratings[name]) for item in used if isinstance(item, RatedClip) and name in item.ratings]
+        opinions: dict[tuple[str, str], list[float]] = defaultdict(list)
+        for item in used:
+            if isinstance(item, RatedClip) and name in item.ratings:
+                opinions[item.video, item.prompt].append(item.ratings[name])
         judged = [
             (item, item.verdicts[name]) for item in used if isinstance(item, JudgedPair) and name in item.verdicts
         ]
-        if len(rated) >= FEWEST_RATINGS:
-            predicted = [scores[item.video, item.prompt][name] for item, _ in rated]
-            ratings = [rating for _, rating in rated]
+        if len(opinions) >= FEWEST_RATINGS:
+            predicted = [scores[key][name] for key in opinions]
+            ratings = [sum(own) / len(own) for own in opinions.values()]
             figures[name] = rating_metrics(predicted, ratings, **options)
             for what, values in (("score", predicted), ("rating", ratings)):
                 if len(set(values)) == 1:
                     left_out[name] = f"every {what} is {values[0]:g}, which correlates with nothing"
-        elif rated:
-            left_out[name] = f"{len(rated)} ratings, at least {FEWEST_RATINGS} are needed"
+        elif opinions:
+            left_out[name] = f"{len(opinions)} rated clips, at least {FEWEST_RATINGS} are needed"
         elif judged:
             score = lambda video, prompt, name=name: scores[video, prompt][name]
             differences = [score(p.video_a, p.prompt) - score(p.video_b, p.prompt) for p, _ in judged]

@@ -61,6 +61,13 @@ def test_only_judged_aspects_have_figures():
     assert report.complete
 
 
+def test_several_raters_of_a_clip_count_as_their_mean():
+    items = [RatedClip(f"{i}", "p", {"Overall": rating}) for i in range(6) for rating in (i - 9.0, i + 9.5)]
+    report = evaluate(items, {(f"{i}", "p"): all_at(float(i)) for i in range(6)}, resamples=0)
+    assert report.aspects["Overall"].count == 6
+    assert report.aspects["Overall"].plcc.value == pytest.approx(1)
+
+
 def test_missing_and_failed_clips_are_left_out_and_told():
     items = [JudgedPair(f"{i}", f"{i + 1}", "p", {"Overall": -1}) for i in range(6)]
     scores = {(f"{i}", "p"): all_at(float(i)) for i in range(6)} | {("0", "p"): all_at(np.nan)}
@@ -120,7 +127,7 @@ def test_the_command_scores_a_folder_and_reports(rated_folder):
     report, kept = folder / "report.json", folder / "scores.jsonl"
     result = run(table, "--videos", folder / "clips", "-o", report, "--save-scores", kept)
     assert result.exit_code == 0, result.output
-    for words in ("SROCC", "Overall", "6 of 6 clips", "fingerprint"):
+    for words in ("SROCC", "Overall", "6 of 6 rows", "fingerprint"):
         assert words in result.stdout
     found = json.loads(report.read_text())
     assert found["aspects"]["Overall"]["srocc"]["value"] == pytest.approx(1)
