@@ -200,7 +200,7 @@ def _look_through(
 @torch.no_grad()
 def _look_at(scorer: VideoScorer, looks: list[_Look], prompt: str) -> _Window:
     clip = torch.stack([look.pixels for look in looks])
-    with torch.autocast(scorer.device.type, dtype=scorer.dtype, enabled=scorer.dtype != torch.float32):
+    with scorer.computing():
         output = scorer.model.extract_features(scorer.prepare(clip)[None], [prompt], maps=True)
     output = {name: value.float().cpu() for name, value in output.items()}
     values = output["mos"]

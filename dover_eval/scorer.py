@@ -210,10 +210,19 @@ class VideoScorer:
         except VideoError as error:
             return None, str(error)
 
+    def computing(self) -> torch.autocast:
+        """What the model is called in: autocast to `dtype`, or none, whatever the caller is in.
+
+        Raises RuntimeError where the model has been put into training mode since: each clip would move its statistics.
+        """
+        if self.model.training:
+            raise RuntimeError("the model is in training mode, in which clips change it: call model.eval() to score")
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
     @torch.no_grad()
     def score_prepared(self, frames: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """`OUTPUTS` of clips that `prepare` has made, stacked: calibrated, float32, on the CPU."""
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+        with self.computing():
             features = self.model.extract_features(frames, prompts)
         output = {name: features[name].float().cpu() for name in OUTPUTS}
         if self.calibration is not None:

@@ -245,3 +245,14 @@ def test_the_default_dtype_of_the_process_has_no_say(small_model, small_scorer, 
         torch.set_default_dtype(torch.float32)
     with pytest.raises(ValueError, match=r"expected weights in float32.*bfloat16"):
         VideoScorer(copy.deepcopy(small_model).bfloat16(), device="cpu")
+
+
+def test_a_model_that_trains_again_is_not_scored_with(small_model, clips):
+    model = copy.deepcopy(small_model)
+    scorer = VideoScorer(model, device="cpu")
+    before = scorer.score(clips, PROMPTS, layout="TCHW").values
+    model.train()
+    with pytest.raises(RuntimeError, match=r"training mode, in which clips change it: call model\.eval\(\)"):
+        scorer.score(clips, PROMPTS, layout="TCHW")
+    model.eval()
+    assert torch.equal(scorer.score(clips, PROMPTS, layout="TCHW").values, before)

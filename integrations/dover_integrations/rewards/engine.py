@@ -99,7 +99,7 @@ class Engine:
                 for start in range(0, len(items), self.batch_size):
                     batch = items[start : start + self.batch_size]
                     frames = torch.stack([self._prepare_or_raise(start + i, item) for i, item in enumerate(batch)])
-                    with self._autocast():
+                    with self.scorer.computing():
                         rows.append(self.scorer.model(frames, [item.prompt for item in batch]).float())
             finally:
                 backbone.checkpoint_frames = None
@@ -126,9 +126,6 @@ class Engine:
     def _check_loaded(self) -> None:
         if self.offloaded:
             raise RewardError("the reward model is offloaded: call onload() before asking for rewards")
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.scorer.device.type, self.scorer.dtype, enabled=self.scorer.dtype != torch.float32)
 
     def _prepare(self, item: Item) -> Tensor:
         clip = item.clip
