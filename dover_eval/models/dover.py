@@ -303,6 +303,11 @@ class DOVERModel(nn.Module, _HubModel, **HUB):
         by_view = by_view.unflatten(3, (count, -1)).movedim(3, 2)  # (B,V,R,3,T,H,W)
         runs = by_view[:, 0]
         if "pictures" in self.config.views and by_view.shape[1] > 1:
+            if by_view.shape[4] % QUARTERS:  # a picture fills as many frames
+                raise ValueError(
+                    f"expected {QUARTERS} x n frames in each of {count} runs, for the view pictures, got frames "
+                    f"{tuple(frames.shape)}"
+                )
             groups = by_view[:, -1].unflatten(3, (-1, QUARTERS))
             pictures = join_quarters(groups[:, :, :, groups.shape[3] // 2])
         else:

@@ -82,6 +82,8 @@ def test_pictures_are_for_the_semantic_encoder_alone(config):
     assert not torch.allclose(before[:, :-SIGHTS], after[:, :-SIGHTS])
     assert torch.equal(before[:, -SIGHTS:], after[:, -SIGHTS:])
     assert model(clip[:, 0], PROMPTS).shape == (2, 5)  # whole frames alone stand for all views
+    with pytest.raises(ValueError, match=r"4 x n frames in each of 2 runs.*got frames \(2, 3, 3, 6, 32, 48\)"):
+        model(clip[:, :, :, :6], PROMPTS)
 
 
 @torch.no_grad()
