@@ -6,11 +6,12 @@
 
 Writes what it finds into the kernel's configs.json, under the GPU's architecture and with its name and the versions,
 after every kernel of a layer: a run that was cut short goes on where it stopped, and `--again` starts over. Where the
-convolutions run on tensor cores, their few configurations are all timed. For every other kernel, configurations are
-compiled, those that spill or do not compile are dropped, and the best by the compiler's figures are timed. Each is
-first checked in fp64, and the fastest must also agree, at full size, with the shipped one. When the time is up nothing
-more is compiled or timed, what runs is finished, and the kernel whose configurations were not all timed is left to the
-next run. Needs a GPU that Triton compiles for.
+convolutions run on tensor cores, their few configurations are all timed, and so are those of `row_kernel` in small
+frames, against the layer without it, which has been tuned before. For every other kernel, configurations are compiled,
+those that spill or do not compile are dropped, and the best by the compiler's figures are timed. Each is first checked
+in fp64, and the fastest must also agree, at full size, with the shipped one. When the time is up nothing more is
+compiled or timed, what runs is finished, and the kernel whose configurations were not all timed is left to the next
+run. Needs a GPU that Triton compiles for.
 """
 
 import argparse
@@ -44,8 +45,10 @@ from bench.run import gpu_times
 from bench.verify import GRADIENT_TOLERANCE, WrongResult, verify
 
 ROLES = ("inference", "training", "input_gradient", "weight_gradient")
-#: The one role that is tuned where the convolutions run on tensor cores.
+#: What is tuned in place of `ROLES` where the convolutions run on tensor cores.
 TENSOR_CORES = "convolution"
+#: The whole forward pass of layers with `launch.row_tiles`, for which the table may have no configuration: not faster.
+ROWS = "rows"
 STRIP_WIDTHS = (4, 5, 7, 8, 10)
 #: Registers of a multiprocessor, and the threads and the programs that it holds at most.
 REGISTERS, THREADS, PROGRAMS = 65536, 2048, 32
@@ -147,19 +150,20 @@ def screen(problem: Problem, role: str, figures: Figures, most: int, multiproces
 
 
 @contextmanager
-def only(role: str, config: Tile | Config) -> Iterator[None]:
+def only(role: str, config: Tile | Config | None) -> Iterator[None]:
     """Launches of `role` take `config`, whatever the table says; on tensor cores nothing takes its place either, where
-    it does not compile."""
-    before = launch.candidates, launch.tensor_core_config, tensor_cores.attempt
-    if isinstance(config, Tile):
-        launch.candidates = lambda asked, *key: [config] if asked == role else before[0](asked, *key)
-    else:
+    it does not compile. Rows are left to the other kernels, unless they are the role."""
+    before = launch.candidates, launch.tensor_core_config, tensor_cores.attempt, launch.row_tile
+    launch.row_tile = lambda *key: config if role == ROWS else None
+    if role == TENSOR_CORES:
         launch.tensor_core_config = lambda *key: config
         tensor_cores.attempt = lambda run: run()
+    elif role != ROWS:
+        launch.candidates = lambda asked, *key: [config] if asked == role else before[0](asked, *key)
     try:
         yield
     finally:
-        launch.candidates, launch.tensor_core_config, tensor_cores.attempt = before
+        launch.candidates, launch.tensor_core_config, tensor_cores.attempt, launch.row_tile = before
 
 
 def call(role: str, problem: Problem, device: str) -> Callable[[], object]:
@@ -175,16 +179,16 @@ def call(role: str, problem: Problem, device: str) -> Callable[[], object]:
 
 
 def fastest(
-    role: str, problem: Problem, device: str, tiles: Sequence[Tile | Config],
+    role: str, problem: Problem, device: str, tiles: Sequence[Tile | Config | None],
     clock: Callable[[Callable[[], object]], float], end: float = math.inf,
-) -> tuple[Tile | Config, float]:  # fmt: skip
+) -> tuple[Tile | Config | None, float]:  # fmt: skip
     """The fastest of `tiles` and its time in ms. One that disagrees with the reference on a few frames, or at full size
     with the first that is right, or that does not compile or fit, is reported and dropped.
 
     Raises WrongResult if none is left, and TimeIsUp where the clock passes `end` before the last is begun.
     """
     run = call(role, problem, device)
-    times: dict[Tile | Config, float] = {}
+    times: dict[Tile | Config | None, float] = {}
     for tile in tiles:
         if time.monotonic() > end:
             raise TimeIsUp
@@ -206,7 +210,7 @@ def fastest(
 
 
 def agrees(
-    role: str, problem: Problem, run: Callable[[], object], tile: Tile | Config, standard: Tile | Config
+    role: str, problem: Problem, run: Callable[[], object], tile: Tile | Config | None, standard: Tile | Config | None
 ) -> bool:
     """Whether `run` gives the same with both; says so where it does not."""
     error = difference(role, run, tile, standard)
@@ -216,7 +220,9 @@ def agrees(
     return True
 
 
-def difference(role: str, run: Callable[[], object], tile: Tile | Config, standard: Tile | Config) -> float:
+def difference(
+    role: str, run: Callable[[], object], tile: Tile | Config | None, standard: Tile | Config | None
+) -> float:
     """The largest relative norm difference of a result of `run` with `tile` from that with `standard`."""
     results = []
     for used in (standard, tile):
@@ -258,10 +264,12 @@ class Table:
         """Those of `roles` that have not been tuned yet for this layer."""
         return [role for role in roles if role not in self.tiles.get(self.key(problem), {})]
 
-    def put(self, problem: Problem, role: str, config: Tile | Config) -> None:
+    def put(self, problem: Problem, role: str, config: Tile | Config | None) -> None:
         """Takes `config`, leaves every other entry as it is, and writes the file."""
-        defaults = {field.name: field.default for field in fields(config)}
-        entry = {name: value for name, value in asdict(config).items() if value != defaults[name]}
+        entry: dict[str, Any] = {}
+        if config is not None:
+            defaults = {field.name: field.default for field in fields(config)}
+            entry = {name: value for name, value in asdict(config).items() if value != defaults[name]}
         self.tiles.setdefault(self.key(problem), {})[role] = entry
         written = self.path.with_suffix(".part")
         written.write_text(dump(self.content))
@@ -295,8 +303,10 @@ def _tune(problems: list[Problem], table: Table, end: float, most: int) -> None:
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         for problem in problems:
             for role in table.lacks(problem, roles(problem)):
-                tiles: Sequence[Tile | Config]
-                if role == TENSOR_CORES:
+                tiles: Sequence[Tile | Config | None]
+                if role == ROWS:
+                    tiles = [None, *launch.row_tiles(problem.C, problem.W)]
+                elif role == TENSOR_CORES:
                     tiles = tensor_cores.candidates(problem.C, problem.k_t, 7, tensor_cores.shared_memory(device))
                 else:
                     asked = {compiled_as(problem, role, t) for t in space(role, problem.C, problem.k_t, problem.W)}
@@ -311,7 +321,8 @@ def roles(problem: Problem) -> tuple[str, ...]:
     """What is to be tuned for the layer on this GPU."""
     device = torch.device("cuda", torch.cuda.current_device())
     obstacle = tensor_cores.obstacle(device, problem.dtype, problem.C, problem.k_t, 7)
-    return ROLES if obstacle else (TENSOR_CORES,)
+    rows = (ROWS,) if launch.row_tiles(problem.C, problem.W) else ()
+    return (*(ROLES if obstacle else (TENSOR_CORES,)), *rows)
 
 
 def gpu_clock(run: Callable[[], object]) -> float:

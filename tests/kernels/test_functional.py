@@ -100,14 +100,19 @@ def test_a_gpu_says_what_its_kernels_do_not_take(channels, dtype, kernel, reason
     ],
 )
 def test_a_gpu_says_whether_its_tensor_cores_run_it(channels, dtype, kernel, shared, words, monkeypatch):
-    from dover_kernels.dwconv3d_layernorm import tensor_cores
+    from dover_kernels.dwconv3d_layernorm import launch, tensor_cores
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
     monkeypatch.setattr(tensor_cores, "shared_memory", lambda device: shared)
+    monkeypatch.setattr(launch, "architecture", lambda device: "sm_90")
     x = SimpleNamespace(device=torch.device("cuda", 0), dtype=dtype, shape=(1, channels, 1, 2, 2))
-    answer = explain(x, torch.empty((channels, 1, *kernel), device="meta"))
+    weight = torch.empty((channels, 1, *kernel), device="meta")
+    answer = explain(x, weight)
     assert answer.path == "triton"
     assert words in answer.reason, answer.reason
+    assert "a row at a time" not in answer.reason
+    monkeypatch.setattr(launch, "row_tile", lambda *layer: layer == (channels, kernel[0], dtype.itemsize, 2, "sm_90"))
+    assert explain(x, weight).reason == answer.reason + "; forward a row at a time"
 
 
 def test_an_old_gpu_runs_the_reference(monkeypatch):

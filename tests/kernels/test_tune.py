@@ -139,22 +139,43 @@ def test_what_ptxas_or_the_gpu_refuses_is_not_timed(timed):
         timed(ms, raises=dict.fromkeys(ms, tune.WrongResult("wrong")))
 
 
-def test_nothing_is_compiled_or_timed_when_the_time_is_up(timed, configs, monkeypatch):
+@pytest.fixture
+def h100(monkeypatch):
+    """A GPU, as far as the tuner asks before it compiles or times anything."""
+    properties = SimpleNamespace(major=9, minor=0, multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(tune, "ProcessPoolExecutor", lambda mp_context: ThreadPoolExecutor(1))
+    monkeypatch.setattr(tune.tensor_cores, "shared_memory", lambda device: 2**17)
+
+
+def test_nothing_is_compiled_or_timed_when_the_time_is_up(timed, configs, h100, monkeypatch):
     with pytest.raises(tune.TimeIsUp):
         timed({SHIPPED: 3.0}, end=0.0)
     request = tune.compiled_as(PROBLEM, "training", SHIPPED)
     monkeypatch.setattr(tune, "compile_request", lambda *_arguments: time.sleep(0.2))
     with ThreadPoolExecutor(1) as pool, pytest.raises(tune.TimeIsUp):
         tune.compile_all(pool, {request}, 90, time.monotonic())
-    h100 = SimpleNamespace(major=9, minor=0, multi_processor_count=132)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: h100)
-    monkeypatch.setattr(tune, "ProcessPoolExecutor", lambda mp_context: ThreadPoolExecutor(1))
-    monkeypatch.setattr(tune.tensor_cores, "shared_memory", lambda device: 2**17)
     before = configs.read_text()
     for problem in (PROBLEM, dataclasses.replace(PROBLEM, dtype=torch.float32)):
         assert not tune.tune([problem], tune.Table(configs, "sm_90", HERE), 0, 4)
     assert configs.read_text() == before
+
+
+def test_rows_are_timed_after_and_against_the_layer_without_them(configs, h100, monkeypatch):
+    asked = {}
+
+    def fastest(role, problem, device, tiles, clock, end):
+        asked[role] = list(tiles)
+        return tiles[-1], 1.0
+
+    monkeypatch.setattr(tune, "fastest", fastest)
+    small = Problem(1, 768, 32, 7, 7, 1, torch.bfloat16)
+    assert tune.tune([PROBLEM, small], tune.Table(configs, "sm_90", HERE), 1, 4)
+    assert list(asked) == [tune.TENSOR_CORES, tune.ROWS]
+    assert asked[tune.ROWS] == [None, *launch.row_tiles(768, 7)]
+    assert launch.row_tile(768, 1, 2, 7, "sm_90") == asked[tune.ROWS][-1]
+    assert launch.row_tile(96, 3, 2, 56, "sm_90") is None
 
 
 def test_only_names_that_are_there(capsys):
@@ -229,6 +250,29 @@ def test_the_launcher_finds_what_was_tuned_on_tensor_cores(configs):
     with tune.only(tune.TENSOR_CORES, tune.Config(8, 8, 4)):
         assert launch.tensor_core_config(*asked, "sm_80") == tune.Config(8, 8, 4)
     assert launch.tensor_core_config(*asked, "sm_80") == config
+
+
+def test_rows_are_taken_where_they_were_timed_as_faster_and_nowhere_else(configs):
+    asked = 96, 3, 2, 56
+    tile = Tile(14, 1, 32, 3, num_warps=1)
+    table = tune.Table(configs, "sm_80", HERE)
+    assert tune.ROWS in table.lacks(PROBLEM, (tune.TENSOR_CORES, tune.ROWS))
+    table.put(PROBLEM, tune.ROWS, None)
+    assert launch.row_tile(*asked, "sm_80") is None
+    assert tune.ROWS not in table.lacks(PROBLEM, (tune.TENSOR_CORES, tune.ROWS))
+    table.put(PROBLEM, tune.ROWS, tile)
+    assert launch.row_tile(*asked, "sm_80") == tile
+    assert launch.row_tile(*asked, "sm_90") is launch.row_tile(96, 3, 2, 57, "sm_80") is None
+
+
+def test_no_other_kernel_is_timed_through_rows_that_were_tuned(configs):
+    asked = 96, 3, 2, 56, "sm_80"
+    tile = Tile(14, 1, 32, 3, num_warps=1)
+    tune.Table(configs, "sm_80", HERE).put(PROBLEM, tune.ROWS, tile)
+    for role, config in (("training", Tile(8, 8, 32)), (tune.TENSOR_CORES, tune.Config(8, 8, 4)), (tune.ROWS, None)):
+        with tune.only(role, config):
+            assert launch.row_tile(*asked) is None
+    assert launch.row_tile(*asked) == tile
 
 
 def test_a_march_is_never_timed_in_place_of_a_tensor_core_configuration():

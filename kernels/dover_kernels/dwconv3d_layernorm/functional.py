@@ -80,10 +80,13 @@ def explain(x: Tensor | None = None, weight: Tensor | None = None) -> Explanatio
     kernel = (1, 7, 7) if weight is None else tuple(weight.shape[2:])
     path, reason = _select(os.environ.get("DOVER_KERNELS"), device.type, device.index, dtype, channels, kernel)
     if path == "triton" and device.type == "cuda":
-        from dover_kernels.dwconv3d_layernorm import tensor_cores
+        from dover_kernels.dwconv3d_layernorm import launch, tensor_cores
 
         obstacle = tensor_cores.obstacle(device, dtype, channels, kernel[0], kernel[1])
         reason += "; on tensor cores" if obstacle is None else f"; without tensor cores: {obstacle}"
+        if x is not None:
+            layer = channels, kernel[0], dtype.itemsize, x.shape[4], launch.architecture(device)
+            reason += "; forward a row at a time" if launch.row_tile(*layer) else ""
     return Explanation(path, reason, str(device))
 
 

@@ -32,8 +32,8 @@ def plan(R: int, together: int, chunks: int, shape: torch.Size, slots: int, K: i
     """The cut that takes the fewest row steps from start to end, where a program marches down `together` strips of R
     columns in one of `chunks` chunks of channels, and `slots` programs run at a time.
 
-    A strip of a part of its frame meets K - 1 rows more than it has; more strips fill the device better. An unrolled
-    march takes `unroll` steps at a time.
+    A strip of a part of its frame meets K - 1 rows more than it has; more strips fill the device better, but none of a
+    single row where that has a price. An unrolled march takes `unroll` steps at a time.
     """
     B, _C, T, H, W = shape
 
@@ -42,7 +42,8 @@ def plan(R: int, together: int, chunks: int, shape: torch.Size, slots: int, K: i
         waves = math.ceil(math.ceil(strips.count / together) * chunks / slots)
         return waves * math.ceil((strips.height + halo) / unroll) * unroll
 
-    return min((Strips.cut(B * T, H, W, R, rows) for rows in range(1, max(H // 2, 1) + 1)), key=steps)
+    most = H if K == 1 else max(H // 2, 1)
+    return min((Strips.cut(B * T, H, W, R, rows) for rows in range(1, most + 1)), key=steps)
 
 
 def slabs(cut: Strips, together: int, chunks: int) -> int:
