@@ -9,11 +9,13 @@ which is held to 128 registers so that a multiprocessor has 16 warps, a few valu
 
 import argparse
 import collections
+import multiprocessing
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,6 +178,16 @@ def _share_of_products(assembly: str, inner: bool) -> float:
     return sum(opcodes[name] for name in ("FFMA", "FFMA2", "HMMA")) / len(loop)
 
 
+def _all_cases(C: int, k_t: int, dtype: str) -> list[Case]:
+    marches = cases(C, k_t, dtype) if k_t <= 3 else ()  # longer ones are k_t = 3 with a longer loop
+    return [*marches, *(tensor_core_cases(C, k_t, dtype) if dtype != "fp32" else ())]
+
+
+def _compile_nth(layer: tuple[int, int, str], i: int, architecture: int) -> Report:
+    """A kernel does not travel to another process, its place in the list does."""
+    return compile_case(_all_cases(*layer)[i], architecture)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES)
@@ -183,20 +195,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--k-t", type=int, nargs="+", default=[1, 3, 5, 7])
     parser.add_argument("--dtype", nargs="+", default=["bf16", "fp32"])
     options = parser.parse_args(arguments)
+    layers = [(C, k_t, dtype) for C in options.channels for k_t in options.k_t for dtype in options.dtype]
     spilled = 0
     print("| kernel | " + " | ".join(f"sm_{arch}: registers, stack, products" for arch in options.arch) + " |")
     print("|---|" + "---|" * len(options.arch))
-    for C in options.channels:
-        for k_t in options.k_t:
-            for dtype in options.dtype:
-                marches = cases(C, k_t, dtype) if k_t <= 3 else ()  # longer ones are k_t = 3 with a longer loop
-                on_tensor_cores = tensor_core_cases(C, k_t, dtype) if dtype != "fp32" else ()
-                for case in (*marches, *on_tensor_cores):
-                    reports = [compile_case(case, arch) for arch in options.arch]
-                    allowed = TENSOR_CORE_STACK if case.on_tensor_cores else MARCH_STACK
-                    spilled += any(report.stack > allowed for report in reports)
-                    cells = [f"{r.registers}, {r.stack}, {r.products:.0%}" for r in reports]
-                    print(f"| {case} | " + " | ".join(cells) + " |", flush=True)
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        asked = [
+            (case, [pool.submit(_compile_nth, layer, i, arch) for arch in options.arch])
+            for layer in layers
+            for i, case in enumerate(_all_cases(*layer))
+        ]
+        for case, futures in asked:
+            reports = [future.result() for future in futures]
+            allowed = TENSOR_CORE_STACK if case.on_tensor_cores else MARCH_STACK
+            spilled += any(report.stack > allowed for report in reports)
+            cells = [f"{r.registers}, {r.stack}, {r.products:.0%}" for r in reports]
+            print(f"| {case} | " + " | ".join(cells) + " |", flush=True)
     return 1 if spilled else 0
 
 
