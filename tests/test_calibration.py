@@ -272,7 +272,7 @@ def test_the_command_writes_beside_the_checkpoint_and_score_uses_it(small_scorer
 
     result = run("evaluate", table, "--videos", tmp_path / "clips", "--calibration", place, "--resamples", 0)
     assert result.exit_code == 0, result.output
-    assert "24 of 24 clips" in result.stdout
+    assert "24 of 24 rows" in result.stdout
 
     assert "give --ratings TABLE" in run("calibrate", "--videos", tmp_path / "clips").stderr
     other = run("score", tmp_path / "clips", "--prompt", "a", "--calibration", tmp_path / "none.json")
