@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 HUB_REPOSITORY = "teowu/DOVER"
-HUB_FILE = "DOVER_plus_plus.pth"
 PREFIXES = {"aesthetic_backbone.": "backbone.", "aesthetic_head.": "aesthetic_head."}
 
 
@@ -96,9 +95,12 @@ def resolve_weights(path: str | Path) -> Path:
     path = Path(path)
     if path.is_file():
         return path
+    if path.is_dir() or path.suffix not in (".pth", ".safetensors"):  # no name that could be there
+        found = "a folder" if path.is_dir() else "no such file"
+        raise FileNotFoundError(f"{path}: {found}, expected the .pth or .safetensors file of a published checkpoint")
     from huggingface_hub import hf_hub_download
 
-    name = path.name if path.suffix in (".pth", ".safetensors") else HUB_FILE
+    name = path.name
     logger.info("no file %s, fetching %s from %s", path, name, HUB_REPOSITORY)
     try:
         return Path(hf_hub_download(HUB_REPOSITORY, name))

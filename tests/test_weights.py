@@ -208,6 +208,13 @@ def test_offline_the_error_says_what_to_do(monkeypatch, tmp_path):
         DOVERModel(tmp_path / "nowhere.pth", config="nano")
 
 
+@pytest.mark.parametrize("name", ["last.ckpt", "run", ""])
+def test_what_cannot_be_a_published_checkpoint_is_not_replaced_by_one(tmp_path, name):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"expected the \.pth or \.safetensors file of a published checkpoint"):
+        resolve_weights(tmp_path / name)
+
+
 @pytest.fixture
 def hub(published) -> Iterator[str]:
     """A server that answers as the hub does for one file."""

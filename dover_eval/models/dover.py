@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin, constants, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -50,14 +50,16 @@ class _HubModel(PyTorchModelHubMixin):
         """A checkpoint in `save_pretrained`'s form: a folder, or a repository in the hub's cache or on the hub."""
         try:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        except (LocalEntryNotFoundError, HfHubHTTPError) as error:
+        except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError) as error:
             reason = " ".join(str(error).split())
             raise FileNotFoundError(
                 f"no folder {pretrained_model_name_or_path}, and no such checkpoint on the hub: {reason}"
             ) from error
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **kwargs: Any) -> Any:
+    def _from_pretrained(
+        cls, *, model_id: str, map_location: str | None = None, strict: bool = True, **kwargs: Any
+    ) -> Any:
         if not strict:
             raise ValueError("strict=False would score with random weights; it is not offered")
         hub = {k: kwargs.pop(k) for k in ("revision", "cache_dir", "force_download", "token", "local_files_only")}
@@ -68,7 +70,7 @@ class _HubModel(PyTorchModelHubMixin):
             path = Path(hf_hub_download(model_id, constants.SAFETENSORS_SINGLE_FILE, **hub))
         model = cls._fresh(**kwargs)
         load_safetensors_strict(model, path)
-        return model.to(map_location).eval()
+        return (model if map_location is None else model.to(map_location)).eval()
 
     @classmethod
     def _fresh(cls, **kwargs: Any) -> Any:

@@ -81,6 +81,10 @@ class QualityAwareFusion(nn.Module):
         text, text_mask = _as_sequence("text_features", text_features, text_mask)
         if video.shape[0] != text.shape[0]:
             raise ValueError(f"expected as many videos as prompts, got {video.shape[0]} and {text.shape[0]}")
+        if (semantics is None) == hasattr(self, "agreement"):
+            raise ValueError(
+                f"expected {'semantics' if semantics is None else 'no semantics'}, as this fusion was made"
+            )
         if text_pooled is None:
             text_pooled = masked_mean(text, text_mask)
         if dover_pooled is None:

@@ -89,10 +89,13 @@ class StatisticsPool(nn.Module):
 
     def _follow(self, raw: Tensor) -> None:
         momentum = torch.where(self.fitted > 0, self.MOMENTUM, 1.0)
-        self.center.lerp_(raw.mean(dim=0), momentum)
         if len(raw) > 1:
             self.scale.lerp_(raw.std(dim=0).clamp_min(1e-2), momentum)
-            self.fitted.fill_(1)
+        else:  # a single clip tells how far it is from those before it, and the first one nothing
+            variance = self.scale.square().lerp((raw[0] - self.center).square(), self.fitted * self.MOMENTUM)
+            self.scale.copy_(variance.sqrt().clamp_min(1e-2))
+        self.center.lerp_(raw.mean(dim=0), momentum)
+        self.fitted.fill_(1)
 
 
 def _mean_or_zero(x: Tensor) -> Tensor:

@@ -64,6 +64,13 @@ class SemanticEncoder(nn.Module):
     def train(self, mode: bool = True) -> SemanticEncoder:
         return super().train(False)  # frozen: its batch norms keep their statistics
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SemanticEncoder:
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)  # it computes in fp32, always
+
+        return super()._apply(move, recurse)
+
     def forward(self, pictures: Tensor) -> Tensor:
         with torch.autocast(pictures.device.type, enabled=False):
             x = F.interpolate(pictures.float(), (self.size, self.size), mode="bilinear", antialias=True)

@@ -13,7 +13,7 @@ import json
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,8 +140,7 @@ class TextEncoder(nn.Module):
         batch = self.tokenizer(list(prompts), padding=True, **self._tokenizing)
         trainable = self.trainable
         if trainable:  # what was cached is about to be out of date
-            with self._lock:
-                self._cache.clear()
+            self._forget()
         with torch.set_grad_enabled(trainable and torch.is_grad_enabled()):
             pooled, tokens = self._encode(batch)
         return TextFeatures(pooled, tokens, batch["attention_mask"].bool().to(tokens.device))
@@ -180,6 +179,18 @@ class TextEncoder(nn.Module):
         tokens = self.model(**batch).last_hidden_state
         pooled = tokens[:, 0] if self.pooling == "cls" else masked_mean(tokens, batch["attention_mask"])
         return F.normalize(pooled, dim=1), tokens
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TextEncoder:
+        self._forget()  # another device or dtype
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._forget()  # other weights
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _forget(self) -> None:
+        with self._lock:
+            self._cache.clear()
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()

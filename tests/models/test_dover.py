@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dover_eval import DOVERConfig, DOVERModel, DOVERModelSimple, TextEncoderError, VideoScorer, WeightsError
+from dover_eval.config import EFFICIENTNET_LITE0
 from dover_eval.models.heads import ASPECTS
 
 PROMPTS = ["a red circle moving left", "two dogs running over a beach at sunset, cinematic, in slow motion"]
@@ -132,6 +133,28 @@ def test_a_round_trip_keeps_every_bit(small_model, frames, tmp_path):
     loaded = DOVERModelSimple.from_pretrained(str(tmp_path / "simple"))
     assert_same_weights(loaded, simple)
     assert torch.equal(loaded(frames)["features"], simple(frames)["features"])
+    elsewhere = DOVERModelSimple.from_pretrained(str(tmp_path / "simple"), map_location="meta")
+    assert {parameter.device.type for parameter in elsewhere.parameters()} == {"meta"}
+    with pytest.raises(FileNotFoundError, match="no folder runs/a/b"):
+        DOVERModelSimple.from_pretrained("runs/a/b")
+
+
+def test_the_device_asked_for_is_where_a_checkpoint_stays(small_model, tmp_path, monkeypatch):
+    small_model.dover_model.save_pretrained(tmp_path)
+    asked = []
+    monkeypatch.setattr(DOVERModelSimple, "to", lambda self, device: asked.append(device) or self)
+    DOVERModelSimple.from_pretrained(str(tmp_path), device="cuda")
+    assert asked == ["cuda"]
+
+
+def test_a_model_with_a_picture_encoder_runs_in_half_precision(small_config, frames):
+    config = small_config.replace(semantic_encoder_name=EFFICIENTNET_LITE0)
+    model = DOVERModel(None, config=config).eval()
+    single = model(frames, PROMPTS)
+    half = model.bfloat16()(frames.bfloat16(), PROMPTS)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, single, atol=0.05, rtol=0)
+    assert {parameter.dtype for parameter in model.semantic_encoder.parameters()} == {torch.float32}
 
 
 def test_a_checkpoint_that_lacks_a_key_is_refused(small_model, tmp_path):

@@ -100,6 +100,14 @@ def test_what_does_not_fit_is_refused(fusion, video, text, words):
         fusion(torch.zeros(video), torch.zeros(text))
 
 
+def test_semantics_go_with_a_fusion_that_was_made_for_them_alone(fusion):
+    video, text, seen = torch.zeros(2, 24), torch.zeros(2, 16), torch.zeros(2, 3)
+    with pytest.raises(ValueError, match="expected no semantics"):
+        fusion(video, text, semantics=seen)
+    with pytest.raises(ValueError, match="expected semantics"):
+        QualityAwareFusion(24, 16, 16, semantic_dim=3)(video, text)
+
+
 def test_a_mask_of_another_shape_is_refused(fusion):
     with pytest.raises(ValueError, match=r"expected a mask \(2, 5\)"):
         fusion(torch.zeros(2, 5, 24), torch.zeros(2, 16), dover_mask=torch.ones(2, 4, dtype=torch.bool))

