@@ -100,13 +100,12 @@ def resolve_weights(path: str | Path) -> Path:
         raise FileNotFoundError(f"{path}: {found}, expected the .pth or .safetensors file of a published checkpoint")
     from huggingface_hub import hf_hub_download
 
-    name = path.name
-    logger.info("no file %s, fetching %s from %s", path, name, HUB_REPOSITORY)
+    logger.info("no file %s, fetching %s from %s", path, path.name, HUB_REPOSITORY)
     try:
-        return Path(hf_hub_download(HUB_REPOSITORY, name))
+        return Path(hf_hub_download(HUB_REPOSITORY, path.name))
     except OSError as error:
         raise FileNotFoundError(
-            f"no weights at {path}, and {name} could not be fetched from the hub's {HUB_REPOSITORY} "
+            f"no weights at {path}, and {path.name} could not be fetched from the hub's {HUB_REPOSITORY} "
             f"({' '.join(str(error).split())}). Download it on a machine with a connection and pass its path, "
             "or pass None for fresh weights to train."
         ) from error

@@ -6,7 +6,7 @@ import torch
 
 from dover_eval.video.layout import check_clip, split_clips
 
-CLIP = torch.randint(0, 256, (5, 3, 6, 8), dtype=torch.uint8)  # T,C,H,W
+CLIP = torch.arange(5 * 3 * 6 * 8).mul(7).to(torch.uint8).view(5, 3, 6, 8)  # T,C,H,W; each of the 256 values, 0 too
 
 
 @pytest.mark.parametrize("layout", ["TCHW", "CTHW", "THWC", "CHWT"])
