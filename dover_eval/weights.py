@@ -140,9 +140,12 @@ def load_checkpoint_file(path: str | Path) -> dict[str, Tensor]:
 def adapt_dover_checkpoint(
     state: Mapping[str, Tensor], model: DOVERModelSimple, *, min_coverage: float | None = None
 ) -> LoadReport:
-    """Load a published state dict into `model` in place. See `load_dover_checkpoint`."""
+    """Load a published state dict into `model` in place, or raise and leave it as it was.
+
+    See `load_dover_checkpoint`.
+    """
     ours = dict(model.named_parameters())
-    loaded: list[str] = []
+    fitted: dict[str, Tensor] = {}
     adapted: dict[str, str] = {}
     unused: list[str] = []
     misfits: list[str] = []
@@ -150,25 +153,22 @@ def adapt_dover_checkpoint(
         name = next((new + key[len(old) :] for old, new in PREFIXES.items() if key.startswith(old)), None)
         if name is None or name not in ours:
             unused.append(key)
-            continue
-        fitted, how = _fit(value, ours[name])
-        if fitted is None:
+        elif not value.is_floating_point():
+            misfits.append(f"{key} is {value.dtype}, expected a floating dtype")
+        elif not value.isfinite().all():
+            misfits.append(f"{key} holds NaN or infinity")
+        elif (fit := _fit(value, ours[name])) is None:
             misfits.append(f"{key} {tuple(value.shape)}, expected {tuple(ours[name].shape)}")
-            continue
-        with torch.no_grad():
-            ours[name].copy_(fitted)
-        if how:
-            adapted[name] = how
         else:
-            loaded.append(name)
+            fitted[name], how = fit
+            if how:
+                adapted[name] = how
     if misfits:
         raise WeightsError(f"{len(misfits)} tensors do not fit this configuration: " + "; ".join(misfits[:8]))
 
-    filled = {*loaded, *adapted}
-    missing = tuple(name for name in ours if name not in filled)
-    total = sum(p.numel() for p in ours.values())
-    coverage = sum(ours[name].numel() for name in filled) / total
-    report = LoadReport(tuple(loaded), adapted, missing, tuple(unused), coverage)
+    missing = tuple(name for name in ours if name not in fitted)
+    coverage = sum(ours[name].numel() for name in fitted) / sum(p.numel() for p in ours.values())
+    loaded = tuple(name for name in fitted if name not in adapted)
     if min_coverage is None:
         lacking = [name for name in missing if name.startswith(tuple(PREFIXES.values()))]
         if lacking:
@@ -181,7 +181,10 @@ def adapt_dover_checkpoint(
             f"the checkpoint covers {coverage:.1%} of the model's parameters, expected at least {min_coverage:.1%}; "
             f"missing: {', '.join(_groups(missing))}"
         )
-    return report
+    with torch.no_grad():
+        for name, value in fitted.items():
+            ours[name].copy_(value)
+    return LoadReport(loaded, adapted, missing, tuple(unused), coverage)
 
 
 def mark_untrained(
@@ -192,6 +195,8 @@ def mark_untrained(
     A number that comes out of weights that were never trained would look like a score; NaN does not. Returns the
     parts that hold NaN now.
     """
+    if isinstance(fresh, str):
+        raise TypeError(f"expected fresh to be names of parts, such as [{fresh!r}], got the text {fresh!r}")
     fresh = set(fresh)
     names = [name for name, _ in model.named_parameters()]
     prefix = "dover_model." if any(name.startswith("dover_model.") for name in names) else ""
@@ -221,10 +226,12 @@ def load_safetensors_strict(model: nn.Module, path: str | Path) -> None:
     ours = model.state_dict()
     missing, unexpected = sorted(set(ours) - set(state)), sorted(set(state) - set(ours))
     misfits = [k for k in ours if k in state and ours[k].shape != state[k].shape]
-    if missing or unexpected or misfits:
+    kinds = [k for k in ours if k in state and ours[k].is_floating_point() != state[k].is_floating_point()]
+    if missing or unexpected or misfits or kinds:
         raise WeightsError(
             f"{path} does not fit {type(model).__name__}: missing {missing[:8]} ({len(missing)}), "
-            f"unexpected {unexpected[:8]} ({len(unexpected)}), of another shape {misfits[:8]} ({len(misfits)})"
+            f"unexpected {unexpected[:8]} ({len(unexpected)}), of another shape {misfits[:8]} ({len(misfits)}), "
+            f"integers for floats or the reverse {kinds[:8]} ({len(kinds)})"
         )
     broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
@@ -232,7 +239,7 @@ def load_safetensors_strict(model: nn.Module, path: str | Path) -> None:
     model.load_state_dict(state)
 
 
-def _fit(value: Tensor, target: Tensor) -> tuple[Tensor | None, str]:
+def _fit(value: Tensor, target: Tensor) -> tuple[Tensor, str] | None:
     """`value` in the shape of `target` and how it was made so, or None where it cannot be.
 
     Only the temporal size of a 3D kernel may differ. A patchify kernel (its stride is its size) keeps its response to
@@ -244,7 +251,7 @@ def _fit(value: Tensor, target: Tensor) -> tuple[Tensor | None, str]:
         value.ndim == target.ndim == 5 and value.shape[:2] + value.shape[3:] == target.shape[:2] + target.shape[3:]
     )
     if not same_but_time:
-        return None, ""
+        return None
     before, after = value.shape[2], target.shape[2]
     change = f"temporal size {before} to {after}"
     if target.shape[1] != 1:

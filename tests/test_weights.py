@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dover_eval import DOVERConfig, DOVERModel, DOVERModelSimple, VideoScorer, WeightsError, load_dover_checkpoint
 from dover_eval.config import MINILM
-from dover_eval.weights import load_checkpoint_file, resolve_weights
+from dover_eval.weights import adapt_dover_checkpoint, load_checkpoint_file, resolve_weights
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -100,6 +100,33 @@ def test_the_whole_model_refuses_to_score_with_parts_never_trained(golden, tmp_p
 
     ready = DOVERModel(path, config=golden["config"], fresh=model.untrained).eval()
     assert ready(golden["input.video"], ["a", "b"]).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda value: value * torch.nan, "holds NaN or infinity"),
+        (lambda value: value / 0, "holds NaN or infinity"),
+        (lambda value: value.to(torch.int8), r"is torch\.int8, expected a floating dtype"),
+        (lambda value: value[1:], "expected"),
+    ],
+    ids=["nan", "infinity", "int8", "shape"],
+)
+def test_a_tensor_that_does_not_fit_is_refused_and_the_model_stays_as_it_was(golden, spoil, words):
+    model = DOVERModelSimple(golden["config"])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    last = list(golden["state"])[-1]
+    with pytest.raises(WeightsError, match=f"1 tensors do not fit.*{last}.*{words}"):
+        adapt_dover_checkpoint(golden["state"] | {last: spoil(golden["state"][last])}, model)
+    with pytest.raises(WeightsError, match=r"expected at least 100\.0%"):
+        adapt_dover_checkpoint(golden["state"], model, min_coverage=1.0)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_fresh_is_a_list_of_names(golden, tmp_path):
+    path = saved(tmp_path / "w.pth", golden["state"])
+    with pytest.raises(TypeError, match=r"such as \['projection'\]"):
+        load_dover_checkpoint(path, golden["config"], fresh="projection")
 
 
 def published_state(layout: dict) -> dict[str, Tensor]:

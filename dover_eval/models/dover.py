@@ -349,9 +349,11 @@ class DOVERModel(nn.Module, _HubModel, **HUB):
         """Recompute the backbone's activations in the backward pass: much less memory, a third more time.
 
         By the name that transformers' Trainer calls. The one setting is `frames`, how many at a time (see
-        `ConvNeXtBlock3D.forward_checkpointed`); by default a clip's all.
+        `ConvNeXtBlock3D.forward_checkpointed`); by default a clip's all. Trainer's own `use_reentrant` changes nothing.
         """
         frames = (gradient_checkpointing_kwargs or {}).get("frames", self.config.num_frames)
+        if not isinstance(frames, int) or frames < 1:
+            raise ValueError(f"expected frames to be a number of frames, 1 or more, got {frames!r}")
         self.dover_model.backbone.checkpoint_frames = frames
 
     def gradient_checkpointing_disable(self) -> None:

@@ -59,7 +59,9 @@ class StatisticsPool(nn.Module):
 
     @torch.no_grad()
     def fit(self, raw: Tensor) -> None:
-        """Take centre and scale from the raw moments (N,size) of many clips at once."""
+        """Take centre and scale from the raw moments (N,size) of many clips at once, N >= 2."""
+        if len(raw) < 2:
+            raise ValueError(f"expected the moments of two clips or more, got {tuple(raw.shape)}")
         self.center.copy_(raw.mean(dim=0))
         self.scale.copy_(raw.std(dim=0).clamp_min(1e-2))
         self.fitted.fill_(1)
@@ -141,6 +143,6 @@ class MOSPredictor(nn.Module):
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """The mean of x (B,N,D) over the places where mask (B,N) is true."""
-    weights = F.normalize(mask.to(x.dtype), p=1, dim=1)
+    """The mean of x (B,N,D) over the places where mask (B,N) is true, zero where none is."""
+    weights = F.normalize(mask.to(x.dtype), p=1, dim=1, eps=1e-6)  # the default is zero in fp16
     return torch.einsum("bnd,bn->bd", x, weights)

@@ -169,6 +169,9 @@ def test_a_checkpoint_that_lacks_a_key_is_refused(small_model, tmp_path):
     save_file(state | {"fusion.query.weight": dropped * torch.nan}, tmp_path / "model.safetensors")
     with pytest.raises(WeightsError, match="NaN"):
         DOVERModel.from_pretrained(str(tmp_path))
+    save_file(state | {"fusion.query.weight": dropped.to(torch.int8)}, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"integers for floats or the reverse \['fusion\.query\.weight'\] \(1\)"):
+        DOVERModel.from_pretrained(str(tmp_path))
     with pytest.raises(ValueError, match="random weights"):
         DOVERModel.from_pretrained(str(tmp_path), strict=False)
 

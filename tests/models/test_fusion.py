@@ -129,3 +129,12 @@ def test_attention_is_what_the_fusion_attends_with(fusion):
     found = fusion.attended((weights @ values).transpose(1, 2).flatten(2))
     words = fusion.text_norm(fusion.text_proj(text))
     torch.testing.assert_close(found, fusion._attend(words, places, torch.ones(2, 5, dtype=torch.bool)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_prompt_without_words_has_a_score(dtype):
+    fusion = QualityAwareFusion(24, 16, 32).eval().to(dtype)
+    none = torch.zeros(1, 3, dtype=torch.bool)
+    fused, weights = fusion(torch.randn(1, 5, 24).to(dtype), torch.randn(1, 3, 16).to(dtype), text_mask=none)
+    assert fused.isfinite().all()
+    assert weights.isfinite().all()

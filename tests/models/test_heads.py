@@ -51,6 +51,11 @@ def test_statistics_learn_from_one_clip_at_a_time():
     torch.testing.assert_close(pool.scale, torch.tensor([3.0, 0.2]), rtol=0.3, atol=0)
 
 
+def test_statistics_are_not_fitted_to_one_clip():
+    with pytest.raises(ValueError, match=r"two clips or more, got \(1, 2\)"):
+        StatisticsPool(2).fit(torch.randn(1, 2))
+
+
 def test_statistics_of_one_frame_are_finite():
     pool = StatisticsPool(6 * 3).train()
     assert pool(pool.raw([torch.randn(1, 3, 1, 4, 4)])).isfinite().all()

@@ -102,6 +102,9 @@ def test_checkpointing_gives_the_same_gradients(model, batch):
     assert model.dover_model.backbone.checkpoint_frames == model.config.num_frames
     for one, other in zip(plain, gradients(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    for frames in (0, -1, 2.5, "all"):
+        with pytest.raises(ValueError, match=f"1 or more, got {frames!r}"):
+            model.gradient_checkpointing_enable({"frames": frames})
     model.gradient_checkpointing_disable()
     assert model.dover_model.backbone.checkpoint_frames is None
 
