@@ -98,19 +98,21 @@ class DOVERConfig:
         unknown = [name for name in self.signals if name not in SIGNALS]
         if self.signals[:1] != ("rgb",) or unknown or len(set(self.signals)) != len(self.signals):
             raise ValueError(f"expected signals 'rgb' and then any of {SIGNALS[1:]}, got {self.signals}")
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"expected a drop_path_rate from 0 to below 1, got {self.drop_path_rate}")
         if "fragments" in self.views and any(side % 4 for side in self.frame_size):
             raise ValueError(f"expected a frame_size divisible by the 4x4 fragments, got {self.frame_size}")
         if self.fusion_dim % 8:
             raise ValueError(f"expected a fusion_dim divisible by its 8 heads, got {self.fusion_dim}")
         if self.views not in (VIEWS[:1], VIEWS[:2], VIEWS):
             raise ValueError(f"expected views {VIEWS[:1]}, {VIEWS[:2]} or {VIEWS}, got {self.views}")
+        if self.windows < 1 or self.num_frames % self.windows:
+            raise ValueError(f"expected num_frames {self.num_frames} in windows of equal length, got {self.windows}")
         if "pictures" in self.views and self.num_frames // self.windows % QUARTERS:
             raise ValueError(
                 f"expected num_frames {self.num_frames} in {self.windows} windows of groups of {QUARTERS} "
                 "with the view 'pictures'"
             )
-        if self.windows < 1 or self.num_frames % self.windows:
-            raise ValueError(f"expected num_frames {self.num_frames} in windows of equal length, got {self.windows}")
         if self.num_frames // self.windows < self.stem_kernel[0]:
             raise ValueError(
                 f"num_frames {self.num_frames} in {self.windows} windows is shorter than the stem {self.stem_kernel[0]}"

@@ -49,24 +49,32 @@ class ConvNeXtBlock3D(nn.Module):
 
         Backward then holds the activations of one slice. Slices overlap by what the depthwise kernel reaches in time.
         """
-        reach = self.dwconv.weight.shape[2] // 2
+        reach, survival = self.dwconv.weight.shape[2] // 2, self._survival(x)
         slices = []
         for start in range(0, x.shape[2], slice_frames):
             end = min(start + slice_frames, x.shape[2])
             low, high = max(start - reach, 0), min(end + reach, x.shape[2])
-            y: Tensor = checkpoint(self, x[:, :, low:high], use_reentrant=False)
+            y: Tensor = checkpoint(self, x[:, :, low:high], survival, use_reentrant=False)
             slices.append(y[:, :, start - low : end - low])
         return torch.cat(slices, dim=2)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, survival: Tensor | None = None) -> Tensor:
+        """`survival` (B,1,1,1,1) scales each clip's branch; by default it is drawn in training, and one otherwise."""
         conv, norm = self.dwconv, self.norm
         y = dwconv3d_layernorm(x, conv.weight, cast(Tensor, conv.bias), norm.weight, norm.bias, norm.eps)
         y = self.pwconv2(self.act(self.pwconv1(y.permute(0, 2, 3, 4, 1))))
         y = (self.gamma * y).permute(0, 4, 1, 2, 3)
-        if self.training and self.drop_path > 0:
-            keep = 1 - self.drop_path
-            y = y * (torch.rand(y.shape[0], 1, 1, 1, 1, device=y.device) < keep).to(y.dtype) / keep
-        return x + y
+        if survival is None:
+            survival = self._survival(x)
+        return x + y if survival is None else x + y * survival.to(y.dtype)
+
+    def _survival(self, x: Tensor) -> Tensor | None:
+        """Stochastic depth: for each clip of x zero, or the inverse of the chance not to be dropped; None where no
+        clip is."""
+        if not self.training or self.drop_path == 0:
+            return None
+        keep = 1 - self.drop_path
+        return (torch.rand(x.shape[0], 1, 1, 1, 1, device=x.device) < keep) / keep
 
 
 class ConvNeXt3D(nn.Module):
@@ -88,7 +96,8 @@ class ConvNeXt3D(nn.Module):
         for before, after in itertools.pairwise(dims):
             halve = nn.Conv3d(before, after, (1, 2, 2), stride=(1, 2, 2))
             self.downsample_layers.append(nn.Sequential(ChannelLayerNorm(before), halve))
-        rates = torch.linspace(0, config.drop_path_rate, sum(depths)).tolist()
+        last = max(sum(depths) - 1, 1)
+        rates = [config.drop_path_rate * i / last for i in range(sum(depths))]  # growing with depth
         self.stages = nn.ModuleList()
         for dim, depth in zip(dims, depths, strict=True):
             kernels = [config.temporal_kernels[i % len(config.temporal_kernels)] for i in range(depth)]

@@ -1,5 +1,6 @@
 """The operator's front door on a CPU: what it refuses, which path it takes, and what it works under."""
 
+import itertools
 import re
 from types import SimpleNamespace
 
@@ -145,6 +146,36 @@ def test_one_compiled_function_takes_every_layer(monkeypatch):
         case = make_operands((1, C, 2, 3, 4), (k_t, 3, 3))
         errors = relative_errors(case.run(compiled), case.oracle())
         assert max(errors.values()) < 1e-5, (C, k_t, errors)
+
+
+def test_a_compiled_training_step_takes_any_batch_size_and_length():
+    torch.compiler.reset()
+    compiled = torch.compile(dwconv3d_layernorm, fullgraph=True, backend="aot_eager")
+    for B, T in itertools.product((1, 2, 3, 4), (1, 2, 3, 4)):  # more than the eight graphs a compiler keeps
+        case = make_operands((B, 8, T, 3, 4), (3, 3, 3))
+        errors = relative_errors(case.run(compiled), case.oracle())
+        assert max(errors.values()) < 1e-5, (B, T, errors)
+
+
+def test_gradients_for_each_clip_by_torch_func():
+    x, *parameters = make_operands((3, 8, 2, 5, 6), (3, 7, 7)).tensors
+
+    def loss(parameters, clip):
+        return dwconv3d_layernorm(clip[None], *parameters).square().sum()
+
+    for_each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(tuple(parameters), x)
+    for i, clip in enumerate(x):
+        alone = torch.func.grad(loss)(tuple(parameters), clip)
+        torch.testing.assert_close(tuple(gradient[i] for gradient in for_each), alone, atol=1e-4, rtol=1e-4)
+
+
+def test_on_the_meta_device_it_has_shapes_alone():
+    tensors = [tensor.detach().to("meta").requires_grad_() for tensor in operands().tensors]
+    z = dwconv3d_layernorm(*tensors)
+    z.sum().backward()
+    assert all(tensor.is_meta for tensor in (z, *(tensor.grad for tensor in tensors)))
+    assert [tensor.grad.shape for tensor in tensors] == [tensor.shape for tensor in tensors]
+    assert explain(tensors[0]).reason == "the tensor is on meta, and Triton needs a GPU"
 
 
 def test_activation_checkpointing_gives_the_same_gradients():

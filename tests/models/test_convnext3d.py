@@ -79,12 +79,16 @@ def test_signals_tell_sharpness_and_flicker():
 
 
 @pytest.mark.parametrize("slice_frames", [1, 3, 8])
-def test_backward_in_slices_of_frames_gives_the_same(small_config: DOVERConfig, slice_frames: int) -> None:
-    backbone = ConvNeXt3D(small_config).eval()
+@pytest.mark.parametrize("drop_path_rate", [0.0, 0.5])
+def test_backward_in_slices_of_frames_gives_the_same(
+    small_config: DOVERConfig, slice_frames: int, drop_path_rate: float
+) -> None:
+    backbone = ConvNeXt3D(small_config.replace(drop_path_rate=drop_path_rate)).train()
 
     def run(checkpoint_frames: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+        torch.manual_seed(0)
         backbone.checkpoint_frames = checkpoint_frames
-        frames = torch.randn(1, 3, 7, 32, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        frames = torch.randn(4, 3, 7, 32, 32).requires_grad_()
         features = backbone(frames)
         features.square().sum().backward()
         assert frames.grad is not None
@@ -92,3 +96,10 @@ def test_backward_in_slices_of_frames_gives_the_same(small_config: DOVERConfig, 
 
     for found, expected in zip(run(slice_frames), run(None), strict=True):
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_shapes_are_known_without_weights_or_memory(small_config: DOVERConfig) -> None:
+    with torch.device("meta"):
+        features = ConvNeXt3D(small_config)(torch.empty(2, 3, 64, 1280, 640))
+    assert features.shape == (2, small_config.dims[-1], 64, 40, 20)
+    assert features.is_meta

@@ -127,6 +127,8 @@ def test_a_file_and_its_frames_score_alike(config, write_video):
             "num_frames 12 in 2 windows of groups of 4",
         ),
         ({"windows": 3}, "windows of equal length, got 3"),
+        ({"views": ("squash", "fragments", "pictures"), "windows": 0}, "windows of equal length, got 0"),
+        ({"drop_path_rate": 1.0}, "drop_path_rate from 0 to below 1, got 1.0"),
         ({"views": ("squash", "fragments"), "frame_size": (30, 32)}, "divisible by the 4x4 fragments"),
     ],
 )

@@ -3,6 +3,7 @@
 import importlib.util
 import operator
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -46,7 +47,7 @@ def dwconv3d_layernorm(
     """
     _check(x, weight, bias, ln_weight, ln_bias)
     device, choice = x.device, os.environ.get("DOVER_KERNELS")
-    autocast = torch.is_autocast_enabled(device.type)
+    autocast = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
     if autocast and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(device.type))
     if choice is None and device.type == "cpu" and not autocast:  # what `_select` and the lines below come to, sooner
@@ -62,7 +63,7 @@ def dwconv3d_layernorm(
         parameters = (weight, bias, ln_weight, ln_bias)
         save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *parameters))
         return forward_op(x, *parameters, eps, save)[0]
-    with torch.autocast(device.type, enabled=False):
+    with torch.autocast(device.type, enabled=False) if autocast else nullcontext():
         return dwconv3d_layernorm_reference(x, weight, bias, ln_weight, ln_bias, eps)
 
 

@@ -1,6 +1,6 @@
 """The operator in plain PyTorch: the path on CPU, and the oracle of the kernels' tests."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -25,11 +25,16 @@ def dwconv3d_layernorm_reference(
         scale = weight.flatten(1).sum(1) + bias + ln_weight + ln_bias
         return (x * scale.view(1, -1, 1, 1, 1)).to(x.dtype)
     # A half-precision convolution gains nothing on a CPU, and its gradients are summed in half precision.
-    y = x.to(dtype).contiguous(memory_format=torch.channels_last_3d)
+    y = _channels_last(x.to(dtype))
     convolve = _DepthwiseConv3d.apply if torch.is_grad_enabled() else _convolve
     y = convolve(y, weight, bias).permute(0, 2, 3, 4, 1)
     y = F.layer_norm(y, (y.shape[-1],), ln_weight, ln_bias, eps)
     return y.permute(0, 4, 1, 2, 3).to(x.dtype)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """`x` in channels_last_3d, in words that vmap knows."""
+    return x.permute(0, 2, 3, 4, 1).contiguous().permute(0, 4, 1, 2, 3)
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -62,39 +67,46 @@ class _DepthwiseConv3d(torch.autograd.Function):
     """Depthwise conv3d whose input gradient is the same convolution with the kernel turned around: oneDNN's own
     takes 8 to 170 times as long on a CPU (NOTES.md)."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return _convolve(x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         dx = dweight = dbias = None
-        dy = dy.contiguous(memory_format=torch.channels_last_3d)
+        dy = _channels_last(dy)
         if ctx.needs_input_grad[0]:
             dx = _DepthwiseConv3d.apply(dy, weight.flip((2, 3, 4)), None)
         if ctx.needs_input_grad[1]:
-            dweight = _weight_gradient(x, dy, weight.shape)
+            gradient = _weight_gradient_op if torch.compiler.is_compiling() else _weight_gradient
+            dweight = gradient(x, dy, weight.shape[2:])
         if ctx.needs_input_grad[2]:
             dbias = dy.sum(dim=(0, 2, 3, 4))
         return dx, dweight, dbias
 
 
-def _weight_gradient(x: Tensor, dy: Tensor, shape: torch.Size) -> Tensor:
-    """The gradient of a depthwise kernel of `shape` (C,1,k_t,k_h,k_w).
+def _weight_gradient(x: Tensor, dy: Tensor, kernel: Sequence[int]) -> Tensor:
+    """The gradient (C,1,k_t,k_h,k_w) of a depthwise kernel of size `kernel`.
 
     In fp32 on a CPU each frame of dy is the kernel of a convolution over the k_t frames of x around it, whose outputs
     are the taps: oneDNN's own weight gradient takes 1.5 to 36 times as long (NOTES.md). A frame at a time, so that
     fp32 sums stay short.
     """
-    C, _, k_t, k_h, k_w = shape
+    k_t, k_h, k_w = kernel
+    C, T = x.shape[1:3]
     if x.device.type != "cpu" or x.dtype != torch.float32:
-        padding = [size // 2 for size in shape[2:]]
+        padding = [size // 2 for size in kernel]
         with _true_fp32(x):
-            return conv3d_weight(x, shape, dy, padding=padding, groups=C)
-    half, T = k_t // 2, x.shape[2]
-    gradient = x.new_zeros(shape)
+            return conv3d_weight(x, (C, 1, *kernel), dy, padding=padding, groups=C)
+    half = k_t // 2
+    gradient = x.new_zeros((C, 1, *kernel))
     for clip, d_clip in zip(x, dy, strict=True):
         for t in range(T):
             first, end = max(t - half, 0), min(t + half + 1, T)
@@ -103,3 +115,14 @@ def _weight_gradient(x: Tensor, dy: Tensor, shape: torch.Size) -> Tensor:
             at = first - t + half
             gradient[:, 0, at : at + end - first] += taps[0]
     return gradient
+
+
+#: To a compiler one node: the loop would be another graph for every batch size and length.
+_weight_gradient_op = torch.library.custom_op(
+    "dover_kernels::dwconv3d_weight_gradient_reference", _weight_gradient, mutates_args=()
+)
+
+
+@_weight_gradient_op.register_fake
+def _(x: Tensor, dy: Tensor, kernel: Sequence[int]) -> Tensor:
+    return x.new_empty((x.shape[1], 1, *kernel))
