@@ -44,13 +44,14 @@ REPEATS = 5
 def stages() -> dict[str, Any]:
     """Clips a second of decoding alone, of the model alone, and of the run with both; rounds take turns."""
     from dover_eval import VideoScorer
+    from dover_eval.config import usual_batch_size
     from dover_eval.scale.decoding import decode_ahead, decode_file
     from dover_eval.scale.files import Clip
     from dover_eval.scale.local import score_batches, score_decoded
     from dover_eval.scale.run import Share, cpu_count, score_set
 
     scorer = VideoScorer.from_pretrained()
-    batch_size = 1 if scorer.device.type == "cpu" else 8
+    batch_size = usual_batch_size(scorer.device.type != "cpu")
     workers = max(1, cpu_count() - 1)
     clips = [Clip(str(CLIP), PROMPT)] * STAGE_CLIPS
     decoded = [decode_file(clips[0], scorer.decode)] * batch_size

@@ -1,4 +1,4 @@
-"""Times scoring from end to end: decode, prepare, model; and the peak memory of each.
+"""Times scoring from end to end: decode, prepare, model; the model by batch size; and the peak memory.
 
     python -m bench.score [--presets nano tiny dover-plus-plus] [--note TEXT]
 
@@ -24,6 +24,7 @@ from typing import Any
 CLIP = Path(__file__).parent.parent / "examples" / "clips" / "star_clean.mp4"
 RESULTS = Path(__file__).parent / "results"
 REPEATS = 7
+BATCH_SIZES = (1, 2, 4, 8)
 # The published implementation at 16x224x224 on two cores took about 0.95 s: compare dover-plus-plus at that size.
 CASES = {
     "nano": {},
@@ -57,11 +58,8 @@ def run_case(preset: str) -> dict[str, Any]:
     frames = scorer.prepare(clip)[None]
     prompt = ["a pink star spinning in front of a starry night sky"]
 
-    def model() -> None:
-        with torch.no_grad():
-            scorer.model(frames, prompt)
-        if scorer.device.type == "cuda":
-            torch.cuda.synchronize()
+    def model(batch_size: int = 1) -> None:
+        scorer.score_prepared(frames.expand(batch_size, *frames.shape[1:]), prompt * batch_size)
 
     result: dict[str, Any] = {
         "preset": preset,
@@ -73,8 +71,13 @@ def run_case(preset: str) -> dict[str, Any]:
         "model": measure(model),
         "score_file": measure(lambda: scorer.score(CLIP, prompt)),
     }
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # of a clip at a time
+    result["batches"] = {
+        size: round(size / measure(lambda size=size: model(size))["median_s"], 2)  # type: ignore[misc]
+        for size in BATCH_SIZES
+    }
     result["clips_per_second"] = round(1 / result["score_file"]["median_s"], 2)
-    result["peak_memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    result["peak_memory_mb"] = round(memory / 1024)
     return result
 
 
@@ -108,7 +111,8 @@ def main() -> None:
         print(
             f"{preset:16} {case['frames']}  decode {case['decode']['median_s']:.3f} s  "
             f"prepare {case['prepare']['median_s']:.3f} s  model {case['model']['median_s']:.3f} s  "
-            f"{case['clips_per_second']:.2f} clips/s  {case['peak_memory_mb']} MB"
+            f"{case['clips_per_second']:.2f} clips/s  {case['peak_memory_mb']} MB; "
+            f"the model by batch size, clips/s: {case['batches']}"
         )
     report = {
         "device": device_name(),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dover_eval.calibration import Calibration
+from dover_eval.config import usual_batch_size
 from dover_eval.models.dover import DOVERModel
 from dover_eval.models.heads import ASPECTS, SCORE_NAMES
 from dover_eval.models.text import prompts_for
@@ -26,7 +27,6 @@ from dover_eval.weights import WeightsError
 if TYPE_CHECKING:
     from dover_eval.explain import Explanation
 
-DEFAULT_BATCH_SIZE = 8
 # What scoring takes from the model, and how wide each is.
 OUTPUTS = {"mos": len(SCORE_NAMES), "quality_weights": len(ASPECTS), "aesthetic_score": 1, "technical_score": 1}
 
@@ -97,7 +97,7 @@ class VideoScorer:
         prompts: str | Sequence[str],
         *,
         layout: str | None = None,
-        batch_size: int = DEFAULT_BATCH_SIZE,
+        batch_size: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> VideoScores:
         """Score `videos` against `prompts`.
@@ -106,7 +106,7 @@ class VideoScorer:
             videos: a path or a list of paths; or a tensor or an array with its `layout`, such as "BTCHW" or "TCHW",
                 uint8 in 0-255 or float in 0-1; or a list of those.
             prompts: one a clip; a single text goes with every clip.
-            batch_size: clips that go through the model together.
+            batch_size: clips that go through the model together; by default 8 on a GPU and 1 on a CPU.
             progress: called with the number of clips done since its last call.
 
         A file that cannot be decoded becomes a row of NaN with its reason in `errors`; the others are scored.
@@ -115,6 +115,8 @@ class VideoScorer:
             ValueError: the prompts do not fit the clips, one is empty, or a tensor's layout, shape, dtype or range
                 is not as said.
         """
+        if batch_size is None:
+            batch_size = usual_batch_size(self.device.type != "cpu")
         if batch_size < 1:
             raise ValueError(f"expected a batch_size of at least 1, got {batch_size}")
         paths = _as_paths(videos)

@@ -53,6 +53,14 @@ def test_any_order_gives_the_same_bits_one_by_one(small_scorer, clips):
     assert torch.equal(shuffled.values, expected[order])
 
 
+def test_on_a_cpu_clips_go_one_by_one_unless_asked_otherwise(small_scorer, clips, monkeypatch):
+    sizes, score_prepared = [], small_scorer.score_prepared
+    monkeypatch.setattr(small_scorer, "score_prepared", lambda f, p: sizes.append(len(f)) or score_prepared(f, p))
+    small_scorer.score(clips[:3], PROMPTS[:3], layout="TCHW")
+    small_scorer.score(clips[:3], PROMPTS[:3], layout="TCHW", batch_size=2)
+    assert sizes == [1, 1, 1, 2, 1]
+
+
 @pytest.mark.parametrize("batch_size", [2, 3, 5, 64])
 def test_any_batch_size_gives_the_same_scores(small_scorer, clips, batch_size):
     expected = small_scorer.score(clips, PROMPTS, layout="TCHW", batch_size=1)

@@ -32,7 +32,9 @@ def calibrate(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="By default beside the checkpoint.")] = None,
     model: Annotated[str | None, typer.Option(help="A checkpoint folder or hub repository.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Clips that go through the model together.")] = 8,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Clips that go through the model together; by default 8 on a GPU, else 1.")
+    ] = None,
 ) -> None:
     """Fit monotone maps from scores to your raters' scale, tie thresholds, intervals and percentiles.
 

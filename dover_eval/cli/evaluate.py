@@ -29,7 +29,9 @@ def evaluate(
     model: Annotated[str | None, typer.Option(help="A checkpoint folder or hub repository.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")] = None,
     calibration: Annotated[Path | None, typer.Option(help="What `dover-eval calibrate` wrote; for --videos.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Clips that go through the model together.")] = 8,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Clips that go through the model together; by default 8 on a GPU, else 1.")
+    ] = None,
     list_benchmarks: Annotated[bool, typer.Option("--list", help="Tell the benchmarks and where to get them.")] = False,
 ) -> None:
     """Compare scores with what people said.
@@ -99,7 +101,7 @@ def evaluate(
 
 
 def score_items(
-    items: Items, folder: Path | None, scorer: VideoScorer, batch_size: int
+    items: Items, folder: Path | None, scorer: VideoScorer, batch_size: int | None
 ) -> tuple[list[tuple[str, str]], VideoScores, list[str]]:
     """(video, prompt) as the items call them, their scores, and the names of clips that are not in the folder."""
     from dover_eval.cli.loading import score_with_progress

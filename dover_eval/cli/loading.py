@@ -47,7 +47,7 @@ def load_scorer(model: str | None, device: str | None, calibration: Path | None 
 
 
 def score_with_progress(
-    scorer: VideoScorer, files: Sequence[Path], texts: Sequence[str], batch_size: int
+    scorer: VideoScorer, files: Sequence[Path], texts: Sequence[str], batch_size: int | None
 ) -> VideoScores:
     """Scores of files, with a bar on standard error where that is a terminal."""
     from rich.console import Console

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from dover_eval.config import usual_batch_size
 from dover_eval.scale.inputs import InputError, NoPromptError, list_clips, read_prompts, video_file_name
 from dover_eval.scale.results import SCORES, SUFFIXES
 from dover_eval.scale.run import (
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 ENGINES = ("local", "ray")
-GPU_BATCH = 8
 
 
 def score(
@@ -122,10 +122,10 @@ def score(
             from dover_eval.scale.ray_engine import RayEngine
 
             cluster = RayEngine(model, calibration, threads=threads, address=address, num_gpus=num_gpus)
-            batch_size = batch_size or (GPU_BATCH if cluster.gpus else 1)
+            batch_size = batch_size or usual_batch_size(bool(cluster.gpus))
             run = cluster.on(clips, batch_size)
         else:
-            batch_size = batch_size or (GPU_BATCH if _is_gpu(device) else 1)
+            batch_size = batch_size or usual_batch_size(_is_gpu(device))
             workers = workers or max(1, cpu_count() // share.local_world - 1)
             run = _local_engine(clips, batch_size, model, device, calibration, threads, workers, share)
         with _progress(len(clips), show=not quiet and share.rank == 0) as progress:

@@ -47,7 +47,7 @@ class DoverReward:
         nan_policy: what becomes of one item that fails (a file that cannot be decoded, frames that hold NaN): "raise"
             raises for the whole call, "nan" makes it NaN and logs why. A wrong shape, dtype or range always raises.
         device, dtype: as in `VideoScorer`.
-        batch_size: clips that go through the model together, 8 by default.
+        batch_size: clips that go through the model together; by default 8 on a GPU and 1 on a CPU.
     """
 
     def __init__(

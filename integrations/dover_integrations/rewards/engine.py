@@ -14,9 +14,10 @@ from weakref import WeakSet, WeakValueDictionary
 import torch
 from torch import Tensor
 
+from dover_eval.config import usual_batch_size
 from dover_eval.models.dover import DOVERModel
 from dover_eval.models.heads import SCORE_NAMES
-from dover_eval.scorer import DEFAULT_BATCH_SIZE, VideoScorer, placement
+from dover_eval.scorer import VideoScorer, placement
 from dover_eval.video.decode import VideoError
 from dover_eval.video.sample import sample_clip
 from dover_integrations.rewards.queue import MicroBatcher
@@ -168,7 +169,7 @@ def shared_engine(
 ) -> Engine:
     """The engine of the checkpoint `model` in this process, loaded by whoever asks first."""
     device, dtype = placement(device, dtype)
-    batch_size = batch_size or DEFAULT_BATCH_SIZE
+    batch_size = batch_size or usual_batch_size(device.type != "cpu")
     key = (model if model is None else str(model), device, dtype, batch_size)
     # Tensors made in a caller's inference mode would never give gradients, to whoever else shares the model.
     with _LOADING, torch.inference_mode(False):
@@ -191,4 +192,4 @@ def private_engine(
         scorer = VideoScorer(model.model, device=device, dtype=dtype, calibration=model.calibration)
     else:
         scorer = VideoScorer(model, device=device, dtype=dtype)
-    return Engine(scorer, batch_size or DEFAULT_BATCH_SIZE)
+    return Engine(scorer, batch_size or usual_batch_size(scorer.device.type != "cpu"))

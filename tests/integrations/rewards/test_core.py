@@ -15,6 +15,7 @@ from dover_integrations.rewards.queue import MicroBatcher
 
 from dover_eval import VideoScorer
 from dover_eval.calibration import BOUND_TO, AspectCalibration, Calibration
+from dover_eval.config import usual_batch_size
 
 
 def make(model, **settings):
@@ -243,7 +244,8 @@ def test_a_child_forked_while_a_thread_is_being_scored_can_ask_too(reward, video
 
 def test_one_checkpoint_is_one_model_however_its_defaults_are_spelled(checkpoint):
     settings = {"layout": "BTCHW", "value_range": (0, 1)}
-    plain, spelled = DoverReward(checkpoint, **settings), DoverReward(checkpoint, batch_size=8, **settings)
+    batch_size = usual_batch_size(torch.cuda.is_available())
+    plain, spelled = DoverReward(checkpoint, **settings), DoverReward(checkpoint, batch_size=batch_size, **settings)
     assert plain.scorer is spelled.scorer
     assert plain.scorer is DoverReward(checkpoint, device=plain.scorer.device, **settings).scorer
 

@@ -101,17 +101,17 @@ def test_genrl_has_every_aspect(videos, prompts, expected):
 def test_genrl_scores_a_batch_once_for_all_its_aspects_and_anew_when_it_changes(videos, prompts, monkeypatch):
     module = importlib.import_module("dover_integrations.rewards.genrl")
     scorer = module._latest(None, "cpu")._reward.scorer
-    batches, score_prepared = [], scorer.score_prepared
-    monkeypatch.setattr(scorer, "score_prepared", lambda *batch: batches.append(batch) or score_prepared(*batch))
+    scored, score_prepared = [], scorer.score_prepared
+    monkeypatch.setattr(scorer, "score_prepared", lambda f, p: scored.extend(p) or score_prepared(f, p))
     images = videos.clone()
     ask = lambda: [
         getattr(module, f"dover{name}_score")("cpu")(images, prompts)[0]["avg"] for name in ("", "_temporal")
     ]
     first = ask()
-    assert len(batches) == 1
+    assert scored == prompts
     images[:, ::2] = 0  # in place
     assert not torch.equal(ask()[1], first[1])
-    assert len(batches) == 2
+    assert scored == 2 * prompts
 
 
 def test_verl_omni(videos, prompts, expected, checkpoint):
