@@ -22,8 +22,8 @@ EFFICIENTNET_LITE0 = "efficientnet-lite0"
 def usual_batch_size(gpu: bool) -> int:
     """Clips that go through the model together where nobody says how many.
 
-    One on a CPU: more keep it no busier, and their activations are memory that the system hands out, and takes back,
-    at every operation.
+    One on a CPU: eight took 1.1 to 1.4 times as long a clip there, and two now less, now more
+    (bench/results/score-by-batch-amd-epyc--2-threads.json).
     """
     return 8 if gpu else 1
 

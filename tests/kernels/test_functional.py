@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from dover_kernels import dwconv3d_layernorm, explain
+from dover_kernels.dwconv3d_layernorm.reference import _weight_gradient_op
 from torch.utils.checkpoint import checkpoint
 
 from .conftest import INTERPRETED, make_operands, relative_errors
@@ -155,6 +156,12 @@ def test_a_compiled_training_step_takes_any_batch_size_and_length():
         case = make_operands((B, 8, T, 3, 4), (3, 3, 3))
         errors = relative_errors(case.run(compiled), case.oracle())
         assert max(errors.values()) < 1e-5, (B, T, errors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_compilers_see_of_the_weight_gradient_is_what_it_is(dtype):
+    x, dy = torch.randn(2, 2, 8, 3, 4, 5, dtype=dtype)
+    torch.library.opcheck(_weight_gradient_op, (x, dy, [3, 3, 3]), test_utils=("test_schema", "test_faketensor"))
 
 
 def test_gradients_for_each_clip_by_torch_func():
