@@ -123,7 +123,7 @@ class VideoScorer:
         if paths is None:
             clips: Iterable[Tensor | Path] = split_clips(videos, layout)
             sources = [str(i) for i in range(len(clips))]  # type: ignore[arg-type]
-        elif layout is not None:
+        elif layout is not None and paths:
             raise ValueError(f'files have their own layout: layout="{layout}" goes with arrays and tensors alone')
         else:
             clips, sources = paths, [str(path) for path in paths]
@@ -271,10 +271,10 @@ def _checkpoint(name_or_path: str | Path | None) -> str:
 
 
 def _as_paths(videos: Any) -> list[Path] | None:
-    """The paths, where `videos` is a path or a list of paths."""
+    """The paths, where `videos` is a path or a list of paths, of none too."""
     if isinstance(videos, str | os.PathLike):
         return [Path(videos)]
-    if isinstance(videos, Sequence) and any(isinstance(video, str | os.PathLike) for video in videos):
+    if isinstance(videos, Sequence) and (not videos or any(isinstance(video, str | os.PathLike) for video in videos)):
         for i, video in enumerate(videos):
             if not isinstance(video, str | os.PathLike):
                 raise TypeError(f"expected paths alone or tensors alone, got a {type(video).__name__} as videos[{i}]")

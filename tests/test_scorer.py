@@ -121,8 +121,9 @@ def test_one_broken_file_does_not_stop_the_others(small_scorer, write_video, mov
     assert sum(seen) == 3
 
 
-def test_nothing_to_score(small_scorer):
-    scores = small_scorer.score([], [], layout="TCHW")
+@pytest.mark.parametrize("layout", [None, "TCHW"])
+def test_nothing_to_score(small_scorer, layout):
+    scores = small_scorer.score([], [], layout=layout)
     assert len(scores) == 0
     assert scores.values.shape == (0, 5)
     assert scores.to_dicts() == []
