@@ -7,7 +7,8 @@
 Writes what it finds into the kernel's configs.json, under the GPU's architecture and with its name and the versions,
 after every kernel of a layer: a run that was cut short goes on where it stopped, and `--again` starts over. Where the
 convolutions run on tensor cores, their few configurations are all timed, and so are those of `row_kernel` in small
-frames, against the layer without it, which has been tuned before. For every other kernel, configurations are compiled,
+frames, inference and training together, against the layer without it, which has been tuned before; the fastest must be
+faster for eight clips as well. For every other kernel, configurations are compiled,
 those that spill or do not compile are dropped, and the best by the compiler's figures are timed. Each is first checked
 in fp64, and the fastest must also agree, at full size, with the shipped one. When the time is up nothing more is
 compiled or timed, what runs is finished, and the kernel whose configurations were not all timed is left to the next
@@ -27,7 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures import TimeoutError as Unfinished
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ ROLES = ("inference", "training", "input_gradient", "weight_gradient")
 TENSOR_CORES = "convolution"
 #: The whole forward pass of layers with `launch.row_tiles`, for which the table may have no configuration: not faster.
 ROWS = "rows"
+#: Clips at which rows must be faster too: the table has no batch size, so that no score depends on its batch.
+SEVERAL = 8
 STRIP_WIDTHS = (4, 5, 7, 8, 10)
 #: Registers of a multiprocessor, and the threads and the programs that it holds at most.
 REGISTERS, THREADS, PROGRAMS = 65536, 2048, 32
@@ -175,6 +178,8 @@ def call(role: str, problem: Problem, device: str) -> Callable[[], object]:
         return lambda: launch.input_gradient(dz, parameters[0])
     if role == "weight_gradient":
         return lambda: launch.weight_gradient(x, dz, problem.k_t, 7)
+    if role == ROWS:  # which serve both
+        return lambda: tuple(t for save in (False, True) for t in launch.forward(x, *parameters, EPS, save))
     return lambda: launch.forward(x, *parameters, EPS, role == "training")
 
 
@@ -313,6 +318,8 @@ def _tune(problems: list[Problem], table: Table, end: float, most: int) -> None:
                     figures |= compile_all(pool, asked - figures.keys(), architecture, end)
                     tiles = screen(problem, role, figures, most, properties.multi_processor_count)
                 config, milliseconds = fastest(role, problem, "cuda", tiles, gpu_clock, end)
+                if role == ROWS and config is not None:
+                    config, _ = fastest(role, replace(problem, B=SEVERAL), "cuda", [None, config], gpu_clock, end)
                 table.put(problem, role, config)
                 print(f"{problem}  {role:16} {milliseconds:8.3f} ms  {config}", flush=True)
 

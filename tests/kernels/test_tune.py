@@ -162,20 +162,32 @@ def test_nothing_is_compiled_or_timed_when_the_time_is_up(timed, configs, h100, 
     assert configs.read_text() == before
 
 
-def test_rows_are_timed_after_and_against_the_layer_without_them(configs, h100, monkeypatch):
-    asked = {}
+@pytest.mark.parametrize("faster_for_several", [True, False])
+def test_rows_are_timed_after_and_against_the_layer_without_them_and_for_several_clips(
+    configs, h100, monkeypatch, faster_for_several
+):
+    asked = []
 
     def fastest(role, problem, device, tiles, clock, end):
-        asked[role] = list(tiles)
-        return tiles[-1], 1.0
+        asked.append((role, problem.B, list(tiles)))
+        return tiles[-1] if problem.B == 1 or faster_for_several else tiles[0], 1.0
 
     monkeypatch.setattr(tune, "fastest", fastest)
     small = Problem(1, 768, 32, 7, 7, 1, torch.bfloat16)
     assert tune.tune([PROBLEM, small], tune.Table(configs, "sm_90", HERE), 1, 4)
-    assert list(asked) == [tune.TENSOR_CORES, tune.ROWS]
-    assert asked[tune.ROWS] == [None, *launch.row_tiles(768, 7)]
-    assert launch.row_tile(768, 1, 2, 7, "sm_90") == asked[tune.ROWS][-1]
+    rows = launch.row_tiles(768, 7)
+    assert [(role, clips) for role, clips, _ in asked] == [
+        (tune.TENSOR_CORES, 1), (tune.TENSOR_CORES, 1), (tune.ROWS, 1), (tune.ROWS, tune.SEVERAL),
+    ]  # fmt: skip
+    assert [tiles for role, _, tiles in asked if role == tune.ROWS] == [[None, *rows], [None, rows[-1]]]
+    assert launch.row_tile(768, 1, 2, 7, "sm_90") == (rows[-1] if faster_for_several else None)
     assert launch.row_tile(96, 3, 2, 56, "sm_90") is None
+
+
+def test_rows_are_timed_at_inference_and_in_training_together(monkeypatch):
+    monkeypatch.setattr(launch, "forward", lambda *operands: (operands[-1], operands[0].shape))
+    call = tune.call(tune.ROWS, Problem(2, 8, 3, 5, 6, 1, torch.float32), "cpu")
+    assert call() == (False, (2, 8, 3, 5, 6), True, (2, 8, 3, 5, 6))
 
 
 def test_only_names_that_are_there(capsys):
