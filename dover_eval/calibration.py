@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from dover_eval.models.heads import ASPECTS, MOS_MAX, MOS_MIN, SCORE_NAMES
+from dover_eval.replacing import replacing
 
 if TYPE_CHECKING:
     from dover_eval.scores import Fingerprint
@@ -142,7 +143,8 @@ class Calibration:
     def save(self, path: str | Path) -> Path:
         """Write it: to the file, or as `calibration.json` into the folder, as beside a checkpoint."""
         path = _file(path)
-        path.write_text(self.to_json() + "\n", encoding="utf-8")
+        with replacing(path) as draft:
+            draft.write_text(self.to_json() + "\n", encoding="utf-8")
         return path
 
     @classmethod

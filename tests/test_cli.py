@@ -110,11 +110,14 @@ def test_a_broken_file_is_a_row_and_exit_status_one(dover, videos, tmp_path):
         (["--prompt", " "], "--prompt is empty"),
         (["--prompt", "a", "--output", "o.xlsx"], "ends in .parquet, .jsonl, .csv, .json"),
         (["--prompt", "a", "--output", "no/such/o.csv"], "there is no folder"),
+        (["--prompt", "a", "--output", "folder.csv"], "--output folder.csv: expected a file, found a folder"),
         (["--prompts", "missing.csv"], "missing.csv: cannot be read"),
         (["--prompt", "a", "--batch-size", "0"], "batch-size"),
     ],
 )
-def test_usage_errors_end_with_two(dover, videos, arguments, words):
+def test_usage_errors_end_with_two(dover, videos, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.csv").mkdir()
     result = dover("score", videos, *arguments)
     assert result.exit_code == 2
     assert words in " ".join(result.stderr.split())

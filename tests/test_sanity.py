@@ -204,11 +204,12 @@ def test_the_command_without_clips_draws_some(dover):
     ("arguments", "words"),
     [
         (["--videos", "broken.mp4"], "cannot be decoded"),
-        (["--videos", "*.mkv"], "dover-eval sanity: *.mkv: no file matches"),
+        (["--videos", "*.mkv"], "dover-eval: *.mkv: no file matches"),
         (["--videos", "broken.mp4", "--prompts", "none.csv"], "none.csv: cannot be read"),
         (["--defect", "crooked"], "got crooked"),
         (["--prompts", "p.csv"], "--prompts goes with --videos"),
         (["--plot", "no/such/plot.png"], "there is no folder"),
+        (["--plot", "plot.jpg"], "ends in .png, .svg, .pdf"),
     ],
 )
 def test_what_was_not_understood_ends_with_two(dover, monkeypatch, tmp_path, arguments, words):

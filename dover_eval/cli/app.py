@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dover_eval.cli.report import usage
+from dover_eval.cli.exits import extra, usage
 
 
 def app(
@@ -21,7 +21,7 @@ def app(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")] = None,
 ) -> None:
     """Drop a clip and type a prompt: scores, curve and maps; or compare two clips."""
-    from dover_eval.cli.loading import extra, load_scorer
+    from dover_eval.cli.loading import load_scorer
 
     name, _, password = (auth or "").partition(":")
     if auth is not None and not (name and password):

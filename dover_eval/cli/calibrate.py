@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dover_eval.cli.exits import EXIT_FAILED, check_file, extra, usage, writing
+
 if TYPE_CHECKING:
     from dover_eval.calibration import Calibration
-
-EXIT_INCOMPLETE, EXIT_USAGE = 1, 2
 
 
 class Method(str, Enum):
@@ -43,7 +43,7 @@ def calibrate(
     table was not understood.
     """
     from dover_eval.cli.evaluate import score_items
-    from dover_eval.cli.loading import extra, load_scorer, score_with_progress
+    from dover_eval.cli.loading import load_scorer, score_with_progress
     from dover_eval.scale.inputs import find_videos, match_prompts, read_prompts
 
     with extra("evaluation"):
@@ -51,15 +51,15 @@ def calibrate(
         from dover_eval.evaluation.calibrate import calibrate as fit
 
     if ratings is None and pairs is None:
-        _usage("give --ratings TABLE, --pairs TABLE or both")
+        usage("give --ratings TABLE, --pairs TABLE or both")
     if (reference is None) != (reference_prompts is None):
-        _usage("--reference and --reference-prompts go together")
+        usage("--reference and --reference-prompts go together")
     if output is None:
         if model is None or not Path(model).is_dir():
-            _usage("give --output FILE: only a checkpoint folder (--model) has a place of its own for a calibration")
+            usage("give --output FILE: only a checkpoint folder (--model) has a place of its own for a calibration")
         output = Path(model)
-    if not (output.is_dir() or output.parent.is_dir()):
-        _usage(f"--output {output}: there is no folder {output.parent}")
+    if not output.is_dir():
+        check_file("--output", output)
     try:
         tables = (("ratings", ratings), ("pairs", pairs))
         items = [item for name, path in tables if path is not None for item in BENCHMARKS[name].read(path)]
@@ -81,12 +81,10 @@ def calibrate(
             seed=seed,
         )
     except ValueError as error:
-        _usage(str(error))
+        usage(str(error))
     _print(calibration)
-    try:
+    with writing(output):
         place = calibration.save(output)
-    except OSError as error:
-        _usage(f"{output} cannot be written: {error.strerror or error}")
     typer.echo(f"written to {place}")
     failed = [source for source, error in zip(scores.sources, scores.errors, strict=True) if error]
     for words, names in (("not found", missing), ("failed", failed)):
@@ -97,7 +95,7 @@ def calibrate(
     for name, reason in left_out.items():
         typer.echo(f"{name} stays as scored: {reason}", err=True)
     if missing or failed or left_out:
-        raise typer.Exit(EXIT_INCOMPLETE)
+        raise typer.Exit(EXIT_FAILED)
 
 
 def _print(calibration: Calibration) -> None:
@@ -114,8 +112,3 @@ def _print(calibration: Calibration) -> None:
         tie = "-" if aspect.tie_threshold is None else f"{aspect.tie_threshold:.3f}"
         table.add_row(name, aspect.source, str(aspect.count), *ends, margin, tie)
     Console().print(table)
-
-
-def _usage(message: str) -> NoReturn:
-    typer.echo(f"dover-eval calibrate: {message}", err=True)
-    raise typer.Exit(EXIT_USAGE)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dover_eval.cli.report import check_output, reading_clips, save_page, usage
+from dover_eval.cli.exits import check_file, extra, usage, writing
+from dover_eval.cli.report import SUFFIXES, reading_clips
 
 if TYPE_CHECKING:
     from dover_eval.looking.compare import Comparison
@@ -28,10 +29,7 @@ def compare(
     figures (prompts of one file alone, failed clips) is said. Exit status: 0 when they were compared, 2 when they do
     not compare: other fingerprints, no prompt in common, a clip twice.
     """
-    from dover_eval.cli.loading import extra
-
-    if output is not None:
-        check_output(output)
+    check_file("--output", output, SUFFIXES)
     with extra("report"):
         import scipy.stats  # noqa: F401
 
@@ -43,6 +41,7 @@ def compare(
             import vl_convert  # noqa: F401
 
             from dover_eval.looking.compare_page import compare_page
+            from dover_eval.looking.page import write_page
     try:
         comparison = compare_results(read_results(a), read_results(b), seed=seed)
     except TableError as error:
@@ -51,7 +50,8 @@ def compare(
     if output is not None:
         with reading_clips() as progress:
             page = compare_page(comparison, prompts=prompts, folders=(folder_a, folder_b), progress=progress)
-        save_page(page, output)
+        with writing(output):
+            write_page(page, output)
 
 
 def _print(c: Comparison) -> None:

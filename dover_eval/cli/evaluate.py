@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from dover_eval.cli.exits import EXIT_FAILED, check_file, extra, usage, writing
 
 if TYPE_CHECKING:
     from dover_eval.evaluation import EvaluationReport, Interval
     from dover_eval.evaluation.report import Items
     from dover_eval.scorer import VideoScorer
     from dover_eval.scores import VideoScores
-
-EXIT_INCOMPLETE, EXIT_USAGE = 1, 2
 
 
 def evaluate(
@@ -40,7 +40,8 @@ def evaluate(
     (SROCC + PLCC) / 2; preferences give the accuracy without and with ties. Exit status: 0 when the figures are of the
     whole benchmark, 1 when clips are missing or failed, 2 when the command or the table was not understood.
     """
-    from dover_eval.cli.loading import extra, load_scorer
+    from dover_eval.cli.loading import load_scorer
+    from dover_eval.replacing import replacing
     from dover_eval.scale.results import SUFFIXES, write_results
 
     with extra("evaluation"):
@@ -52,18 +53,15 @@ def evaluate(
             typer.echo(f"{name:22}{known.title} ({known.holds}): {known.where}")
         return
     if table is None:
-        _usage("a TABLE is missing; --list tells the benchmarks")
+        usage("a TABLE is missing; --list tells the benchmarks")
     if benchmark not in BENCHMARKS:
-        _usage(f"--benchmark {benchmark}: expected one of {', '.join(BENCHMARKS)}")
+        usage(f"--benchmark {benchmark}: expected one of {', '.join(BENCHMARKS)}")
     if (videos is None) == (scores is None):
-        _usage("give either --videos FOLDER or --scores FILE")
+        usage("give either --videos FOLDER or --scores FILE")
     if scores is not None and (calibration is not None or save_scores is not None):
-        _usage("--calibration and --save-scores go with --videos: the scores of a file are what they are")
-    for path in (output, save_scores):
-        if path is not None and not path.parent.is_dir():
-            _usage(f"{path}: there is no folder {path.parent}")
-    if save_scores is not None and save_scores.suffix not in SUFFIXES:
-        _usage(f"--save-scores {save_scores}: expected a name that ends in {', '.join(SUFFIXES)}")
+        usage("--calibration and --save-scores go with --videos: the scores of a file are what they are")
+    check_file("--output", output)
+    check_file("--save-scores", save_scores, SUFFIXES)
     try:
         items, thresholds = BENCHMARKS[benchmark].read(table), None
         if scores is not None:
@@ -75,7 +73,8 @@ def evaluate(
                 thresholds = {name: limit for name, limit in limits.items() if limit is not None}
             keys, scored, _ = score_items(items, videos, scorer, batch_size)
             if save_scores is not None:
-                write_results(scored.to_dicts(), save_scores)
+                with writing(save_scores):
+                    write_results(scored.to_dicts(), save_scores)
             rows = (dict(zip(scored.names, row, strict=True)) for row in scored.values.tolist())
             values, fingerprint = dict(zip(keys, rows, strict=True)), str(scored.fingerprint)
         report = compare(
@@ -88,16 +87,13 @@ def evaluate(
             seed=seed,
         )
     except (TableError, ValueError) as error:
-        _usage(str(error))
-    if output is not None:
-        try:
-            output.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            print_report(report)
-            _usage(f"{output} cannot be written: {error.strerror or error}")
+        usage(str(error))
     print_report(report)
+    if output is not None:
+        with writing(output), replacing(output) as draft:
+            draft.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
     if not report.complete:
-        raise typer.Exit(EXIT_INCOMPLETE)
+        raise typer.Exit(EXIT_FAILED)
 
 
 def score_items(
@@ -157,8 +153,3 @@ def _cell(figure: Interval | float) -> str:
     if isinstance(figure, float):
         return f"{figure:.3f}"
     return f"{figure.value:.3f}\n{figure.low:.3f}-{figure.high:.3f}"
-
-
-def _usage(message: str) -> NoReturn:
-    typer.echo(f"dover-eval evaluate: {message}", err=True)
-    raise typer.Exit(EXIT_USAGE)

@@ -7,9 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from dover_eval.cli.report import check_output, save_page, usage
-
-EXIT_FAILED = 1
+from dover_eval.cli.exits import check_file, extra, failure, usage, writing
+from dover_eval.cli.report import SUFFIXES
 
 
 def explain(
@@ -29,16 +28,15 @@ def explain(
 
     Exit status: 0 when it was explained, 1 when the clip cannot be scored, 2 when the command was not understood.
     """
-    from dover_eval.cli.loading import extra, load_scorer
+    from dover_eval.cli.loading import load_scorer
 
+    check_file("--output", output, SUFFIXES)
+    check_file("--video", video, (".mp4",))
     if output is not None:
-        check_output(output)
         with extra("report"):
             import jinja2  # noqa: F401
             import PIL  # noqa: F401
             import vl_convert  # noqa: F401
-    if video is not None and (video.suffix != ".mp4" or not video.parent.is_dir()):
-        usage(f"--video {video}: expected a name that ends in .mp4, in a folder that is there")
     if video is not None and video.exists() and Path(clip).exists() and video.samefile(clip):
         usage(f"--video {video} is the clip itself, and would be replaced")
     if map_name not in ("technical", "aesthetic"):
@@ -54,15 +52,18 @@ def explain(
         found = scorer.explain(clip, prompt, windows=windows, seconds=seconds)
         if output is not None:
             from dover_eval.looking.explain_page import explain_page
+            from dover_eval.looking.page import write_page
 
-            save_page(explain_page(found), output)
+            page = explain_page(found)
+            with writing(output):
+                write_page(page, output)
         if video is not None:
             from dover_eval.looking.overlay import write_overlay
 
-            write_overlay(found, map_name, video)
+            with writing(video):
+                write_overlay(found, map_name, video)
     except VideoError as error:
-        typer.echo(f"dover-eval: {error}", err=True)
-        raise typer.Exit(EXIT_FAILED) from error
+        failure(error)
     _print(found)
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dover_eval.cli.exits import EXIT_FAILED, check_file, failure, usage
 from dover_eval.scale.inputs import find_videos, match_prompts, read_prompts
 
 if TYPE_CHECKING:
     from dover_eval.distillation import Labels, Scale
 
-EXIT_FAILED, EXIT_USAGE = 1, 2
 SHOWN_ERRORS = 10
 
 
@@ -47,13 +47,12 @@ def label(
             typer.echo(f"{name}\n    {known.judges}. Needs {known.needs}. {known.licence}")
         return
     if teacher is None or not videos or output is None:
-        _usage("--teacher, --videos and --output are needed; --list tells the teachers")
+        usage("--teacher, --videos and --output are needed; --list tells the teachers")
     if (prompt is None) == (prompts is None):
-        _usage("give either --prompt TEXT or --prompts FILE.csv")
+        usage("give either --prompt TEXT or --prompts FILE.csv")
     if prompt is not None and not prompt.strip():
-        _usage("--prompt is empty")
-    if not output.parent.is_dir():
-        _usage(f"--output {output}: there is no folder {output.parent}")
+        usage("--prompt is empty")
+    check_file("--output", output)
 
     from dover_eval.distillation import LabelsError, TeacherError
     from dover_eval.distillation import label as run
@@ -80,13 +79,11 @@ def label(
                 progress=progress,
             )
     except (LabelsError, ValueError) as error:
-        _usage(str(error))
+        usage(str(error))
     except TeacherError as error:
-        typer.echo(f"dover-eval label: {error}", err=True)
-        raise typer.Exit(EXIT_FAILED) from error
+        failure(error)
     except KeyboardInterrupt:
-        typer.echo("dover-eval label: interrupted; run it again to continue", err=True)
-        raise typer.Exit(EXIT_FAILED) from None
+        failure("interrupted; run it again to continue")
     if not quiet:
         _report(done, output)
     if done.errors:
@@ -147,8 +144,3 @@ def _report(done: Labels, output: Path) -> None:
         typer.echo(f"{name}: {error}", err=True)
     if len(done.errors) > SHOWN_ERRORS:
         typer.echo(f"and {len(done.errors) - SHOWN_ERRORS} more, in the table's column error", err=True)
-
-
-def _usage(message: str) -> NoReturn:
-    typer.echo(f"dover-eval label: {message}", err=True)
-    raise typer.Exit(EXIT_USAGE)

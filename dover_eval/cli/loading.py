@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import typer
+from dover_eval.cli.exits import failure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,18 +13,6 @@ if TYPE_CHECKING:
 
     from dover_eval.scorer import VideoScorer
     from dover_eval.scores import VideoScores
-
-EXIT_FAILED = 1
-
-
-@contextmanager
-def extra(name: str) -> Iterator[None]:
-    """Around the imports of a command that needs an extra: the exit says how to install what is missing."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        typer.echo(f"dover-eval: {error.name} is not installed: pip install 'dover-eval[{name}]'", err=True)
-        raise typer.Exit(EXIT_FAILED) from error
 
 
 def load_scorer(model: str | None, device: str | None, calibration: Path | None = None) -> VideoScorer:
@@ -42,8 +28,7 @@ def load_scorer(model: str | None, device: str | None, calibration: Path | None 
     try:
         return VideoScorer.from_pretrained(model, device=device, calibration=calibration)
     except (OSError, WeightsError, TextEncoderError, ValueError, RuntimeError, AssertionError) as error:
-        typer.echo(f"dover-eval: {model or 'the embedded model'} cannot be loaded: {error}", err=True)
-        raise typer.Exit(EXIT_FAILED) from error
+        failure(f"{model or 'the embedded model'} cannot be loaded: {error}")
 
 
 def score_with_progress(

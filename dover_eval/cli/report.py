@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from dover_eval.cli.exits import check_file, extra, usage, writing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-EXIT_FAILED, EXIT_USAGE = 1, 2
+#: Of a page.
+SUFFIXES = (".html", ".htm")
 
 
 def report(
@@ -26,14 +29,13 @@ def report(
 
     Exit status: 0 when the page was written, 2 when the results cannot be used.
     """
-    from dover_eval.cli.loading import extra
-
-    check_output(output)
+    check_file("--output", output, SUFFIXES)
     with extra("report"):
         import jinja2  # noqa: F401  before clips are read, not after
         import vl_convert  # noqa: F401
 
         from dover_eval.evaluation.tables import TableError
+        from dover_eval.looking.page import write_page
         from dover_eval.looking.report import report_page
         from dover_eval.looking.results import read_results
     try:
@@ -42,28 +44,10 @@ def report(
         usage(str(error))
     with reading_clips() as progress:
         page = report_page(table, clips=clips, folder=folder, progress=progress)
-    save_page(page, output)
+    with writing(output):
+        write_page(page, output)
     failed = len(table) - int(table.scored.sum())
     typer.echo(f"{output}: {len(table)} clips, {failed} of them failed; {output.stat().st_size / 1e6:.1f} MB", err=True)
-
-
-def check_output(output: Path) -> None:
-    """A page's name, before minutes of work and not after."""
-    if output.suffix not in (".html", ".htm"):
-        usage(f"--output {output}: expected a name that ends in .html")
-    if not output.parent.is_dir():
-        usage(f"--output {output}: there is no folder {output.parent}")
-
-
-def save_page(page: str, output: Path) -> None:
-    """The page as a file, or an exit with the reason: a full disk, a folder that takes no files."""
-    from dover_eval.looking.page import write_page
-
-    try:
-        write_page(page, output)
-    except OSError as error:
-        typer.echo(f"dover-eval: {output} cannot be written: {error.strerror or error}", err=True)
-        raise typer.Exit(EXIT_FAILED) from error
 
 
 def reading_clips() -> AbstractContextManager[Callable[[int, int], None]]:
@@ -82,8 +66,3 @@ def reading_clips() -> AbstractContextManager[Callable[[int, int], None]]:
             yield lambda done, total: progress.update(task, completed=done, total=total)
 
     return bar()
-
-
-def usage(message: str) -> NoReturn:
-    typer.echo(f"dover-eval: {message}", err=True)
-    raise typer.Exit(EXIT_USAGE)

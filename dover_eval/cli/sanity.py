@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from dover_eval.cli.exits import EXIT_FAILED, check_file, extra, usage, writing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dover_eval.sanity import SanityReport
-
-EXIT_FAILED, EXIT_USAGE = 1, 2
 
 
 def sanity(
@@ -33,22 +33,22 @@ def sanity(
     that never change ring an alarm. Exit status: 0 when all checks pass, 1 when one fails or an alarm rings, 2 when the
     command was not understood or a clip cannot be read.
     """
-    from dover_eval.cli.loading import extra, load_scorer
+    from dover_eval.cli.loading import load_scorer
 
     with extra("evaluation"):
         import scipy.stats  # noqa: F401  before minutes of scoring, not after them
 
         if plot is not None:
             import matplotlib  # noqa: F401
+    from dover_eval.replacing import replacing
     from dover_eval.sanity import check_scorer, drawn_clips, load_clip
     from dover_eval.scale.inputs import find_videos, match_prompts, read_prompts
     from dover_eval.video.decode import VideoError
 
-    for path in (plot, output):
-        if path is not None and not path.parent.is_dir():
-            _usage(f"{path}: there is no folder {path.parent}")
+    check_file("--plot", plot, (".png", ".svg", ".pdf"))
+    check_file("--output", output)
     if prompts is not None and not videos:
-        _usage("--prompts goes with --videos: drawn clips have their own")
+        usage("--prompts goes with --videos: drawn clips have their own")
     try:
         files = find_videos(videos)[:count] if videos else []
         texts = match_prompts(files, read_prompts(prompts)) if prompts is not None else None
@@ -59,15 +59,17 @@ def sanity(
             clips, texts = drawn_clips(min(count, 4), scorer.config.num_frames, seed)
         report = _with_status(lambda say: check_scorer(scorer, clips, texts, defects=defect, seed=seed, progress=say))
     except (VideoError, ValueError) as error:
-        _usage(str(error))
-    if output is not None:
-        output.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+        usage(str(error))
     _print(report, "drawn clips" if not files else "clips", texts is not None)
+    if output is not None:
+        with writing(output), replacing(output) as draft:
+            draft.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
     if plot is not None:
         try:
-            draw_report(report, plot)
-        except (OSError, ValueError) as error:
-            _usage(f"--plot {plot}: {error}")
+            with writing(plot), replacing(plot) as draft:
+                draw_report(report, draft)
+        except ValueError as error:
+            usage(f"--plot {plot}: {error}")
     if not report.ok:
         raise typer.Exit(EXIT_FAILED)
 
@@ -137,8 +139,3 @@ def _print(report: SanityReport, kind: str, with_prompts: bool) -> None:
     console.print(
         f"{report.clips} {kind}; fingerprint {report.fingerprint}; {'all is well' if report.ok else 'NOT well'}"
     )
-
-
-def _usage(message: str) -> NoReturn:
-    typer.echo(f"dover-eval sanity: {message}", err=True)
-    raise typer.Exit(EXIT_USAGE)

@@ -6,10 +6,11 @@ import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dover_eval.cli.exits import EXIT_FAILED, check_file, failure, usage
 from dover_eval.config import usual_batch_size
 from dover_eval.scale.inputs import InputError, NoPromptError, list_clips, read_prompts, video_file_name
 from dover_eval.scale.results import SCORES, SUFFIXES
@@ -29,7 +30,6 @@ from dover_eval.scale.runlog import RunError, Scored, recorded
 if TYPE_CHECKING:
     from dover_eval.scale.files import Clip
 
-EXIT_FAILED, EXIT_USAGE = 1, 2
 ENGINES = ("local", "ray")
 
 
@@ -75,43 +75,40 @@ def score(
     try:
         share = Share.of_environment()
     except ValueError as error:
-        _usage(str(error))
+        usage(str(error))
     resume = resume or share.world > 1
     if prompt is not None and prompts is not None:
-        _usage("give either --prompt TEXT or --prompts FILE.csv")
+        usage("give either --prompt TEXT or --prompts FILE.csv")
     if prompt is not None and not prompt.strip():
-        _usage("--prompt is empty; an alignment score needs words")
-    if output is not None and output.suffix not in SUFFIXES:
-        _usage(f"--output {output}: expected a name that ends in {', '.join(SUFFIXES)}")
-    if output is not None and not output.parent.is_dir():
-        _usage(f"--output {output}: there is no folder {output.parent}")
+        usage("--prompt is empty; an alignment score needs words")
+    check_file("--output", output, SUFFIXES)
     if output is not None and output.suffix == ".parquet":
         _needs("pyarrow", "parquet")
     if output is None and (resume or retry_failed):
-        _usage("--resume, --retry-failed and several ranks need an --output")
+        usage("--resume, --retry-failed and several ranks need an --output")
     if retry_failed and (not resume or share.world > 1):
-        _usage("--retry-failed goes with --resume, in one process")
+        usage("--retry-failed goes with --resume, in one process")
     if engine not in ENGINES:
-        _usage(f"--engine {engine}: expected one of {', '.join(ENGINES)}")
+        usage(f"--engine {engine}: expected one of {', '.join(ENGINES)}")
     if engine == "ray":
         _needs("ray", "ray")
         if share.world > 1:
-            _usage("--engine ray and torchrun are two ways to the same: take one")
+            usage("--engine ray and torchrun are two ways to the same: take one")
         if device is not None:
-            _usage("--device goes with --engine local; with ray, --num-gpus 0 scores on CPUs")
+            usage("--device goes with --engine local; with ray, --num-gpus 0 scores on CPUs")
     elif address is not None or num_gpus is not None:
-        _usage("--address and --num-gpus go with --engine ray")
+        usage("--address and --num-gpus go with --engine ray")
     try:
         texts = read_prompts(prompts) if prompts is not None else None
         clips = list_clips(paths, prompt, texts)
     except NoPromptError as error:
-        _usage(str(error) if texts is not None else f"give either --prompt TEXT or --prompts FILE.csv: {error}")
+        usage(str(error) if texts is not None else f"give either --prompt TEXT or --prompts FILE.csv: {error}")
     except InputError as error:
-        _usage(str(error))
+        usage(str(error))
     if output is not None and output.exists():
         inputs = [*paths, *(clip.video for clip in clips), *([str(prompts)] if prompts else [])]
         if any(Path(name).exists() and output.samefile(name) for name in inputs):
-            _usage(f"--output {output} is one of the inputs, and would be replaced")
+            usage(f"--output {output} is one of the inputs, and would be replaced")
 
     try:
         begun = recorded(output) if output is not None and resume else {}
@@ -145,8 +142,7 @@ def score(
                     progress=progress,
                 )
     except (RunError, OSError) as error:
-        typer.echo(f"dover-eval score: {error}", err=True)
-        raise typer.Exit(EXIT_FAILED) from error
+        failure(error)
     if share.rank != 0:
         return  # rank 0 tells; and a rank that fails would make torchrun end the others
     if not quiet:
@@ -241,10 +237,4 @@ def _print_table(outcome: Outcome) -> None:
 
 def _needs(package: str, extra: str) -> None:
     if importlib.util.find_spec(package) is None:
-        typer.echo(f"dover-eval score: {package} is not installed: pip install 'dover-eval[{extra}]'", err=True)
-        raise typer.Exit(EXIT_FAILED)
-
-
-def _usage(message: str) -> NoReturn:
-    typer.echo(f"dover-eval: {message}", err=True)
-    raise typer.Exit(EXIT_USAGE)
+        failure(f"{package} is not installed: pip install 'dover-eval[{extra}]'")

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from dover_eval.cli.exits import extra, failure, usage
 
 if TYPE_CHECKING:
     from dover_eval.training.corpus import Corpus
     from dover_eval.training.run import TrainResult
-
-EXIT_FAILED, EXIT_USAGE = 1, 2
 
 
 def train(
@@ -26,8 +26,6 @@ def train(
     Several GPUs: torchrun --nproc-per-node 8 -m dover_eval train CONFIG. Exit status: 0 when the checkpoint is there,
     1 when the weights to start from or the training failed, 2 when the settings or the data cannot be used.
     """
-    from dover_eval.cli.loading import extra
-
     logging.basicConfig(format="%(name)s: %(message)s", level=logging.WARNING)
     with extra("train"):
         import_module("accelerate")  # Trainer's own import of it is far from here
@@ -49,10 +47,9 @@ def train(
             return
         result = run.train(settings, resume=resume)
     except (WeightsError, TextEncoderError, SemanticEncoderError, FileNotFoundError, FloatingPointError) as error:
-        typer.echo(f"dover-eval train: {error}", err=True)
-        raise typer.Exit(EXIT_FAILED) from error
+        failure(error)
     except (SettingsError, TableError, SplitError) as error:
-        _usage(str(error))
+        usage(str(error))
     if result is not None:
         _print_result(result)
 
@@ -74,8 +71,3 @@ def _print_result(result: TrainResult) -> None:
         from dover_eval.cli.evaluate import print_report
 
         print_report(result.report)
-
-
-def _usage(message: str) -> NoReturn:
-    typer.echo(f"dover-eval train: {message}", err=True)
-    raise typer.Exit(EXIT_USAGE)

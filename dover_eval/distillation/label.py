@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import IO, Any
 
 from dover_eval.distillation.teacher import SCORE_NAMES, Description, Linear, Logistic, Scale
 from dover_eval.distillation.workers import Answer, Job, Setup, Workers
+from dover_eval.replacing import replacing
 
 SUFFIXES = (".csv", ".parquet")
 DECIMALS = 6
@@ -186,8 +186,7 @@ def _write(output: Path, rows: list[dict[str, Any]], teacher: Description) -> No
     """The table appears whole or not at all."""
     scales = {aspect: _scale(**given) for aspect, given in teacher.scales.items()}
     table = [_cells(row, scales, teacher.fingerprint) for row in rows]
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
-        whole = Path(folder) / output.name
+    with replacing(output) as whole:
         if output.suffix == ".csv":
             with whole.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, list(_columns(scales)))
@@ -195,9 +194,6 @@ def _write(output: Path, rows: list[dict[str, Any]], teacher: Description) -> No
                 writer.writerows(table)
         else:
             _write_parquet(whole, table, _columns(scales))
-        with whole.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(whole, output)
 
 
 def _scale(kind: str, **numbers: float) -> Scale:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dover_eval.explain import Explanation
 from dover_eval.looking.media import as_image, shrink, write_mp4
+from dover_eval.replacing import replacing
 from dover_eval.video.decode import all_frames
 
 MAPS = ("technical", "aesthetic")
@@ -81,4 +82,5 @@ def overlay_frames(
 
 def write_overlay(explanation: Explanation, name: str, path: Path) -> None:
     """The whole clip with one of `MAPS` over it, as H.264 in MP4, at its own timestamps. Without sound."""
-    write_mp4(str(path), overlay_frames(explanation.source, Overlay.of(explanation, name)))
+    with replacing(path) as draft:
+        write_mp4(str(draft), overlay_frames(explanation.source, Overlay.of(explanation, name)))

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
-import tempfile
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -17,6 +15,8 @@ from typing import Any
 
 import jinja2
 from markupsafe import Markup
+
+from dover_eval.replacing import replacing
 
 ASSETS = resources.files("dover_eval.looking") / "assets"
 
@@ -53,18 +53,8 @@ def render_page(template: str, *, title: str, data: Any, scripts: tuple[str, ...
 
 def write_page(html: str, path: Path) -> None:
     """The file appears whole or not at all."""
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}.", encoding="utf-8", newline="", delete=False
-    ) as file:
-        try:
-            file.write(html)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(file.name, 0o666 & ~mask)
-    os.replace(file.name, path)
+    with replacing(path) as draft:
+        draft.write_text(html, encoding="utf-8", newline="")
 
 
 @cache

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from dover_eval.replacing import replacing
 
 Row = dict[str, Any]
 
@@ -35,7 +35,7 @@ def write_results(rows: Iterable[Row], path: Path, draft: Path | None = None) ->
 
     Raises OSError where the disk is full or the folder is not to be written; what was at `path` is then still there.
     """
-    with _replacing(path, draft or path.with_name(f".{path.name}.{os.getpid()}")) as whole:
+    with replacing(path, draft) as whole:
         if path.suffix == ".parquet":
             _write_parquet(rows, whole)
             return
@@ -64,16 +64,3 @@ def _write_parquet(rows: Iterable[Row], path: Path) -> None:
     with pyarrow.parquet.ParquetWriter(path, schema) as writer:
         while group := list(itertools.islice(left, ROW_GROUP)):
             writer.write_table(pyarrow.Table.from_pylist(group, schema))
-
-
-@contextmanager
-def _replacing(path: Path, draft: Path) -> Iterator[Path]:
-    """`draft` to write to; it becomes `path` once all is on the disk, and goes where something fails."""
-    try:
-        yield draft
-        with draft.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise

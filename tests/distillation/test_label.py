@@ -321,7 +321,7 @@ def test_a_teacher_whose_weights_are_missing_says_so(place):
         (("--teacher", "a:b", "--videos", "clips", "--prompt", "x", "-o", "no/t.csv"), "there is no folder no"),
         (("--teacher", "a:b", "--videos", "clips", "--prompt", "x", "-o", "t.csv", "--scale", "x"), "SCORE=WORST"),
         (("--teacher", "a:b", "--videos", "clips", "--prompt", "x", "-o", "t.csv", "--option", "x"), "NAME=VALUE"),
-        (("--teacher", "a:b", "--videos", "*.mkv", "--prompt", "x", "-o", "t.csv"), "dover-eval label: *.mkv: no file"),
+        (("--teacher", "a:b", "--videos", "*.mkv", "--prompt", "x", "-o", "t.csv"), "dover-eval: *.mkv: no file"),
     ],
 )
 def test_what_is_not_understood_is_said(place, arguments, reason):

@@ -103,12 +103,15 @@ def test_the_command_tells_the_lowest_and_writes_the_video(dover, checkpoint, tm
         (["--prompt", " "], 2, "--prompt is empty"),
         (["--prompt", "a", "-o", "page.pdf"], 2, "ends in .html"),
         (["--prompt", "a", "--video", "o.gif"], 2, "ends in .mp4"),
+        (["--prompt", "a", "--video", "folder.mp4"], 2, "--video folder.mp4: expected a file, found a folder"),
         (["--prompt", "a", "--map", "x"], 2, "expected technical or aesthetic"),
         (["--prompt", "a", "--seconds", "0"], 2, "expected more than 0"),
         (["--prompt", "a"], 1, "no such file"),
     ],
 )
-def test_what_was_not_understood_ends_with_its_reason(dover, checkpoint, tmp_path, options, status, words):
+def test_what_was_not_understood_ends_with_its_reason(dover, checkpoint, tmp_path, monkeypatch, options, status, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.mp4").mkdir()
     result = dover("explain", tmp_path / "gone.mp4", *options, "--model", checkpoint)
     assert result.exit_code == status
     assert words in " ".join(result.stderr.split())

@@ -1,0 +1,55 @@
+"""How a command ends before its time: with a line on standard error that says why, and a status."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import typer
+
+#: Not everything that was asked for could be had; the command was not understood.
+EXIT_FAILED, EXIT_USAGE = 1, 2
+
+
+def usage(message: object) -> NoReturn:
+    """The command, or a table that it names, was not understood."""
+    typer.echo(f"dover-eval: {message}", err=True)
+    raise typer.Exit(EXIT_USAGE)
+
+
+def failure(message: object) -> NoReturn:
+    """What was asked for cannot be had."""
+    typer.echo(f"dover-eval: {message}", err=True)
+    raise typer.Exit(EXIT_FAILED)
+
+
+def check_file(option: str, path: Path | None, suffixes: Sequence[str] = ()) -> None:
+    """Whether `path` can be a result's: before minutes of work, and not after them."""
+    if path is None:
+        return
+    if suffixes and path.suffix not in suffixes:
+        usage(f"{option} {path}: expected a name that ends in {', '.join(suffixes)}")
+    if path.is_dir():
+        usage(f"{option} {path}: expected a file, found a folder")
+    if not path.parent.is_dir():
+        usage(f"{option} {path}: there is no folder {path.parent}")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around what writes a result: a full disk, or a folder that takes no files."""
+    try:
+        yield
+    except OSError as error:
+        failure(f"{path} cannot be written: {error.strerror or error}")
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Around the imports of a command that needs an extra: the exit says how to install what is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        failure(f"{error.name} is not installed: pip install 'dover-eval[{name}]'")
