@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dover_eval.video.layout import check_sides
 from dover_eval.video.sample import sample_indices, sample_times
+from dover_eval.video.truncation import lost_end
 
 
 class VideoError(ValueError):
@@ -46,8 +47,8 @@ def decode_clip(path: str | Path, num_frames: int, windows: int = 1) -> Clip:
     sampled frames, whatever the length.
 
     Raises VideoError for a missing, empty or audio-only file, one that is no video or whose frames change size, and for
-    a truncated one where its container tells: MP4, MOV, AVI and FLV count their frames, Matroska and WebM without sound
-    say how long they are, a GIF has an end. Of MPEG streams and WMV none does.
+    a truncated one where its container tells: MP4, MOV, AVI and FLV count their frames, Matroska and WebM their bytes
+    (but for live streams), a GIF has an end. Of MPEG streams and WMV none does.
     """
     path = Path(path)
     times, end = frame_times(path)
@@ -139,14 +140,19 @@ def _frame_times(path: Path) -> tuple[list[float], float]:
         promised = stream.frames
         unit = stream.time_base
         frame_time = 1 / stream.average_rate if stream.average_rate else None
+        if lost := lost_end(path, container.format.name):
+            raise VideoError(f"{path}: truncated, {lost}")
         count, undated = 0, 0
         lengths: dict[int, int] = {}  # of frames, by when they appear
+        places: list[int] = []  # in a file that counts places, of which some may hold no frame
         for packet in container.demux(stream):
             if packet.size == 0:
                 continue
             if packet.is_corrupt:
                 raise VideoError(f"{path}: truncated or damaged in packet {count + 1}, expected a whole video")
             count += 1
+            if packet.dts is not None:
+                places.append(packet.dts)
             if packet.is_discard:
                 continue
             if packet.pts is None:
@@ -155,10 +161,13 @@ def _frame_times(path: Path) -> tuple[list[float], float]:
             lengths[packet.pts] = packet.duration or 0
         if count == 0:
             raise VideoError(f"{path}: no frames, expected at least one")
-        if promised and count < promised:
-            raise VideoError(f"{path}: truncated, found {count} of {promised} frames")
-        if _is_avi(container) and frame_time:
-            return [float(i * frame_time) for i in range(count)], float(count * frame_time)
+        if not _is_avi(container):
+            places = []
+        found = max(places) + 1 if places else count
+        if promised and found < promised:
+            raise VideoError(f"{path}: truncated, found {found} of {promised} frames")
+        if places and unit is not None:
+            return [float(place * unit) for place in sorted(places)], float(found * unit)
         if not lengths or unit is None or undated > count // 2:
             return _frame_times_by_decoding(path)
         dates = sorted(lengths)
@@ -166,27 +175,13 @@ def _frame_times(path: Path) -> tuple[list[float], float]:
         if not length:
             length = round(frame_time / unit) if frame_time else 1
         end = float((last + length) * unit)
-        _check_end(container, path, end, float(frame_time or 0))
         return [float(date * unit) for date in dates], end
 
 
 def _is_avi(container: av.container.InputContainer) -> bool:
-    """An AVI has a frame rate and no times; those that FFmpeg makes up for frames that refer to later ones are not in
-    the order in which they are shown."""
+    """An AVI has a frame rate and places, and no times; those that FFmpeg makes up for frames that refer to later ones
+    are not in the order in which they are shown. A frame that stays for longer leaves the next places empty."""
     return container.format.name == "avi"
-
-
-def _check_end(container: av.container.InputContainer, path: Path, end: float, frame_time: float) -> None:
-    """Raises VideoError where a container without a count of its frames tells that they end too early."""
-    if "matroska" in container.format.name and not container.streams.audio and container.duration:
-        told = container.duration / av.time_base
-        if end < told - max(0.1, 3 * frame_time):
-            raise VideoError(f"{path}: truncated, found {end:.2f} of {told:.2f} seconds")
-    if container.format.name == "gif":
-        with path.open("rb") as file:
-            file.seek(max(path.stat().st_size - 64, 0))
-            if not file.read().rstrip(b"\0").endswith(b";"):
-                raise VideoError(f"{path}: truncated, a GIF without its end")
 
 
 def _frame_times_by_decoding(path: Path) -> tuple[list[float], float]:
@@ -201,14 +196,17 @@ def _dated_frames(path: Path) -> Iterator[tuple[av.VideoFrame, float]]:
     with av.open(str(path)) as container:
         stream = _open_video(container, path)
         rate = float(stream.average_rate or stream.guessed_rate or 25)
-        undated = _is_avi(container) and stream.average_rate
+        places = _frame_times(path)[0] if _is_avi(container) else []
         size: tuple[int, int] | None = None
         for index, frame in enumerate(container.decode(stream)):
             size = size or (frame.width, frame.height)
             if (frame.width, frame.height) != size:
                 found = f"{size[0]}x{size[1]} and {frame.width}x{frame.height}"
                 raise VideoError(f"{path}: frames of {found}, expected one size")
-            yield frame, index / rate if undated or frame.time is None else frame.time
+            if places:
+                yield frame, places[min(index, len(places) - 1)]
+            else:
+                yield frame, index / rate if frame.time is None else frame.time
 
 
 def _nearest_frames(path: Path, targets: list[float]) -> Iterator[tuple[Tensor, float]]:

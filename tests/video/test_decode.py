@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -14,7 +15,7 @@ import torch
 from av.stream import Disposition
 
 from dover_eval import VideoError
-from dover_eval.video.decode import decode_clip
+from dover_eval.video.decode import decode_clip, frame_times
 
 
 def grey_frames(levels, height=48, width=64):
@@ -205,6 +206,86 @@ def test_containers_that_count_no_frames_are_found_truncated_too(write_video, na
     assert decode_clip(path, 8).frames.shape[0] == 8
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(VideoError, match="truncated"):
+        decode_clip(path, 8)
+
+
+def with_sound(path, frames, codec, sound):
+    """A file of `frames`, eight a second, and as much silence."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream(codec, rate=8, width=frames.shape[2], height=frames.shape[1], pix_fmt="yuv420p")
+        audio = container.add_stream(sound, rate=48000)
+        for pixels in frames:
+            container.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(video.encode())
+        size = audio.codec_context.frame_size
+        for start in range(0, 6000 * len(frames), size):
+            silence = av.AudioFrame(audio.codec_context.format.name, audio.codec_context.layout.name, size)
+            for plane in silence.planes:
+                plane.update(bytes(plane.buffer_size))
+            silence.sample_rate, silence.pts = 48000, start
+            container.mux(audio.encode(silence))
+        container.mux(audio.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "sound"),
+    [("a.webm", "libvpx-vp9", "libopus"), ("a.mkv", "libx264", "aac"), ("a.avi", "mpeg4", "mp3")],
+)
+def test_files_with_sound_are_whole_or_truncated_as_those_without(tmp_path, name, codec, sound):
+    frames = np.random.default_rng(0).integers(0, 256, (24, 48, 64, 3), dtype=np.uint8)
+    path = with_sound(tmp_path / name, frames, codec, sound)
+    assert decode_clip(path, 8).frames.shape[0] == 8
+    whole = path.read_bytes()
+    for share in (0.5, 0.25):
+        path.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(VideoError, match="truncated"):
+            decode_clip(path, 8)
+
+
+def test_a_live_stream_never_says_how_long_it_is(tmp_path):
+    """Matroska through a pipe: its segment's size is left open, and whatever came is taken."""
+    path = tmp_path / "live.mkv"
+    with av.open(str(path), "w", format="matroska", options={"live": "1"}) as container:
+        stream = container.add_stream("libx264", rate=8, width=64, height=48, pix_fmt="yuv420p")
+        for pixels in grey_frames(LEVELS):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    assert b"\x18\x53\x80\x67\x01\xff\xff\xff\xff\xff\xff\xff" in path.read_bytes()
+    assert len(decode_clip(path, 8).frames) == 8
+
+
+def test_a_last_frame_that_is_held_ends_no_file_early(write_video, tmp_path):
+    source, path = write_video(grey_frames(LEVELS)), tmp_path / "held.mkv"
+    with av.open(str(source)) as container, av.open(str(path), "w") as held:
+        video = container.streams.video[0]
+        stream = held.add_stream_from_template(video)
+        packets = [packet for packet in container.demux(video) if packet.size]
+        last = max(packets, key=lambda packet: packet.pts)
+        for packet in packets:
+            if packet is last:
+                packet.duration = int(2 / packet.time_base)
+            packet.stream = stream
+            held.mux(packet)
+    assert len(decode_clip(path, 8).frames) == 8
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "mjpeg"])
+def test_a_frame_of_an_avi_that_is_held_is_on_screen_for_longer(tmp_path, codec):
+    """An AVI has no times, but empty places."""
+    path = tmp_path / "held.avi"
+    with av.open(str(path), "w") as container:
+        form = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream = container.add_stream(codec, rate=10, width=64, height=48, pix_fmt=form)
+        for place, level in zip((0, 1, 8, 9), (40, 80, 120, 160), strict=True):
+            frame = av.VideoFrame.from_ndarray(grey_frames([level])[0], format="rgb24")
+            frame.pts, frame.time_base = place, Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    assert frame_times(path) == ([0.0, 0.1, 0.8, 0.9], 1.0)
+    assert levels_of(decode_clip(path, 10)) == [40] + [80] * 7 + [120, 160]
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(VideoError, match=r"truncated|cannot be decoded"):
         decode_clip(path, 8)
 
 
