@@ -109,6 +109,9 @@ class DOVERConfig:
             raise ValueError(f"expected signals 'rgb' and then any of {SIGNALS[1:]}, got {self.signals}")
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"expected a drop_path_rate from 0 to below 1, got {self.drop_path_rate}")
+        least = tuple(8 * stride for stride in self.stem_kernel[1:])  # three more halvings follow the stem
+        if len(self.frame_size) != 2 or any(n < m for n, m in zip(self.frame_size, least, strict=True)):
+            raise ValueError(f"expected a frame_size (height, width) of at least {least}, got {self.frame_size}")
         if "fragments" in self.views and any(side % 4 for side in self.frame_size):
             raise ValueError(f"expected a frame_size divisible by the 4x4 fragments, got {self.frame_size}")
         if self.fusion_dim % 8:

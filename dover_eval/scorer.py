@@ -254,7 +254,10 @@ class VideoScorer:
 def placement(device: str | torch.device | None, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
     """Where a scorer computes, and in what, with `VideoScorer`'s defaults in place of None."""
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return device, dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"expected a dtype of float32, bfloat16 or float16, got {dtype}")
+    return device, dtype
 
 
 def _checkpoint(name_or_path: str | Path | None) -> str:

@@ -140,11 +140,18 @@ def test_nothing_to_score(small_scorer, layout):
         ("a.mp4", "a", {"layout": "TCHW"}, ValueError, "files have their own layout"),
         (["a.mp4", 3], "a", {}, TypeError, r"got a int as videos\[1\]"),
         (3, "a", {"layout": "TCHW"}, TypeError, "got int"),
+        (["a.mp4"], {"a.mp4": "a cat"}, {}, ValueError, "a list of texts as prompts, got a dict"),
     ],
 )
 def test_what_does_not_fit_is_refused(small_scorer, clips, videos, prompts, kwargs, error, words):
     with pytest.raises(error, match=words):
         small_scorer.score(clips if videos == "clips" else videos, prompts, **kwargs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int8])
+def test_a_dtype_that_it_does_not_compute_in_is_refused(small_model, dtype):
+    with pytest.raises(ValueError, match=f"float32, bfloat16 or float16, got {dtype}"):
+        VideoScorer(small_model, device="cpu", dtype=dtype)
 
 
 def test_the_fingerprint_holds_what_decides_a_score(small_model, small_scorer):

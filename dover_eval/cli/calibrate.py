@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dover_eval.cli.exits import EXIT_FAILED, check_file, extra, usage, writing
+from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, extra, usage, writing
 
 if TYPE_CHECKING:
     from dover_eval.calibration import Calibration
@@ -60,6 +60,7 @@ def calibrate(
         output = Path(model)
     if not output.is_dir():
         check_file("--output", output)
+        check_no_input("--output", output, [ratings, pairs, reference_prompts])
     try:
         tables = (("ratings", ratings), ("pairs", pairs))
         items = [item for name, path in tables if path is not None for item in BENCHMARKS[name].read(path)]

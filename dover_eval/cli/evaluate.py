@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dover_eval.cli.exits import EXIT_FAILED, check_file, extra, usage, writing
+from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, extra, usage, writing
 
 if TYPE_CHECKING:
     from dover_eval.evaluation import EvaluationReport, Interval
@@ -62,6 +62,8 @@ def evaluate(
         usage("--calibration and --save-scores go with --videos: the scores of a file are what they are")
     check_file("--output", output)
     check_file("--save-scores", save_scores, SUFFIXES)
+    for option, path in (("--output", output), ("--save-scores", save_scores)):
+        check_no_input(option, path, [table, scores, calibration])
     try:
         items, thresholds = BENCHMARKS[benchmark].read(table), None
         if scores is not None:

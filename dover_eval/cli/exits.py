@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -31,10 +32,18 @@ def check_file(option: str, path: Path | None, suffixes: Sequence[str] = ()) -> 
         return
     if suffixes and path.suffix not in suffixes:
         usage(f"{option} {path}: expected a name that ends in {', '.join(suffixes)}")
-    if path.is_dir():
+    if os.path.isdir(path):
         usage(f"{option} {path}: expected a file, found a folder")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         usage(f"{option} {path}: there is no folder {path.parent}")
+
+
+def check_no_input(option: str, path: Path | None, inputs: Iterable[str | Path | None]) -> None:
+    """Whether a result would take the place of something that was read for it."""
+    if path is None or not os.path.exists(path):
+        return
+    if any(name is not None and os.path.exists(name) and os.path.samefile(path, name) for name in inputs):
+        usage(f"{option} {path} is one of the inputs, and would be replaced")
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dover_eval.cli.exits import check_file, extra, failure, usage, writing
+from dover_eval.cli.exits import check_file, check_no_input, extra, failure, usage, writing
 from dover_eval.cli.report import SUFFIXES
 
 
@@ -37,11 +37,10 @@ def explain(
             import jinja2  # noqa: F401
             import PIL  # noqa: F401
             import vl_convert  # noqa: F401
-    if video is not None and video.exists() and Path(clip).exists() and video.samefile(clip):
-        usage(f"--video {video} is the clip itself, and would be replaced")
+    check_no_input("--video", video, [clip])
     if map_name not in ("technical", "aesthetic"):
         usage(f"--map {map_name}: expected technical or aesthetic")
-    if seconds is not None and seconds <= 0:
+    if seconds is not None and not seconds > 0:
         usage(f"--seconds {seconds:g}: expected more than 0")
     if not prompt.strip():
         usage("--prompt is empty; an alignment score needs words")

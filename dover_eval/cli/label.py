@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dover_eval.cli.exits import EXIT_FAILED, check_file, failure, usage
+from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, failure, usage
 from dover_eval.scale.inputs import find_videos, match_prompts, read_prompts
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def label(
     if prompt is not None and not prompt.strip():
         usage("--prompt is empty")
     check_file("--output", output)
+    check_no_input("--output", output, [prompts, *videos])
 
     from dover_eval.distillation import LabelsError, TeacherError
     from dover_eval.distillation import label as run

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dover_eval.cli.exits import EXIT_FAILED, check_file, extra, usage, writing
+from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, extra, usage, writing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +47,7 @@ def sanity(
 
     check_file("--plot", plot, (".png", ".svg", ".pdf"))
     check_file("--output", output)
+    check_no_input("--output", output, [prompts, *(videos or [])])
     if prompts is not None and not videos:
         usage("--prompts goes with --videos: drawn clips have their own")
     try:

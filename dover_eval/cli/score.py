@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dover_eval.cli.exits import EXIT_FAILED, check_file, failure, usage
+from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, failure, usage
 from dover_eval.config import usual_batch_size
 from dover_eval.scale.inputs import InputError, NoPromptError, list_clips, read_prompts, video_file_name
 from dover_eval.scale.results import SCORES, SUFFIXES
@@ -105,10 +105,7 @@ def score(
         usage(str(error) if texts is not None else f"give either --prompt TEXT or --prompts FILE.csv: {error}")
     except InputError as error:
         usage(str(error))
-    if output is not None and output.exists():
-        inputs = [*paths, *(clip.video for clip in clips), *([str(prompts)] if prompts else [])]
-        if any(Path(name).exists() and output.samefile(name) for name in inputs):
-            usage(f"--output {output} is one of the inputs, and would be replaced")
+    check_no_input("--output", output, [*paths, *(clip.video for clip in clips), prompts, calibration])
 
     try:
         begun = recorded(output) if output is not None and resume else {}

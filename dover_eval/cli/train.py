@@ -46,7 +46,7 @@ def train(
             _print_corpus(run.check(settings))
             return
         result = run.train(settings, resume=resume)
-    except (WeightsError, TextEncoderError, SemanticEncoderError, FileNotFoundError, FloatingPointError) as error:
+    except (WeightsError, TextEncoderError, SemanticEncoderError, OSError, FloatingPointError) as error:
         failure(error)
     except (SettingsError, TableError, SplitError) as error:
         usage(str(error))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 from collections import defaultdict
@@ -24,6 +23,7 @@ from dover_eval.evaluation.metrics import (
 )
 from dover_eval.evaluation.tables import TableError, number, read_rows
 from dover_eval.models.heads import SCORE_NAMES
+from dover_eval.scale.files import own_path
 
 Items = Sequence[RatedClip | JudgedPair]
 Scores = Mapping[tuple[str, str], Mapping[str, float]]
@@ -69,15 +69,15 @@ class ClipIndex:
 
     def __init__(self, names: Iterable[str], root: str | None = None) -> None:
         names = list(names)
-        folders = [os.path.dirname(os.path.abspath(name)) for name in names]
+        folders = [os.path.dirname(os.path.abspath(own_path(name))) for name in names]
         root = os.path.abspath(root) if root is not None else os.path.commonpath(folders) if folders else ""
         self._names = set(names)
-        self._whole: dict[str, str] = {}
+        self._whole: dict[str, set[str]] = defaultdict(set)
         self._ends: dict[str, set[str]] = defaultdict(set)
         self._stems: list[dict[str, set[str]]] = [defaultdict(set), defaultdict(set)]
         for name in names:
-            path = PurePosixPath(os.path.relpath(os.path.abspath(name), root).replace("\\", "/"))
-            self._whole[str(path)] = name
+            path = PurePosixPath(os.path.relpath(os.path.abspath(own_path(name)), root).replace("\\", "/"))
+            self._whole[str(path)].add(name)
             for i in range(len(path.parts)):
                 self._ends["/".join(path.parts[i:])].add(name)
             self._stems[0][path.stem].add(name)
@@ -91,7 +91,7 @@ class ClipIndex:
         parts = [part for part in PurePosixPath(wanted).parts if part not in ("/", ".")]
         candidates = [self._ends.get("/".join(parts), set())]
         ends = ("/".join(parts[i:]) for i in range(len(parts)))
-        candidates.append({self._whole[end] for end in itertools.islice((e for e in ends if e in self._whole), 1)})
+        candidates.append(next((self._whole[end] for end in ends if end in self._whole), set()))
         if len(parts) == 1:
             candidates += [stems.get(parts[0], set()) for stems in self._stems]
         found = next((names for names in candidates if names), set())

@@ -13,7 +13,7 @@ import json
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -215,6 +215,8 @@ def check_prompts(prompts: Sequence[str]) -> None:
 
 def prompts_for(count: int, prompts: str | Sequence[str]) -> list[str]:
     """The prompts of `count` clips, checked: one a clip, or a single text for all of them. Raises ValueError."""
+    if isinstance(prompts, Mapping | Set):  # whose order, or keys, would be taken for prompts
+        raise ValueError(f"expected a text or a list of texts as prompts, got a {type(prompts).__name__}")
     prompts = [prompts] * count if isinstance(prompts, str) else list(prompts)
     if len(prompts) != count:
         raise ValueError(f"expected {count} prompts, one a clip, got {len(prompts)}")

@@ -41,12 +41,20 @@ def is_url(name: str) -> bool:
     return "://" in name
 
 
-def filesystem(url: str) -> Any:
-    """fsspec's file system for a URL. Raises FileError where its package is missing or its address means nothing."""
+def own_path(video: str) -> str:
+    """A clip's name; where it is a member of an archive, without what that is called."""
+    return video.split("::")[0] if is_url(video) else video
+
+
+def locate(url: str) -> tuple[Any, str]:
+    """fsspec's file system for a URL, and what that calls it: a member's name alone, in an archive.
+
+    Raises FileError where its package is missing or its address means nothing.
+    """
     import fsspec
 
     try:
-        return fsspec.core.url_to_fs(url)[0]
+        return fsspec.core.url_to_fs(url)
     except ImportError as error:
         raise FileError(f"{url}: {error}: pip install 'dover-eval[remote]'") from error
     except Exception as error:  # each file system has its own
@@ -62,7 +70,8 @@ def identity(clip: Clip) -> str | None:
     name = clip.shard.path if clip.shard else clip.video
     if is_url(name):
         try:
-            info = filesystem(name).info(name)
+            files, path = locate(name)
+            info = files.info(path)
         except FileNotFoundError:
             return None
         except FileError:
@@ -88,17 +97,19 @@ def local_file(clip: Clip) -> Iterator[Path]:
     if clip.shard is None and not is_url(clip.video):
         yield Path(clip.video)
         return
-    with tempfile.NamedTemporaryFile(prefix="dover-eval-", suffix=PurePosixPath(_member(clip.video)).suffix) as copy:
+    with tempfile.NamedTemporaryFile(prefix="dover-eval-", suffix=PurePosixPath(own_path(clip.video)).suffix) as copy:
         try:
             if clip.shard is not None and not is_url(clip.shard.path):
                 with open(clip.shard.path, "rb") as shard:
                     shard.seek(clip.shard.offset)
                     copy.write(shard.read(clip.shard.size))
             elif clip.shard is not None:
-                path, offset, size = clip.shard
-                copy.write(filesystem(path).cat_file(path, start=offset, end=offset + size))
+                files, path = locate(clip.shard.path)
+                start = clip.shard.offset
+                copy.write(files.cat_file(path, start=start, end=start + clip.shard.size))
             else:
-                filesystem(clip.video).get_file(clip.video, copy.name)
+                files, path = locate(clip.video)
+                files.get_file(path, copy.name)
             copy.flush()
         except FileError:
             raise
@@ -109,10 +120,6 @@ def local_file(clip: Clip) -> Iterator[Path]:
         if clip.shard is not None and os.path.getsize(copy.name) != clip.shard.size:
             raise FileError(f"{clip.video}: the shard ends before it does")
         yield Path(copy.name)
-
-
-def _member(video: str) -> str:
-    return video.split("::")[0]
 
 
 def _reason(error: Exception) -> str:

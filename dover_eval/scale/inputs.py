@@ -6,14 +6,16 @@ import csv
 import glob
 import io
 import json
+import os
 import posixpath
 import tarfile
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from dover_eval.scale.files import Clip, FileError, Shard, filesystem, is_url
+from dover_eval.scale.files import Clip, FileError, Shard, is_url, locate, own_path
 
 VIDEO_SUFFIXES = frozenset(
     (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv")
@@ -45,14 +47,14 @@ def list_clips(names: list[str], prompt: str | None = None, prompts: Mapping[str
     found: list[tuple[str, str | None, Shard | None]] = []
     seen: set[str] = set()
     for name in names:
-        if PurePosixPath(name).suffix.lower() in MANIFEST_SUFFIXES:
+        if _suffix(name) in MANIFEST_SUFFIXES:
             found += ((video, text, None) for video, text in read_manifest(name))
             continue
         for file in find_files(name):
             if file in seen:
                 continue
             seen.add(file)
-            found += read_shard(file) if PurePosixPath(file).suffix.lower() == SHARD_SUFFIX else [(file, None, None)]
+            found += read_shard(file) if _suffix(file) == SHARD_SUFFIX else [(file, None, None)]
     return with_prompts(found, prompt, prompts)
 
 
@@ -89,15 +91,25 @@ def find_files(name: str, suffixes: Set[str] = VIDEO_SUFFIXES | {SHARD_SUFFIX}) 
     """A file as it is named; what ends in `suffixes` in a folder and its subfolders; what a pattern matches. Sorted."""
     if is_url(name):
         return _find_remote(name, suffixes)
-    path = Path(name)
-    if path.is_dir():
-        return _of_folder(name, (str(p) for p in path.rglob("*") if p.is_file()), suffixes)
-    if not path.exists() and glob.has_magic(name):
-        matched = sorted(str(p) for p in map(Path, glob.glob(name, recursive=True)) if p.is_file())
+    # os.path and not pathlib, which raises where a folder above may not be entered.
+    if os.path.isdir(name):
+        return _of_folder(name, files_in(name), suffixes)
+    if not os.path.exists(name) and glob.has_magic(name):
+        matched = sorted(str(Path(found)) for found in glob.glob(name, recursive=True) if os.path.isfile(found))
         if not matched:
             raise InputError(f"{name}: no file matches this pattern")
         return matched
-    return [str(path)]  # a missing file becomes a row with its error
+    return [str(Path(name))]  # a missing file becomes a row with its error
+
+
+def files_in(folder: str) -> Iterator[str]:
+    """The files of a folder and of its subfolders. Raises InputError for one that cannot be listed."""
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename}: a folder that cannot be listed ({error.strerror})") from error
+
+    for place, _, names in os.walk(Path(folder), onerror=refuse):
+        yield from (path for name in names if os.path.isfile(path := os.path.join(place, name)))
 
 
 def find_videos(names: Sequence[str]) -> list[Path]:
@@ -110,23 +122,32 @@ def find_videos(names: Sequence[str]) -> list[Path]:
 
 def _find_remote(name: str, suffixes: Set[str]) -> list[str]:
     try:
-        files = filesystem(name)
-        if glob.has_magic(name) and not name.startswith(("http://", "https://")):
-            matched = sorted(files.unstrip_protocol(path) for path in files.glob(name))
+        files, path = locate(name)
+        inside, *archive = name.split("::")
+
+        def named(found: str) -> str:
+            return "::".join([files.unstrip_protocol(found), *archive])
+
+        if glob.has_magic(inside) and not name.startswith(("http://", "https://")):
+            matched = sorted(map(named, files.glob(path)))
             if not matched:
                 raise InputError(f"{name}: no file matches this pattern")
             return matched
-        if PurePosixPath(name).suffix.lower() in suffixes:
+        if _suffix(name) in suffixes:
             return [name]
-        return _of_folder(name, (files.unstrip_protocol(path) for path in files.find(name)), suffixes)
+        return _of_folder(name, map(named, files.find(path)), suffixes)
     except InputError:
         raise
     except Exception as error:  # each file system has its own
         raise _unreadable(name, error) from error
 
 
+def _suffix(name: str) -> str:
+    return PurePosixPath(own_path(name)).suffix.lower()
+
+
 def _of_folder(folder: str, paths: Iterator[str], suffixes: Set[str]) -> list[str]:
-    inside = sorted(path for path in paths if PurePosixPath(path).suffix.lower() in suffixes)
+    inside = sorted(path for path in paths if _suffix(path) in suffixes)
     if not inside:
         raise InputError(f"{folder}: a folder without videos ({', '.join(sorted(suffixes))})")
     return inside
@@ -152,7 +173,7 @@ def read_manifest(name: str) -> Iterator[tuple[str, str]]:
             raise InputError(f"{name}, line {line}: an empty {PROMPT_COLUMN if video else column}")
         if not is_url(video) and not posixpath.isabs(video):
             beside = posixpath.join(folder, video)
-            video = beside if is_url(name) or Path(beside).exists() else video
+            video = beside if is_url(name) or os.path.exists(beside) else video
         yield video, text
     if not line:
         raise InputError(f"{name}: a table without rows")
@@ -186,14 +207,14 @@ def match_prompt(video: str, texts: Mapping[str, str]) -> str | None:
     Names are compared in Unicode's composed form, as `read_prompts` has them; some file systems decompose them.
     """
     video = unicodedata.normalize("NFC", video)
-    parts = video.split("::")[0].split("/")
+    parts = own_path(video).split("/")
     ends = ("/".join(parts[i:]) for i in range(len(parts)))
     return next((texts[key] for key in (video, *ends, PurePosixPath(parts[-1]).stem) if key in texts), None)
 
 
 def video_file_name(video: str) -> str:
     """The last part of a path, a URL or a shard's member."""
-    return posixpath.basename(video.split("::")[0])
+    return posixpath.basename(own_path(video))
 
 
 def _rows(name: str) -> Iterator[Any]:
@@ -231,6 +252,7 @@ def _csv_rows(name: str, file: io.TextIOWrapper) -> Iterator[Any]:
 
 
 def _json_rows(name: str, file: io.TextIOWrapper) -> Iterator[Any]:
+    columns: list[str] | None = None
     for line, text in enumerate(file, start=1):
         if not text.strip():
             continue
@@ -240,8 +262,9 @@ def _json_rows(name: str, file: io.TextIOWrapper) -> Iterator[Any]:
             raise InputError(f"{name}, line {line}: no JSON ({error})") from error
         if not isinstance(row, dict):
             raise InputError(f"{name}, line {line}: expected an object with a value for each column")
-        if line == 1:
-            yield list(row)
+        if columns is None:
+            columns = list(row)
+            yield columns
         yield line, row
 
 
@@ -265,34 +288,51 @@ def _cell(row: Mapping[str, Any], column: str) -> str:
     return "" if value is None else str(value).strip()
 
 
-def read_shard(name: str) -> Iterator[tuple[str, str | None, Shard | None]]:
+def read_shard(name: str) -> list[tuple[str, str | None, Shard | None]]:
     """(video, prompt, place) of a WebDataset shard: clip.mp4 beside clip.txt, or clip.json with "prompt" or "caption".
 
-    Only the headers and the texts are read. Python's tarfile, not the webdataset package: that one streams, and would
-    pull a million clips through one process to find where they lie.
+    A text is its video's by the name without the suffix; or as WebDataset has it, by what is before the first dot, if
+    the text is named no more than that or no other video has as much. Only the headers and the texts are read. Python's
+    tarfile, not the webdataset package: that one streams, and would pull a million clips through one process to find
+    where they lie.
     """
     texts: dict[str, str] = {}
-    videos: dict[str, tuple[str, Shard]] = {}
+    videos: dict[str, Shard] = {}
     try:
         with _open(name) as raw, tarfile.open(fileobj=raw, mode="r:") as archive:
             for member in archive:
-                folder, _, file = member.name.rpartition("/")
-                key = f"{folder}/{file.split('.')[0]}"  # up to the first dot, as WebDataset has it
-                suffix = PurePosixPath(file).suffix.lower()
+                suffix = PurePosixPath(member.name).suffix.lower()
                 if not member.isfile():
                     continue
                 if suffix in VIDEO_SUFFIXES:
-                    place = Shard(name, member.offset_data, member.size)
-                    videos[key] = (f"tar://{member.name}::{name}", place)
+                    videos[member.name] = Shard(name, member.offset_data, member.size)
                 elif suffix in (".txt", ".json") and (data := archive.extractfile(member)):
-                    texts[key] = _shard_prompt(data.read().decode(), suffix) or texts.get(key, "")
+                    stem = _stem(member.name)
+                    texts[stem] = _shard_prompt(data.read().decode(), suffix) or texts.get(stem, "")
     except (tarfile.TarError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{name}: expected an uncompressed tar file with UTF-8 texts ({error})") from error
     except Exception as error:
         raise _unreadable(name, error) from error
     if not videos:
         raise InputError(f"{name}: a shard without videos ({', '.join(sorted(VIDEO_SUFFIXES))})")
-    return ((video, texts.get(key) or None, place) for key, (video, place) in videos.items())
+    of_key = {_key(stem): text for stem, text in texts.items()}
+    sharing = Counter(map(_key, videos))
+    found: list[tuple[str, str | None, Shard | None]] = []
+    for video, place in videos.items():
+        key = _key(video)
+        text = texts.get(_stem(video)) or texts.get(key) or (of_key.get(key) if sharing[key] == 1 else None)
+        found.append((f"tar://{video}::{name}", text or None, place))
+    return found
+
+
+def _stem(member: str) -> str:
+    return str(PurePosixPath(member).with_suffix(""))
+
+
+def _key(member: str) -> str:
+    """Up to the first dot of the name."""
+    path = PurePosixPath(member)
+    return str(path.with_name(path.name.split(".")[0] or path.name))
 
 
 def _shard_prompt(text: str, suffix: str) -> str | None:
@@ -304,7 +344,10 @@ def _shard_prompt(text: str, suffix: str) -> str | None:
 
 
 def _open(name: str) -> Any:
-    return filesystem(name).open(name) if is_url(name) else open(name, "rb")
+    if not is_url(name):
+        return open(name, "rb")
+    files, path = locate(name)
+    return files.open(path)
 
 
 def _unreadable(name: str, error: Exception) -> InputError:

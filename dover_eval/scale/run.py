@@ -35,7 +35,7 @@ class Share:
 
     @classmethod
     def of_environment(cls) -> Share:
-        """Raises ValueError for words where numbers belong."""
+        """Raises ValueError for words where numbers belong, and for a rank that its world does not have."""
 
         def read(name: str, default: int) -> int:
             value = os.environ.get(name) or str(default)
@@ -45,6 +45,8 @@ class Share:
 
         world = read("WORLD_SIZE", 1)
         rank = read("RANK", 0)
+        if rank >= world:
+            raise ValueError(f"RANK {rank} in the environment: expected less than WORLD_SIZE, which is {world}")
         return cls(rank, world, read("LOCAL_RANK", rank), read("LOCAL_WORLD_SIZE", world))
 
 

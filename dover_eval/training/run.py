@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ from torch import distributed
 
 from dover_eval.evaluation import EvaluationReport
 from dover_eval.models.dover import DOVERModel
+from dover_eval.replacing import replacing
 from dover_eval.scorer import VideoScorer
 from dover_eval.training.card import write_card
 from dover_eval.training.clips import ClipStore
@@ -79,6 +81,8 @@ def train(settings: TrainSettings, *, resume: bool = False) -> TrainResult | Non
     """
     _check_reporters(settings)
     loop, output = settings.training, Path(settings.output)
+    if loop.fsdp and "LOCAL_RANK" not in os.environ:
+        raise SettingsError("training.fsdp shards over the processes that torchrun starts, and this is one by itself")
     folder = output / CHECKPOINTS
     _check_output(output, resume)
     arguments = training_arguments(loop, folder, settings.data.workers, settings.losses.heads > 0)
@@ -150,7 +154,10 @@ def _begin(folder: Path, began: dict[str, Any], resume: bool) -> None:
     """Note what this run is made of, or compare with what the run to resume was. Raises SettingsError."""
     path = folder / BEGUN
     if resume and path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise SettingsError(f"{path} is damaged ({error}): this run cannot be resumed") from error
         old, new = _flat(before["settings"]), _flat(json.loads(json.dumps(began["settings"])))
         fixed = lambda key: not any(key == free or key.startswith(f"{free}.") for free in FREE)
         changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and fixed(key)]
@@ -161,7 +168,8 @@ def _begin(folder: Path, began: dict[str, Any], resume: bool) -> None:
             raise SettingsError(f"{folder} holds a run on other data: its tables or clips have changed since")
         return
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(began, indent=1) + "\n", encoding="utf-8")
+    with replacing(path) as draft:
+        draft.write_text(json.dumps(began, indent=1) + "\n", encoding="utf-8")
 
 
 def _flat(settings: Any, key: str = "") -> dict[str, Any]:

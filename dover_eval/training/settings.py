@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -230,6 +231,8 @@ class TrainSettings:
                 f"card.licence {self.card.licence}: what is trained from the published DOVER weights stays under their "
                 'S-Lab License 1.0 (non-commercial); expected licence "other" with that licence_name'
             )
+        if self.training.patience is not None and not (self.data.validation or self.data.validation_share):
+            raise ValueError("training.patience counts validations: give data.validation or a data.validation_share")
         self.model_config(DOVERConfig())
 
     def model_config(self, base: DOVERConfig) -> DOVERConfig:
@@ -281,6 +284,6 @@ class TrainSettings:
 
 def _check_range(settings: Any, name: str, low: float, high: float = float("inf")) -> None:
     value = getattr(settings, name)
-    if value is not None and not low <= value <= high:
+    if value is not None and not (low <= value <= high and math.isfinite(value)):
         wanted = f"at least {low:g}" if high == float("inf") else f"{low:g} to {high:g}"
         raise ValueError(f"{name}: expected {wanted}, got {value}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from dover_eval.evaluation import BENCHMARKS, ClipIndex, JudgedPair, RatedClip, 
 from dover_eval.evaluation.benchmarks import read_ratings
 from dover_eval.evaluation.tables import choice, number, read_rows, text
 from dover_eval.models.heads import MOS_MAX, MOS_MIN, SCORE_NAMES
-from dover_eval.scale.inputs import VIDEO_SUFFIXES
+from dover_eval.scale.inputs import VIDEO_SUFFIXES, files_in
 from dover_eval.training.settings import TableSettings
 
 LABELS = {"A": (1.0, 0.0, 0.0), "B": (0.0, 1.0, 0.0), "tie": (0.0, 0.0, 1.0)}
@@ -68,8 +68,8 @@ def load_examples(settings: TableSettings) -> tuple[list[Example], list[str]]:
     examples, folder = read_examples(settings), Path(settings.videos)
     if not folder.is_dir():
         raise TableError(f"{settings.table}: there is no folder {folder} to find its clips in")
-    index = ClipIndex(map(str, _video_files(folder)), str(folder))
     try:
+        index = ClipIndex(_video_files(folder), str(folder))
         found = {name: index.find(name) for example in examples for name in example.videos}
     except ValueError as error:
         raise TableError(f"{settings.table}: {error}") from error
@@ -178,8 +178,8 @@ def _renamed(example: Example, places: Mapping[str, str]) -> Example:
     return dataclasses.replace(example, item=item)
 
 
-def _video_files(folder: Path) -> Iterable[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
+def _video_files(folder: Path) -> list[str]:
+    return sorted(path for path in files_in(str(folder)) if Path(path).suffix.lower() in VIDEO_SUFFIXES)
 
 
 def clips_of(examples: Sequence[Example]) -> list[str]:

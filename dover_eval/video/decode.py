@@ -7,6 +7,7 @@ OpenCV (hides rotation and timestamps): its wheels carry FFmpeg and give every f
 from __future__ import annotations
 
 import itertools
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,13 +108,20 @@ def all_frames(path: str | Path) -> Iterator[tuple[Tensor, float]]:
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """Refuses what is no file, and gives FFmpeg's errors the file's name."""
-    if not path.is_file():
-        raise VideoError(f"{path}: no such file" if not path.exists() else f"{path}: a folder, expected a video file")
-    if path.stat().st_size == 0:
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise VideoError(f"{path}: no such file") from None
+    except OSError as error:  # a folder above that may not be entered, a name that is too long
+        raise VideoError(f"{path}: cannot be read ({error.strerror})") from error
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
+        raise VideoError(f"{path}: {kind}, expected a video file")
+    if status.st_size == 0:
         raise VideoError(f"{path}: an empty file, expected a video")
     try:
         yield
-    except (av.error.FFmpegError, EOFError) as error:
+    except (av.error.FFmpegError, EOFError, OSError) as error:
         raise VideoError(f"{path}: cannot be decoded as a video ({error})") from error
     except VideoError as error:
         if str(path) in str(error):

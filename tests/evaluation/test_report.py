@@ -37,6 +37,15 @@ def test_clips_are_found_by_what_benchmarks_call_them_and_never_in_another_folde
     assert ClipIndex([f"data/{name}" for name in names], root).find(called) == found
 
 
+def test_a_member_of_an_archive_is_found_by_its_own_name():
+    names = ["tar://x/1.mp4::shards/0.tar", "tar://x/2.mp4::shards/0.tar", "tar://x/2.mp4::shards/1.tar"]
+    index = ClipIndex(names)
+    assert index.find("1.mp4") == index.find("x/1.mp4") == index.find("1") == names[0]
+    assert index.find(names[1]) == names[1]
+    with pytest.raises(ValueError, match=r"x/2.mp4 is any of tar://x/2.mp4::shards/0.tar, tar://x/2.mp4::shards/1.tar"):
+        index.find("x/2.mp4")
+
+
 @pytest.mark.parametrize("name", ["1.mp4", "./1.mp4", "/abs/clips/1.mp4", "clips/1.mp4"])
 def test_a_single_clip_is_found_by_its_name(name):
     assert ClipIndex([name]).find("1.mp4") == name
@@ -167,6 +176,9 @@ def test_missing_clips_end_with_status_one(rated_folder):
         (["ratings.csv", "--scores", "s.jsonl", "--calibration", "c.json"], "go with --videos"),
         (["ratings.csv", "--videos", "clips", "--save-scores", "s.txt"], "expected a name that ends in .parquet"),
         (["none.csv", "--videos", "clips"], "none.csv: cannot be read"),
+        (["ratings.csv", "--videos", "clips", "-o", "ratings.csv"], "ratings.csv is one of the inputs"),
+        (["ratings.csv", "--videos", "clips", "--save-scores", "ratings.csv"], "ratings.csv is one of the inputs"),
+        (["ratings.csv", "--videos", "clips", "-o", "clips"], "--output clips: expected a file, found a folder"),
         ([], "a TABLE is missing"),
     ],
 )

@@ -106,6 +106,7 @@ def test_the_command_tells_the_lowest_and_writes_the_video(dover, checkpoint, tm
         (["--prompt", "a", "--video", "folder.mp4"], 2, "--video folder.mp4: expected a file, found a folder"),
         (["--prompt", "a", "--map", "x"], 2, "expected technical or aesthetic"),
         (["--prompt", "a", "--seconds", "0"], 2, "expected more than 0"),
+        (["--prompt", "a", "--seconds", "nan"], 2, "expected more than 0"),
         (["--prompt", "a"], 1, "no such file"),
     ],
 )

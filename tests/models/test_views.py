@@ -127,9 +127,10 @@ def test_a_file_and_its_frames_score_alike(config, write_video):
             "num_frames 12 in 2 windows of groups of 4",
         ),
         ({"windows": 3}, "windows of equal length, got 3"),
+        ({"frame_size": (16, 32)}, r"frame_size \(height, width\) of at least \(32, 32\), got \(16, 32\)"),
         ({"views": ("squash", "fragments", "pictures"), "windows": 0}, "windows of equal length, got 0"),
         ({"drop_path_rate": 1.0}, "drop_path_rate from 0 to below 1, got 1.0"),
-        ({"views": ("squash", "fragments"), "frame_size": (30, 32)}, "divisible by the 4x4 fragments"),
+        ({"views": ("squash", "fragments"), "frame_size": (34, 32)}, "divisible by the 4x4 fragments"),
     ],
 )
 def test_settings_that_cannot_be(changes, message):

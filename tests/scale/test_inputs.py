@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import http.server
 import io
@@ -9,6 +10,7 @@ import json
 import os
 import tarfile
 import threading
+import zipfile
 from pathlib import Path
 
 import fsspec
@@ -121,6 +123,77 @@ def test_a_webdataset_shard_scores_as_its_files_do(dover, clips, tmp_path):
     dover(table, "-o", tmp_path / "files.jsonl")
     (expected,) = read_lines(tmp_path / "files.jsonl")
     assert rows[0] | {"video_name": ""} == expected | {"video_name": ""}
+
+
+def test_no_clip_of_a_shard_is_lost_for_the_dots_in_its_name(tmp_path):
+    """WebDataset ends a name at its first dot; people's names have more."""
+    shard = write_shard(
+        tmp_path / "s.tar",
+        {
+            "wan2.1_0.mp4": b"x", "wan2.1_0.txt": b"zero", "wan2.1_1.mp4": b"x", "wan2.1_1.txt": b"one",
+            "wan2.1_2.mp4": b"x",  # its prompt is not there, and is no other's
+            "d/k.mp4": b"x", "d/k.mov": b"x", "d/k.txt": b"both",
+            "d/e.low.mp4": b"x", "d/e.caption.txt": b"by the first dot",
+            "d/f.low.mp4": b"x", "d/f.high.mp4": b"x", "d/f.txt": b"of the key",
+        },
+    )  # fmt: skip
+    found = {clip.video.split("::")[0][6:]: clip.prompt for clip in list_clips([str(shard)], "none of its own")}
+    assert found == {
+        "wan2.1_0.mp4": "zero", "wan2.1_1.mp4": "one", "wan2.1_2.mp4": "none of its own",
+        "d/k.mp4": "both", "d/k.mov": "both", "d/e.low.mp4": "by the first dot",
+        "d/f.low.mp4": "of the key", "d/f.high.mp4": "of the key",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_members_of_an_archive_are_scored_by_their_names(dover, clips, tmp_path, kind):
+    """The results of a shard are a manifest, too."""
+    archive = tmp_path / f"s.{kind}"
+    if kind == "tar":
+        write_shard(archive, {"x/a.mp4": (clips / "a.mp4").read_bytes()})
+    else:
+        with zipfile.ZipFile(archive, "w") as file:
+            file.write(clips / "a.mp4", "x/a.mp4")
+    name = f"{kind}://x/a.mp4::{archive}"
+    first, again = tmp_path / "first.jsonl", tmp_path / "again.jsonl"
+    assert dover(name, "--prompt", "a square", "-o", first).exit_code == 0
+    result = dover(first, "-o", again)
+    assert result.exit_code == 0, result.output
+    assert first.read_bytes() == again.read_bytes()
+    (row,) = read_lines(again)
+    assert row["video_name"] == name
+    table = write_table(tmp_path / "p.csv", [{"video_name": "a.mp4", "Prompt": "a square"}])
+    assert dover(f"{kind}://x/*.mp4::{archive}", "--prompts", table, "-o", tmp_path / "p.jsonl").exit_code == 0
+    assert (tmp_path / "p.jsonl").read_bytes() == first.read_bytes()
+    gone = dover(f"{kind}://x/gone.mp4::{archive}", "--prompt", "x", "-o", tmp_path / "gone.jsonl")
+    assert gone.exit_code == 1
+    assert "no such file" in read_lines(tmp_path / "gone.jsonl")[0]["error"]
+
+
+def test_two_colons_in_a_local_name_are_a_part_of_it(tmp_path):
+    (tmp_path / "a::b.mp4").touch()
+    assert [clip.prompt for clip in list_clips([str(tmp_path)], prompts={"a::b.mp4": "x"})] == ["x"]
+
+
+def test_a_folder_that_cannot_be_listed_is_refused(clips, monkeypatch):
+    """Root, whom the tests may run as, lists every folder."""
+    listed = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listed(path)
+
+    (clips / "sub" / "locked").mkdir(parents=True)
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(InputError, match=r"sub/locked: a folder that cannot be listed \(Permission denied\)"):
+        list_clips([str(clips)], "x")
+
+
+def test_a_manifest_may_begin_with_an_empty_line(clips, tmp_path):
+    path = tmp_path / "m.jsonl"
+    path.write_text('\n{"video_name": "a.mp4", "Prompt": "x"}\n\n{"video_name": "b.mp4", "Prompt": "y"}\n')
+    assert [clip.prompt for clip in list_clips([str(path)])] == ["x", "y"]
 
 
 def test_clips_without_a_prompt_are_named(clips, tmp_path):

@@ -131,3 +131,8 @@ def test_an_environment_that_makes_no_sense_is_named(dover, clips, monkeypatch):
     result = dover(clips, "--prompt", "x")
     assert result.exit_code == 2
     assert "WORLD_SIZE in the environment: expected a number, got 'two'" in result.stderr
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setenv("RANK", "3")
+    result = dover(clips, "--prompt", "x")
+    assert result.exit_code == 2
+    assert "RANK 3 in the environment: expected less than WORLD_SIZE, which is 1" in result.stderr

@@ -56,6 +56,9 @@ REFUSED = {
     "training.batch_size": (0, "training: batch_size: expected at least 1, got 0"),
     "training.checkpointing": ("maybe", "training.checkpointing: expected true or false"),
     "training.report_to": (["mlflow"], r"training.report_to\[0\]: expected one of tensorboard, wandb, trackio"),
+    "training.epochs": (float("inf"), "training: epochs: expected at least 1e-12, got inf"),
+    "data.cache_gigabytes": (float("inf"), "data: cache_gigabytes: expected at least 0, got inf"),
+    "model.frame_size": ([8, 224], r"model: expected a frame_size \(height, width\) of at least \(32, 32\)"),
     "training.steps": (5, "training: expected either epochs or steps"),
     "losses.preference_model": ("elo", "losses.preference_model: expected one of ties, plain, got 'elo'"),
     "start.kind": ("imagenet", "start: kind imagenet takes weights"),
@@ -88,6 +91,14 @@ def test_tables_of_an_unknown_kind_or_range_are_refused():
         TrainSettings.parse(changed("data.train", [table | {"kind": "votes"}]))
     with pytest.raises(SettingsError, match="two rising numbers"):
         TrainSettings.parse(changed("data.train", [table | {"rating_range": [5, 1]}]))
+
+
+def test_patience_needs_something_to_judge_on():
+    given = changed("training.patience", 3)
+    assert TrainSettings.parse(given).training.patience == 3
+    given["data"] = given["data"] | {"validation_share": 0}
+    with pytest.raises(SettingsError, match=r"training\.patience counts validations"):
+        TrainSettings.parse(given)
 
 
 def test_published_dover_weights_keep_their_licence():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import subprocess
 import sys
@@ -110,6 +111,17 @@ def test_rotation_metadata_are_obeyed(write_video, quarter_turns):
 def test_an_odd_size(write_video):
     frames = np.random.default_rng(0).integers(0, 255, (3, 46, 62, 3), np.uint8)
     assert decode_clip(write_video(frames), 3).frames.shape == (3, 3, 46, 62)
+
+
+def test_a_file_that_cannot_be_reached_is_a_row_s_error_too(tmp_path):
+    with pytest.raises(VideoError, match=r"cannot be read \(File name too long\)"):
+        decode_clip("a" * 5000 + ".mp4", 4)
+    (tmp_path / "file").touch()
+    with pytest.raises(VideoError, match="no such file"):
+        decode_clip(tmp_path / "file" / "a.mp4", 4)
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(VideoError, match="a pipe or a device, expected a video file"):
+        decode_clip(tmp_path / "pipe.mp4", 4)
 
 
 @pytest.mark.parametrize("content", ["missing", "folder", "empty", "text", "audio", "truncated", "cut", "no frames"])
