@@ -6,9 +6,9 @@
 
 Writes bench/results/<device>.json after every candidate, and goes on where a run of the same commit, device and
 versions has stopped; the candidates that matter most come first, on all problems. Every candidate is checked first
-(`verify`); one that is wrong, or fails, or takes longer than `--patience` is recorded with its reason, and not timed.
-On a GPU a captured graph is replayed, with the L2 cache flushed before each replay; on a CPU the clock is read around a
-call. `python -m bench.report` draws the plot and the table.
+(`verify`); one that is wrong, or fails, or takes longer than `--patience` (but for those that torch.compile compiles)
+is recorded with its reason, and not timed. On a GPU a captured graph is replayed, with the L2 cache flushed before each
+replay; on a CPU the clock is read around a call. `python -m bench.report` draws the plot and the table.
 """
 
 import argparse
@@ -236,7 +236,8 @@ def time_candidate(
         median = timed["median_ms"]
         timed |= shares(problem, direction, median, device_name(device), median if candidate is COPY else copy_ms)
         if candidate is OPERATOR:
-            timed["path"] = str(explain(torch.empty(0, problem.C, 1, 1, 1, dtype=problem.dtype, device=device)))
+            x = torch.empty(0, problem.C, problem.T, problem.H, problem.W, dtype=problem.dtype, device=device)
+            timed["path"] = str(explain(x, torch.empty(problem.C, 1, problem.k_t, 7, 7, device="meta")))
             if first_calls:
                 timed |= _timed_first_call(problem, device, direction)
         entries.append({**named, "direction": direction, **timed})
@@ -281,9 +282,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=math.inf, help="no candidate is begun after so long")
     parser.add_argument("--patience", type=float, default=math.inf, help="seconds that a call of a baseline may take")
     parser.add_argument("--repetitions", type=int, default=20, help="a quarter of it where a call takes over 100 ms")
-    parser.add_argument(
-        "--first-calls", action=argparse.BooleanOptionalAction, default=True, help="each takes a process of its own"
-    )
+    parser.add_argument("--first-calls", action="store_true", help="time them as well, each in a process of its own")
     parser.add_argument("--note", default="", help="what else the machine was doing")
     parser.add_argument("--output", type=Path, help="default: bench/results/<device>.json")
     parser.add_argument("--again", action="store_true", help="forget what the output holds")

@@ -181,7 +181,7 @@ def test_figures_of_another_device_version_or_commit_are_not_mixed_in(name, tmp_
 
 def test_only_some_problems_and_none_when_the_time_is_up(few, tmp_path, capsys):
     path = tmp_path / "out.json"
-    arguments = ["--device", "cpu", "--repetitions", "2", "--no-first-calls", "--output", str(path)]
+    arguments = ["--device", "cpu", "--repetitions", "2", "--output", str(path)]
     assert run.main([*arguments, "--only", "768x8x3x3 k_t=2"]) == 2
     assert "'768x8x3x3 k_t=2' is in none of: 1x96x8x28x28 k_t=1 float32" in capsys.readouterr().err
     assert run.main([*arguments, "--only", "768x8x3x3 k_t=1", "--minutes", "0"]) == 1

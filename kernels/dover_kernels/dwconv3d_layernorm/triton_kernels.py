@@ -135,7 +135,9 @@ def _sum_over_channels(b_rows, N: tl.constexpr):
         if len(b_joined) > 1:
             b_pairs = ()
             for i in tl.static_range((len(b_joined) + 1) // 2):
-                b_pairs = b_pairs + (tl.join(b_joined[2 * i], b_joined[min(2 * i + 1, len(b_joined) - 1)]),)
+                # No min() in the subscript: Triton before 3.6 fails on it.
+                b_other = b_joined[(2 * i + 1) if 2 * i + 1 < len(b_joined) else (2 * i)]
+                b_pairs = b_pairs + (tl.join(b_joined[2 * i], b_other),)
             b_joined = b_pairs
     b_sums = (tl.sum(b_joined[0], 1),)
     for _ in tl.static_range(5):
@@ -304,11 +306,11 @@ def row_kernel(
         b_mean = _row_mean(b_y, C, NC, R)
         b_rstd = _row_rstd(b_y, b_mean, eps, C, NC, R)
         for n in tl.static_range(NC):
-            o_row = (o_out * C)[:, None] + (o_c + n * BC)[None, :]
+            o_tile = (o_out * C)[:, None] + (o_c + n * BC)[None, :]
             if SAVE:
-                _store_row(p_y + o_row, b_y[n], m_out, w0, W, C, R, EVEN)
+                _store_row(p_y + o_tile, b_y[n], m_out, w0, W, C, R, EVEN)
             b_z = _normalize_row(b_y[n], b_mean, b_rstd, p_gamma + o_c + n * BC, p_beta + o_c + n * BC, R)
-            _store_row(p_z + o_row, b_z, m_out, w0, W, C, R, EVEN)
+            _store_row(p_z + o_tile, b_z, m_out, w0, W, C, R, EVEN)
         if SAVE:
             for r in tl.static_range(R):
                 m_column = m_out & (w0 + r < W)
