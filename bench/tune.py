@@ -4,13 +4,14 @@
     python -m bench.tune --dtype bfloat16 float32 --minutes 60 --candidates 8
     python -m bench.tune --only "k_t=1 " --minutes 8      again and again, until nothing is left
 
-Writes what it finds into the kernel's configs.json, under the GPU's architecture and with its name and the versions,
-after every kernel of a layer: a run that was cut short goes on where it stopped, and `--again` starts over. Where the
-convolutions run on tensor cores, their few configurations are all timed, and so are those of `row_kernel` in small
-frames, inference and training together, against the layer without it, which has been tuned before; the fastest must be
-faster for eight clips as well. For every other kernel, configurations are compiled,
-those that spill or do not compile are dropped, and the best by the compiler's figures are timed. Each is first checked
-in fp64, and the fastest must also agree, at full size, with the shipped one. When the time is up nothing more is
+Writes what it finds into the kernel's configs.json, under the GPU's model and with the versions, after every kernel of
+a layer: a run that was cut short goes on where it stopped, and `--again` starts over. Other models' entries stay.
+
+Where the convolutions run on tensor cores, their few configurations are all timed, and so are those of `row_kernel` in
+small frames, inference and training together, against the layer without it, which has been tuned before; the fastest
+must be faster for eight clips as well. For every other kernel, configurations are compiled, those that spill or do not
+compile are dropped, and the best by the compiler's figures are timed. Each is first checked in fp64, and the fastest
+must also agree, at full size, with the shipped one. When the time is up nothing more is
 compiled or timed, what runs is finished, and the kernel whose configurations were not all timed is left to the next
 run. Needs a GPU that Triton compiles for.
 """
@@ -243,23 +244,20 @@ def _relative(got: Tensor, want: Tensor) -> float:
 
 
 class Table:
-    """configs.json, with what was tuned for one architecture. Raises ValueError where that was on another device or
-    with another Triton, unless it is to be forgotten."""
+    """configs.json, with what was tuned on one model of GPU. Raises ValueError where that was with another Triton,
+    unless it is to be forgotten."""
 
-    def __init__(self, path: Path, architecture: str, provenance: dict[str, str], again: bool = False) -> None:
+    def __init__(self, path: Path, gpu: launch.Gpu, versions: dict[str, str], again: bool = False) -> None:
         self.path = path
         self.content = json.loads(path.read_text())
-        section = self.content["tuned"].get(architecture)
-        if section is None or again:
-            section = {**provenance, "tiles": {}}
-        for name in ("device", "triton"):
-            if section[name] != provenance[name]:
-                raise ValueError(
-                    f"{architecture} was tuned with {name} {section[name]}, and here it is {provenance[name]}: "
-                    "--again replaces all of it"
-                )
-        self.tiles = section["tiles"]
-        self.content["tuned"][architecture] = {**provenance, "tiles": self.tiles}
+        section = {} if again else self.content["tuned"].get(gpu.model, {})
+        if section and section["triton"] != versions["triton"]:
+            raise ValueError(
+                f"{gpu.model} was tuned with Triton {section['triton']}, and here it is {versions['triton']}: "
+                "--again replaces all of it"
+            )
+        self.tiles = section.get("tiles", {})
+        self.content["tuned"][gpu.model] = {"architecture": gpu.architecture, **versions, "tiles": self.tiles}
 
     @staticmethod
     def key(problem: Problem) -> str:
@@ -318,10 +316,13 @@ def _tune(problems: list[Problem], table: Table, end: float, most: int) -> None:
                     figures |= compile_all(pool, asked - figures.keys(), architecture, end)
                     tiles = screen(problem, role, figures, most, properties.multi_processor_count)
                 config, milliseconds = fastest(role, problem, "cuda", tiles, gpu_clock, end)
+                found = f"{milliseconds:8.3f} ms  {config}"
                 if role == ROWS and config is not None:
-                    config, _ = fastest(role, replace(problem, B=SEVERAL), "cuda", [None, config], gpu_clock, end)
+                    several = replace(problem, B=SEVERAL)
+                    config, milliseconds = fastest(role, several, "cuda", [None, config], gpu_clock, end)
+                    found += f", and for {SEVERAL} clips {milliseconds:.3f} ms  {config}"
                 table.put(problem, role, config)
-                print(f"{problem}  {role:16} {milliseconds:8.3f} ms  {config}", flush=True)
+                print(f"{problem}  {role:16} {found}", flush=True)
 
 
 def roles(problem: Problem) -> tuple[str, ...]:
@@ -344,7 +345,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=30, help="nothing is compiled or timed after so long")
     parser.add_argument("--only", default="", help='problems whose name has this regular expression, such as "k_t=3"')
     parser.add_argument("--candidates", type=int, default=6, help="timed for each kernel of a layer")
-    parser.add_argument("--again", action="store_true", help="forget what was tuned on this architecture")
+    parser.add_argument("--again", action="store_true", help="forget what was tuned on this model of GPU")
     options = parser.parse_args(arguments)
     try:
         problems = matching(gpu_problems(tuple(getattr(torch, name) for name in options.dtype)), options.only)
@@ -356,14 +357,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"bench.tune needs an NVIDIA GPU that runs the Triton kernels; here it is {path}", file=sys.stderr)
         return 2
     device = torch.device("cuda", torch.cuda.current_device())
-    provenance = {
-        "device": torch.cuda.get_device_name(device),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "date": time.strftime("%Y-%m-%d"),
-    }
+    gpu = launch.gpu(device)
+    assert gpu is not None  # a device of CUDA
+    versions = {"torch": torch.__version__, "triton": triton.__version__, "date": time.strftime("%Y-%m-%d")}
     try:
-        table = Table(launch.CONFIGS, str(launch.architecture(device)), provenance, options.again)
+        table = Table(launch.CONFIGS, gpu, versions, options.again)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

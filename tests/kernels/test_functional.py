@@ -106,15 +106,31 @@ def test_a_gpu_says_whether_its_tensor_cores_run_it(channels, dtype, kernel, sha
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
     monkeypatch.setattr(tensor_cores, "shared_memory", lambda device: shared)
-    monkeypatch.setattr(launch, "architecture", lambda device: "sm_90")
-    x = SimpleNamespace(device=torch.device("cuda", 0), dtype=dtype, shape=(1, channels, 1, 2, 2))
+    here = launch.Gpu("NVIDIA H300", "sm_90")
+    monkeypatch.setattr(launch, "gpu", lambda device: here)
+    x = SimpleNamespace(device=torch.device("cuda", 0), dtype=dtype, shape=(1, channels, 3, 2, 2))
     weight = torch.empty((channels, 1, *kernel), device="meta")
     answer = explain(x, weight)
     assert answer.path == "triton"
     assert words in answer.reason, answer.reason
     assert "a row at a time" not in answer.reason
-    monkeypatch.setattr(launch, "row_tile", lambda *layer: layer == (channels, kernel[0], dtype.itemsize, 2, "sm_90"))
+    monkeypatch.setattr(launch, "row_tile", lambda *layer: layer == (channels, kernel[0], dtype.itemsize, 2, here))
     assert explain(x, weight).reason == answer.reason + "; forward a row at a time"
+
+
+def test_it_speaks_of_what_autocast_and_a_single_frame_make_of_the_layer(monkeypatch):
+    from dover_kernels.dwconv3d_layernorm import launch, tensor_cores
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    monkeypatch.setattr(tensor_cores, "shared_memory", lambda device: 2**17)
+    monkeypatch.setattr(launch, "gpu", lambda device: None)
+    x = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float32, shape=(1, 96, 4, 7, 7))
+    weight = torch.empty((96, 1, 9, 7, 7), device="meta")
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: True)
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: torch.bfloat16)
+    assert "without tensor cores: the kernel has 9 taps in time" in explain(x, weight).reason
+    x.shape = (1, 96, 1, 7, 7)
+    assert explain(x, weight).reason.endswith("on tensor cores")
 
 
 def test_an_old_gpu_runs_the_reference(monkeypatch):

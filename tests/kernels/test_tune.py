@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from dover_kernels.dwconv3d_layernorm import launch
-from dover_kernels.dwconv3d_layernorm.launch import Tile
+from dover_kernels.dwconv3d_layernorm.launch import Gpu, Tile
 from triton.runtime.errors import PTXASError
 
 from .conftest import INTERPRETED
@@ -23,7 +23,8 @@ from bench.offline import Report
 from bench.registry import Problem, gpu_problems
 
 PROBLEM = Problem(1, 96, 32, 56, 56, 3, torch.bfloat16)
-HERE = {"device": "NVIDIA H200", "torch": "2.13.0", "triton": "3.6.0", "date": "2026-01-01"}
+VERSIONS = {"torch": "2.13.0", "triton": "3.6.0", "date": "2026-01-01"}
+A100, H100, H200 = Gpu("NVIDIA A100", "sm_80"), Gpu("NVIDIA H100", "sm_90"), Gpu("NVIDIA H200", "sm_90")
 
 
 @pytest.fixture
@@ -158,7 +159,7 @@ def test_nothing_is_compiled_or_timed_when_the_time_is_up(timed, configs, h100, 
         tune.compile_all(pool, {request}, 90, time.monotonic())
     before = configs.read_text()
     for problem in (PROBLEM, dataclasses.replace(PROBLEM, dtype=torch.float32)):
-        assert not tune.tune([problem], tune.Table(configs, "sm_90", HERE), 0, 4)
+        assert not tune.tune([problem], tune.Table(configs, H200, VERSIONS), 0, 4)
     assert configs.read_text() == before
 
 
@@ -174,14 +175,14 @@ def test_rows_are_timed_after_and_against_the_layer_without_them_and_for_several
 
     monkeypatch.setattr(tune, "fastest", fastest)
     small = Problem(1, 768, 32, 7, 7, 1, torch.bfloat16)
-    assert tune.tune([PROBLEM, small], tune.Table(configs, "sm_90", HERE), 1, 4)
+    assert tune.tune([PROBLEM, small], tune.Table(configs, H200, VERSIONS), 1, 4)
     rows = launch.row_tiles(768, 7)
     assert [(role, clips) for role, clips, _ in asked] == [
         (tune.TENSOR_CORES, 1), (tune.TENSOR_CORES, 1), (tune.ROWS, 1), (tune.ROWS, tune.SEVERAL),
     ]  # fmt: skip
     assert [tiles for role, _, tiles in asked if role == tune.ROWS] == [[None, *rows], [None, rows[-1]]]
-    assert launch.row_tile(768, 1, 2, 7, "sm_90") == (rows[-1] if faster_for_several else None)
-    assert launch.row_tile(96, 3, 2, 56, "sm_90") is None
+    assert launch.row_tile(768, 1, 2, 7, H200) == (rows[-1] if faster_for_several else None)
+    assert launch.row_tile(96, 3, 2, 56, H200) is None
 
 
 def test_rows_are_timed_at_inference_and_in_training_together(monkeypatch):
@@ -208,46 +209,57 @@ def test_registers_say_how_many_programs_share_a_multiprocessor():
 def test_what_is_written_is_what_the_launcher_takes(configs):
     tile = Tile(4, 4, 32, num_warps=2, per_sm=7)
     before = launch.candidates("training", 96, 3, 2)
-    assert launch.candidates("training", 96, 3, 2, 56, "sm_90") == before
-    tune.Table(configs, "sm_90", HERE).put(PROBLEM, "training", tile)
-    assert launch.candidates("training", 96, 3, 2, 56, "sm_90") == [tile]
-    for other in (("training", 96, 3, 2, 160, "sm_90"), ("training", 96, 3, 2, 56, "sm_80")):
+    assert launch.candidates("training", 96, 3, 2, 56, H200) == before
+    tune.Table(configs, H200, VERSIONS).put(PROBLEM, "training", tile)
+    assert launch.candidates("training", 96, 3, 2, 56, H200) == [tile]
+    for other in (("training", 96, 3, 2, 160, H200), ("training", 96, 3, 2, 56, A100)):
         assert launch.candidates(*other) == before
-    assert launch.candidates("training", 96, 3, 4, 56, "sm_90") == launch.candidates("training", 96, 3, 4)
-    assert len(launch.candidates("inference", 96, 3, 2, 56, "sm_90")) > 1
+    assert launch.candidates("training", 96, 3, 4, 56, H200) == launch.candidates("training", 96, 3, 4)
+    assert len(launch.candidates("inference", 96, 3, 2, 56, H200)) > 1
 
 
 def test_writing_leaves_every_other_entry_and_says_where_it_comes_from(configs):
     shipped = json.loads(configs.read_text())
-    tune.Table(configs, "sm_80", HERE | {"device": "NVIDIA A100"}).put(PROBLEM, "inference", Tile(7, 8, 32))
-    tune.Table(configs, "sm_90", HERE).put(PROBLEM, "inference", Tile(8, 8, 32))
+    tune.Table(configs, A100, VERSIONS).put(PROBLEM, "inference", Tile(7, 8, 32))
+    tune.Table(configs, H200, VERSIONS).put(PROBLEM, "inference", Tile(8, 8, 32))
     written = json.loads(configs.read_text())
     assert written["tiles"] == shipped["tiles"]
-    assert written["tuned"]["sm_90"] == HERE | {
-        "tiles": {"C=96 k_t=3 bits=16 W=56": {"inference": {"R": 8, "BP": 8, "BC": 32}}}
-    }
-    assert written["tuned"]["sm_80"]["device"] == "NVIDIA A100"
+    tiles = {"C=96 k_t=3 bits=16 W=56": {"inference": {"R": 8, "BP": 8, "BC": 32}}}
+    assert written["tuned"]["NVIDIA H200"] == VERSIONS | {"architecture": "sm_90", "tiles": tiles}
+    assert written["tuned"]["NVIDIA A100"]["architecture"] == "sm_80"
 
 
 def test_a_run_goes_on_where_the_last_one_stopped(configs):
-    table = tune.Table(configs, "sm_90", HERE)
+    table = tune.Table(configs, H200, VERSIONS)
     assert table.lacks(PROBLEM) == list(tune.ROLES)
     table.put(PROBLEM, "inference", Tile(8, 8, 32))
-    resumed = tune.Table(configs, "sm_90", HERE | {"date": "2026-01-02"})
+    resumed = tune.Table(configs, H200, VERSIONS | {"date": "2026-01-02"})
     assert resumed.lacks(PROBLEM) == list(tune.ROLES[1:])
-    assert tune.Table(configs, "sm_90", HERE, again=True).lacks(PROBLEM) == list(tune.ROLES)
+    assert tune.Table(configs, H200, VERSIONS, again=True).lacks(PROBLEM) == list(tune.ROLES)
 
 
-def test_another_device_s_figures_are_not_mixed_in(configs):
-    tune.Table(configs, "sm_90", HERE).put(PROBLEM, "inference", Tile(8, 8, 32))
-    with pytest.raises(ValueError, match="tuned with device NVIDIA H200, and here it is NVIDIA H100: --again"):
-        tune.Table(configs, "sm_90", HERE | {"device": "NVIDIA H100"})
+def test_figures_of_another_triton_are_not_mixed_in(configs):
+    tune.Table(configs, H200, VERSIONS).put(PROBLEM, "inference", Tile(8, 8, 32))
+    with pytest.raises(ValueError, match=r"NVIDIA H200 was tuned with Triton 3\.6\.0, and here it is 3\.7\.0: --again"):
+        tune.Table(configs, H200, VERSIONS | {"triton": "3.7.0"})
+
+
+def test_a_layer_takes_what_was_tuned_on_its_own_model_else_on_another_of_its_architecture(configs):
+    other = dataclasses.replace(PROBLEM, W=28)
+    theirs, own = Tile(8, 8, 32), Tile(4, 4, 32)
+    for problem in (PROBLEM, other):
+        tune.Table(configs, H200, VERSIONS).put(problem, "training", theirs)
+    tune.Table(configs, H100, VERSIONS).put(PROBLEM, "training", own)
+    assert launch.candidates("training", 96, 3, 2, 56, H100) == [own]
+    assert launch.candidates("training", 96, 3, 2, 28, H100) == [theirs]
+    assert launch.candidates("training", 96, 3, 2, 56, H200) == [theirs]
+    assert tune.Table(configs, H100, VERSIONS).lacks(other, ("training",)) == ["training"]
 
 
 def test_only_one_role_is_forced():
     tile, others = Tile(4, 4, 32), launch.candidates("training", 96, 3, 2)
     with tune.only("inference", tile):
-        assert launch.candidates("inference", 96, 3, 2, 56, "sm_90") == [tile]
+        assert launch.candidates("inference", 96, 3, 2, 56, H200) == [tile]
         assert launch.candidates("training", 96, 3, 2) == others
     assert launch.candidates("inference", 96, 3, 2) != [tile]
 
@@ -255,32 +267,32 @@ def test_only_one_role_is_forced():
 def test_the_launcher_finds_what_was_tuned_on_tensor_cores(configs):
     config = tune.Config(16, 8, 2)
     asked = 96, 3, 2, 56
-    assert launch.tensor_core_config(*asked, "sm_80") is None
-    tune.Table(configs, "sm_80", HERE).put(PROBLEM, tune.TENSOR_CORES, config)
-    assert launch.tensor_core_config(*asked, "sm_80") == config
-    assert launch.tensor_core_config(96, 3, 2, 57, "sm_80") is None
+    assert launch.tensor_core_config(*asked, A100) is None
+    tune.Table(configs, A100, VERSIONS).put(PROBLEM, tune.TENSOR_CORES, config)
+    assert launch.tensor_core_config(*asked, A100) == config
+    assert launch.tensor_core_config(96, 3, 2, 57, A100) is None
     with tune.only(tune.TENSOR_CORES, tune.Config(8, 8, 4)):
-        assert launch.tensor_core_config(*asked, "sm_80") == tune.Config(8, 8, 4)
-    assert launch.tensor_core_config(*asked, "sm_80") == config
+        assert launch.tensor_core_config(*asked, A100) == tune.Config(8, 8, 4)
+    assert launch.tensor_core_config(*asked, A100) == config
 
 
 def test_rows_are_taken_where_they_were_timed_as_faster_and_nowhere_else(configs):
     asked = 96, 3, 2, 56
     tile = Tile(14, 1, 32, 3, num_warps=1)
-    table = tune.Table(configs, "sm_80", HERE)
+    table = tune.Table(configs, A100, VERSIONS)
     assert tune.ROWS in table.lacks(PROBLEM, (tune.TENSOR_CORES, tune.ROWS))
     table.put(PROBLEM, tune.ROWS, None)
-    assert launch.row_tile(*asked, "sm_80") is None
+    assert launch.row_tile(*asked, A100) is None
     assert tune.ROWS not in table.lacks(PROBLEM, (tune.TENSOR_CORES, tune.ROWS))
     table.put(PROBLEM, tune.ROWS, tile)
-    assert launch.row_tile(*asked, "sm_80") == tile
-    assert launch.row_tile(*asked, "sm_90") is launch.row_tile(96, 3, 2, 57, "sm_80") is None
+    assert launch.row_tile(*asked, A100) == tile
+    assert launch.row_tile(*asked, H200) is launch.row_tile(96, 3, 2, 57, A100) is None
 
 
 def test_no_other_kernel_is_timed_through_rows_that_were_tuned(configs):
-    asked = 96, 3, 2, 56, "sm_80"
+    asked = 96, 3, 2, 56, A100
     tile = Tile(14, 1, 32, 3, num_warps=1)
-    tune.Table(configs, "sm_80", HERE).put(PROBLEM, tune.ROWS, tile)
+    tune.Table(configs, A100, VERSIONS).put(PROBLEM, tune.ROWS, tile)
     for role, config in (("training", Tile(8, 8, 32)), (tune.TENSOR_CORES, tune.Config(8, 8, 4)), (tune.ROWS, None)):
         with tune.only(role, config):
             assert launch.row_tile(*asked) is None

@@ -47,10 +47,10 @@ def dwconv3d_layernorm(
     """
     _check(x, weight, bias, ln_weight, ln_bias)
     device, choice = x.device, os.environ.get("DOVER_KERNELS")
-    autocast = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
-    if autocast and x.dtype != torch.float64:
-        x = x.to(torch.get_autocast_dtype(device.type))
-    if choice is None and device.type == "cpu" and not autocast:  # what `_select` and the lines below come to, sooner
+    autocast_to = _autocast_dtype(x.dtype, device.type)
+    if autocast_to is not None:
+        x = x.to(autocast_to)
+    elif choice is None and device.type == "cpu":  # what `_select` and the lines below come to, sooner
         return dwconv3d_layernorm_reference(x, weight, bias, ln_weight, ln_bias, eps)
     # A compiler that has met two sizes makes a symbol of them, which `_select` cannot take; `index` has it be a number.
     channels, k_t, k_h, k_w = (operator.index(size) for size in (x.shape[1], *weight.shape[2:]))
@@ -63,12 +63,12 @@ def dwconv3d_layernorm(
         parameters = (weight, bias, ln_weight, ln_bias)
         save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *parameters))
         return forward_op(x, *parameters, eps, save)[0]
-    with torch.autocast(device.type, enabled=False) if autocast else nullcontext():
+    with torch.autocast(device.type, enabled=False) if autocast_to else nullcontext():
         return dwconv3d_layernorm_reference(x, weight, bias, ln_weight, ln_bias, eps)
 
 
 def explain(x: Tensor | None = None, weight: Tensor | None = None) -> Explanation:
-    """Which path `dwconv3d_layernorm` takes for `x` and `weight`, and why; computes nothing.
+    """Which path `dwconv3d_layernorm` takes for `x` and `weight`, here and now (autocast), and why; computes nothing.
 
     Without `x`: for bf16 on this machine's GPU, or fp32 on its CPU, with as many channels as fit. Without `weight`:
     for a spatial kernel of 7 x 7. Raises ValueError where `DOVER_KERNELS` says something unknown.
@@ -77,18 +77,27 @@ def explain(x: Tensor | None = None, weight: Tensor | None = None) -> Explanatio
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
         dtype, channels = (torch.bfloat16 if device.type == "cuda" else torch.float32), 96
     else:
-        device, dtype, channels = x.device, x.dtype, x.shape[1]
+        device, channels = x.device, x.shape[1]
+        dtype = _autocast_dtype(x.dtype, device.type) or x.dtype
     kernel = (1, 7, 7) if weight is None else tuple(weight.shape[2:])
     path, reason = _select(os.environ.get("DOVER_KERNELS"), device.type, device.index, dtype, channels, kernel)
     if path == "triton" and device.type == "cuda":
         from dover_kernels.dwconv3d_layernorm import launch, tensor_cores
 
-        obstacle = tensor_cores.obstacle(device, dtype, channels, kernel[0], kernel[1])
+        k_t = 1 if x is not None and x.shape[2] == 1 else kernel[0]  # a single frame meets but the middle
+        obstacle = tensor_cores.obstacle(device, dtype, channels, k_t, kernel[1])
         reason += "; on tensor cores" if obstacle is None else f"; without tensor cores: {obstacle}"
         if x is not None:
-            layer = channels, kernel[0], dtype.itemsize, x.shape[4], launch.architecture(device)
+            layer = channels, k_t, dtype.itemsize, x.shape[4], launch.gpu(device)
             reason += "; forward a row at a time" if launch.row_tile(*layer) else ""
     return Explanation(path, reason, str(device))
+
+
+def _autocast_dtype(dtype: torch.dtype, device: str) -> torch.dtype | None:
+    """What autocast makes of x in `dtype`; None where there is no autocast."""
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return None
+    return dtype if dtype == torch.float64 else torch.get_autocast_dtype(device)
 
 
 @torch.compiler.assume_constant_result

@@ -4,7 +4,7 @@ calls where they serve, the only importer of Triton.
 Every function takes and returns (B,C,T,H,W) tensors; results are channels_last_3d, and so are operands read without a
 copy. A configuration never changes a bit of the convolution (see `triton_kernels`), so it may depend on the batch. The
 weight gradient's sums and a fused LayerNorm's do depend on theirs, which therefore follow from the layer, the row and
-the architecture alone.
+the GPU's model alone.
 
 The first launch for a layer compiles its kernels, and outside of the table times configurations: neither can be
 captured, so call once before a CUDA graph is.
@@ -48,8 +48,17 @@ class Tile:
     per_sm: int = 2
 
 
+@dataclass(frozen=True)
+class Gpu:
+    """What tuned configurations are filed under: a model, such as "NVIDIA H200", and its architecture, such as "sm_90"
+    or "gfx942"."""
+
+    model: str
+    architecture: str
+
+
 #: "tiles": configurations of the marches by layer and role, best first, chosen from the compiler's figures; "tuned": by
-#: architecture, the fastest one by layer, row length and role, timed by `bench.tune`.
+#: model of GPU, the fastest one by layer, row length and role, timed by `bench.tune`.
 CONFIGS = Path(__file__).with_name("configs.json")
 
 
@@ -64,14 +73,14 @@ def layer(C: int, k_t: int, itemsize: int) -> str:
 
 
 @cache
-def architecture(device: torch.device) -> str | None:
-    """What tuned configurations are filed under, such as "sm_90" or "gfx942"; None in the interpreter."""
+def gpu(device: torch.device) -> Gpu | None:
+    """None in the interpreter."""
     if device.type != "cuda":
         return None
     properties = torch.cuda.get_device_properties(device)
     if torch.version.hip:
-        return str(properties.gcnArchName).split(":")[0]
-    return f"sm_{properties.major}{properties.minor}"
+        return Gpu(properties.name, str(properties.gcnArchName).split(":")[0])
+    return Gpu(properties.name, f"sm_{properties.major}{properties.minor}")
 
 
 def chunk(C: int) -> int:
@@ -79,13 +88,11 @@ def chunk(C: int) -> int:
     return min(C & -C, 32)
 
 
-def candidates(
-    role: str, C: int, k_t: int, itemsize: int, W: int | None = None, device: str | None = None
-) -> list[Tile]:
+def candidates(role: str, C: int, k_t: int, itemsize: int, W: int | None = None, on: Gpu | None = None) -> list[Tile]:
     """The configurations of `role` ("inference", "training", "input_gradient" or "weight_gradient"), best first, at
-    most four; a single one where the layer has been tuned for rows of W columns on this architecture. A forward
+    most four; a single one where the layer has been tuned for rows of W columns on such a GPU. A forward
     configuration whose NC * BC is C takes LayerNorm along; others leave it to its own kernel."""
-    tuned = _tuned_for(C, k_t, itemsize, W, device)
+    tuned = _tuned_for(C, k_t, itemsize, W, on)
     if role in tuned:
         return [Tile(**tuned[role])]
     entry = _table()["tiles"].get(layer(C, k_t, itemsize))
@@ -99,22 +106,27 @@ def candidates(
     return tiles[:2] if BC == C else tiles
 
 
-def tensor_core_config(C: int, k_t: int, itemsize: int, W: int, device: str | None) -> tensor_cores.Config | None:
-    """What the layer has been tuned to on tensor cores of this architecture; None where it has not."""
-    entry = _tuned_for(C, k_t, itemsize, W, device).get("convolution")
+def tensor_core_config(C: int, k_t: int, itemsize: int, W: int, on: Gpu | None) -> tensor_cores.Config | None:
+    """What the layer has been tuned to on tensor cores of such a GPU; None where it has not."""
+    entry = _tuned_for(C, k_t, itemsize, W, on).get("convolution")
     return entry and tensor_cores.Config(**entry)
 
 
-def _tuned_for(C: int, k_t: int, itemsize: int, W: int | None, device: str | None) -> dict[str, Any]:
-    """By role."""
-    tiles = _table()["tuned"].get(device, {}).get("tiles", {})
-    return tiles.get(f"{layer(C, k_t, itemsize)} W={W}", {})
+def _tuned_for(C: int, k_t: int, itemsize: int, W: int | None, on: Gpu | None) -> dict[str, Any]:
+    """By role: what was found on the same model of GPU; where that lacks the layer, on another of its architecture."""
+    if on is None:
+        return {}
+    name = f"{layer(C, k_t, itemsize)} W={W}"
+    for _, section in sorted(_table()["tuned"].items(), key=lambda item: item[0] != on.model):
+        if section["architecture"] == on.architecture and name in section["tiles"]:
+            return section["tiles"][name]
+    return {}
 
 
-def row_tile(C: int, k_t: int, itemsize: int, W: int, device: str | None) -> Tile | None:
+def row_tile(C: int, k_t: int, itemsize: int, W: int, on: Gpu | None) -> Tile | None:
     """What rows are convolved and normalised with, all channels in a program, in place of a march or tensor cores with
     LayerNorm after them; None where that has not been timed as faster."""
-    entry = _tuned_for(C, k_t, itemsize, W, device).get("rows")
+    entry = _tuned_for(C, k_t, itemsize, W, on).get("rows")
     return Tile(**entry) if entry else None
 
 
@@ -164,7 +176,7 @@ _tuned: dict[tuple[Any, ...], Tile] = {}
 def _choose(role: str, x: Tensor, k_t: int, run: Callable[[Tile], object]) -> Tile:
     """The first configuration of the table; outside of it, the fastest of at most four, timed at the first call."""
     C, W = x.shape[1], x.shape[4]
-    tiles = fits(candidates(role, C, k_t, x.element_size(), W, architecture(x.device)), W)
+    tiles = fits(candidates(role, C, k_t, x.element_size(), W, gpu(x.device)), W)
     if len(tiles) == 1 or layer(C, k_t, x.element_size()) in _table()["tiles"]:
         return tiles[0]
     if INTERPRETED or torch.cuda.is_current_stream_capturing():
@@ -190,7 +202,7 @@ def _convolved_on_tensor_cores(x: Tensor, weight: Tensor, bias: Tensor | None, y
     C, k_t, K = x.shape[1], weight.shape[2], weight.shape[3]
     if tensor_cores.obstacle(x.device, x.dtype, C, k_t, K):
         return False
-    tuned = tensor_core_config(C, k_t, x.element_size(), x.shape[4], architecture(x.device))
+    tuned = tensor_core_config(C, k_t, x.element_size(), x.shape[4], gpu(x.device))
     multiprocessors = _multiprocessors(x.device)
     return tensor_cores.attempt(lambda: tensor_cores.convolve(x, weight, bias, y, multiprocessors, tuned)) is not None
 
@@ -233,7 +245,7 @@ def forward(
         weight = _frames_met(weight, T)
         parameters = [p.contiguous() for p in (bias, ln_weight, ln_bias)]
         with _on(x):
-            tile = row_tile(x.shape[1], weight.shape[2], x.element_size(), W, architecture(x.device))
+            tile = row_tile(x.shape[1], weight.shape[2], x.element_size(), W, gpu(x.device))
             if tile is not None:
                 _rows(x, weight, (*parameters, y, z, mean, rstd), tile, eps, save)
             elif _convolved_on_tensor_cores(x, weight, parameters[0], y):
@@ -369,7 +381,7 @@ def _weight_gradient_on_tensor_cores(x: Tensor, dy: Tensor, k_t: int, K: int) ->
 
 def _march_weight_gradient(x: Tensor, dy: Tensor, k_t: int, K: int) -> Tensor:
     C, T, H, W = x.shape[1:]
-    tile = fits(candidates("weight_gradient", C, k_t, x.element_size(), W, architecture(x.device)), W)[0]
+    tile = fits(candidates("weight_gradient", C, k_t, x.element_size(), W, gpu(x.device)), W)[0]
     cut, slabs = plan_weight_gradient(tile, x.shape, k_t)
     partial = x.new_empty((slabs, k_t * K * K, C), dtype=torch.float32)
     kernels.weight_gradient_kernel[(slabs * k_t * (C // tile.BC),)](
