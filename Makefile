@@ -32,6 +32,17 @@ test: $(INSTALLED) ## Run the tests, the kernel's interpreter tests among them
 	# In fresh processes: these fork decoders and drive a browser, and other tests' loaders would be forked with them.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile tests/scale tests/looking
 
+# The oldest Triton that the kernels take, and the newest that they are known to compile with.
+TRITONS := 3.3.0 3.9.0
+
+.PHONY: tritons
+tritons: $(INSTALLED) ## Compile the kernels with the oldest and the newest Triton
+	for version in $(TRITONS); do \
+	  test -d $(VENV)/triton-$$version || $(BIN)/python -m pip install --quiet --no-deps --no-compile \
+	    --target $(VENV)/triton-$$version triton==$$version || exit; \
+	  PYTHONPATH=$(VENV)/triton-$$version $(BIN)/python -m pytest -n auto -k 90 tests/kernels/test_offline.py || exit; \
+	done
+
 .PHONY: lint
 lint: $(INSTALLED) ## Check style, formatting and types
 	$(BIN)/ruff check .

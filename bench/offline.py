@@ -22,11 +22,10 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from dover_kernels.dwconv3d_layernorm import launch, tensor_core_kernels, tensor_cores
+from dover_kernels.dwconv3d_layernorm import launch, tensor_cores
 from dover_kernels.dwconv3d_layernorm import triton_kernels as kernels
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from triton.experimental.gluon._runtime import GluonASTSource
 
 ARCHITECTURES = (80, 90, 100)
 #: Bytes of stack that a march and a tensor-core kernel may have.
@@ -55,18 +54,16 @@ class Case:
 
     @property
     def on_tensor_cores(self) -> bool:
-        return bool(self.kernel.is_gluon())
+        return "AHEAD" in self.constants  # rows in flight, which only their kernels have
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the compiler made of it: registers a thread, bytes of stack and of shared memory, and the share of the
-    instructions of its longest loop, of `row_kernel` its inner one, that multiply (FFMA; on sm_100 also FFMA2, which
-    does two; HMMA)."""
+    """What the compiler made of it: registers a thread, bytes of stack, and the share of the instructions of its
+    longest loop, of `row_kernel` its inner one, that multiply (FFMA; on sm_100 also FFMA2, which does two; HMMA)."""
 
     registers: int
     stack: int
-    shared: int
     products: float
 
 
@@ -95,12 +92,14 @@ def cases(C: int, k_t: int, dtype: str) -> Iterator[Case]:
 
 
 def tensor_core_cases(C: int, k_t: int, dtype: str) -> Iterator[Case]:
-    """Every tensor-core kernel of a layer, in each configuration."""
+    """Every tensor-core kernel of a layer, in each configuration; none where this Triton has no Gluon for them."""
+    if tensor_cores.kernels is None:
+        return
     layer = {"C": C, "KT": k_t, "K": 7}
     for config in tensor_cores.candidates(C, k_t, 7, 2**18):
         constants = layer | {"BC": config.BC, "AHEAD": config.ahead}
         for role, flip in (("convolution", False), ("input_gradient", True)):
-            kernel = tensor_core_kernels.convolution_kernel
+            kernel = tensor_cores.kernels.convolution_kernel
             yield Case(role, kernel, constants | {"FLIP": flip}, dtype, config.num_warps, config.maxnreg)
     config = tensor_cores.WEIGHT_GRADIENT
     constants = layer | {
@@ -108,7 +107,7 @@ def tensor_core_cases(C: int, k_t: int, dtype: str) -> Iterator[Case]:
         "AHEAD": config.ahead,
         "dtype": {"bf16": tl.bfloat16, "fp16": tl.float16}[dtype],
     }
-    kernel = tensor_core_kernels.weight_gradient_kernel
+    kernel = tensor_cores.kernels.weight_gradient_kernel
     yield Case("weight_gradient", kernel, constants, dtype, config.num_warps, config.maxnreg)
 
 
@@ -138,11 +137,13 @@ def compile_case(case: Case, architecture: int) -> Report:
     signature = {name: kind(name) for name in names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name.startswith("p_")}
     constants = {(names.index(name),): value for name, value in case.constants.items()}
-    source = GluonASTSource if case.on_tensor_cores else ASTSource
+    source = ASTSource
+    if case.on_tensor_cores:
+        from triton.experimental.gluon._runtime import GluonASTSource as source  # which Triton has from 3.4 on
     compiled = triton.compile(
         source(case.kernel, signature, constexprs=constants, attrs=aligned),
         target=GPUTarget("cuda", architecture, 32),
-        options={"num_warps": case.num_warps, "num_stages": 1, "maxnreg": case.maxnreg},
+        options={**launch.OPTIONS, "num_warps": case.num_warps, "maxnreg": case.maxnreg},
     )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -152,9 +153,7 @@ def compile_case(case: Case, architecture: int) -> Report:
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     if found is None:
         raise RuntimeError(f"cuobjdump reports no registers for {case}: {usage!r}")
-    return Report(
-        int(found[1]), int(found[2]), compiled.metadata.shared, _share_of_products(assembly, case.role == "rows")
-    )
+    return Report(int(found[1]), int(found[2]), _share_of_products(assembly, case.role == "rows"))
 
 
 def _dump(path: str, what: str) -> str:

@@ -44,7 +44,7 @@ def reports(role, **changed):
     """The same figures for every configuration, but for those that `changed` names by their R."""
     figures = {}
     for tile in tune.space(role, PROBLEM.C, PROBLEM.k_t, PROBLEM.W):
-        figures[tune.compiled_as(PROBLEM, role, tile)] = changed.get(f"R{tile.R}", Report(128, 0, 0, 0.6))
+        figures[tune.compiled_as(PROBLEM, role, tile)] = changed.get(f"R{tile.R}", Report(128, 0, 0.6))
     return figures
 
 
@@ -66,7 +66,7 @@ def test_a_row_that_no_strip_divides_is_tiled_by_narrow_ones():
 
 @pytest.mark.parametrize("role", tune.ROLES)
 def test_spills_are_dropped_and_few_are_timed_the_table_s_own_choice_first(role):
-    figures = reports(role, R7=Report(255, 24, 0, 0.9))
+    figures = reports(role, R7=Report(255, 24, 0.9))
     tiles = tune.screen(PROBLEM, role, figures, 5, 132)
     assert len(tiles) == 5
     assert tiles[0] == launch.fits(launch.candidates(role, 96, 3, 2), 56)[0]
@@ -78,7 +78,7 @@ def test_what_does_not_compile_is_dropped_with_its_reason(error, monkeypatch, ca
     def compile_case(case, architecture):
         if case.constants["R"] == 7:
             raise error
-        return Report(128, 0, 0, 0.6)
+        return Report(128, 0, 0.6)
 
     monkeypatch.setattr(tune, "compile_case", compile_case)
     requests = {tune.compiled_as(PROBLEM, "training", tile) for tile in tune.space("training", 96, 3, 56)}
@@ -197,13 +197,13 @@ def test_only_names_that_are_there(capsys):
 
 
 def test_the_compiler_s_figures_decide_which_are_timed():
-    figures = reports("training", R4=Report(128, 0, 0, 0.9), R7=Report(128, 0, 0, 0.1), R8=Report(128, 0, 0, 0.1))
+    figures = reports("training", R4=Report(128, 0, 0.9), R7=Report(128, 0, 0.1), R8=Report(128, 0, 0.1))
     assert [tile.R for tile in tune.screen(PROBLEM, "training", figures, 3, 132)[1:]] == [4, 4]
 
 
 def test_registers_say_how_many_programs_share_a_multiprocessor():
     tile = Tile(8, 8, 32)
-    assert [tune.resident(tile, Report(n, 0, 0, 0.6)).per_sm for n in (255, 168, 128, 96)] == [2, 3, 4, 5]
+    assert [tune.resident(tile, Report(n, 0, 0.6)).per_sm for n in (255, 168, 128, 96)] == [2, 3, 4, 5]
 
 
 def test_what_is_written_is_what_the_launcher_takes(configs):

@@ -31,6 +31,9 @@ from dover_kernels.dwconv3d_layernorm.strips import Strips
 #: True under TRITON_INTERPRET=1, which runs the kernels on CPU tensors.
 INTERPRETED = not isinstance(kernels.layernorm_kernel, triton.JITFunction)
 
+#: Of every launch. A product and a sum become one FFMA, for speed and for bits that stay: the default only up to
+#: Triton 3.9.
+OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}
 #: Programs of the LayerNorm backward, each of which leaves one row of partial sums.
 LAYERNORM_PROGRAMS = 2112
 
@@ -261,7 +264,7 @@ def _rows(x: Tensor, weight: Tensor, pointers: tuple[Tensor, ...], tile: Tile, e
     kernels.row_kernel[(triton.cdiv(cut.count, tile.BP),)](
         x, _taps(weight), *pointers, T, H, W, cut.rows, cut.columns, cut.count, cut.height, eps,
         C=C, KT=weight.shape[2], K=weight.shape[3], R=tile.R, BP=tile.BP, BC=tile.BC, NC=tile.NC, EVEN=cut.even,
-        WHOLE=tile.R == W, SAVE=save, num_warps=tile.num_warps, num_stages=1,
+        WHOLE=tile.R == W, SAVE=save, num_warps=tile.num_warps, **OPTIONS,
     )  # fmt: skip
 
 
@@ -287,7 +290,7 @@ def _normalize(
     n, config = y.numel() // C, normalize_config(C)
     grid = (triton.cdiv(n, config["BM"]),)
     kernels.layernorm_kernel[grid](
-        y, z, ln_weight, ln_bias, mean, rstd, n, eps, C=C, SAVE=save, num_stages=1, **config
+        y, z, ln_weight, ln_bias, mean, rstd, n, eps, C=C, SAVE=save, **config, **OPTIONS
     )  # fmt: skip
 
 
@@ -320,7 +323,7 @@ def _march(
     kernels.convolution_kernel[grid](
         x, taps, *pointers, T, H, W, cut.rows, cut.columns, cut.count, cut.height, eps,
         C=C, KT=k_t, K=K, R=tile.R, BP=tile.BP, BC=tile.BC, NC=tile.NC, EVEN=cut.even, FLIP=flip, NORM=norm,
-        SAVE=save or not norm, num_warps=tile.num_warps, num_stages=1,
+        SAVE=save or not norm, num_warps=tile.num_warps, **OPTIONS,
     )  # fmt: skip
 
 
@@ -337,7 +340,7 @@ def layernorm_backward(dz: Tensor, y: Tensor, ln_weight: Tensor, mean: Tensor, r
         return dy, partial.sum(0)
     with _on(y):
         kernels.layernorm_backward_kernel[(programs,)](
-            dz, y, ln_weight.contiguous(), mean, rstd, dy, partial, n, C=C, num_stages=1, **config
+            dz, y, ln_weight.contiguous(), mean, rstd, dy, partial, n, C=C, **config, **OPTIONS
         )
         return dy, _sum_rows(partial)
 
@@ -367,7 +370,7 @@ def _sum_rows(rows: Tensor, channels_first: bool = False) -> Tensor:
     strides = (1, items) if channels_first else (C, 1)
     BM = min(256, triton.next_power_of_2(n))
     kernels.sum_rows_kernel[(items * (C // 8),)](
-        rows, out, n, *strides, C=C, ITEMS=items, BM=BM, num_warps=max(1, BM // 64), num_stages=1
+        rows, out, n, *strides, C=C, ITEMS=items, BM=BM, num_warps=max(1, BM // 64), **OPTIONS
     )
     return out
 
@@ -387,6 +390,6 @@ def _march_weight_gradient(x: Tensor, dy: Tensor, k_t: int, K: int) -> Tensor:
     kernels.weight_gradient_kernel[(slabs * k_t * (C // tile.BC),)](
         x, dy, partial, T, H, W, cut.rows, cut.columns, cut.count, cut.height, slabs,
         C=C, KT=k_t, K=K, R=tile.R, BP=tile.BP, BC=tile.BC, EVEN=cut.even,
-        num_warps=tile.num_warps, num_stages=1,
+        num_warps=tile.num_warps, **OPTIONS,
     )  # fmt: skip
     return partial

@@ -152,7 +152,7 @@ def convolve(
         _words(x), weight, weight if bias is None else bias, y, T, H, W,
         strips.rows, strips.columns, strips.count, strips.height,
         C=C, KT=k_t, K=K, BC=config.BC, AHEAD=config.ahead, FLIP=bias is None,
-        num_warps=config.num_warps, maxnreg=config.maxnreg,
+        num_warps=config.num_warps, maxnreg=config.maxnreg, enable_fp_fusion=True,
     )  # fmt: skip
     return y
 
@@ -168,6 +168,6 @@ def weight_gradient(x: Tensor, dy: Tensor, k_t: int, K: int) -> Tensor:
     kernels.weight_gradient_kernel[(n_slabs * chunks,)](
         _words(x), _words(dy), partial, T, H, W, strips.columns, strips.count, n_slabs,
         C=C, KT=k_t, K=K, BC=config.BC, AHEAD=config.ahead, dtype=_DTYPES[x.dtype],
-        num_warps=config.num_warps, maxnreg=config.maxnreg,
+        num_warps=config.num_warps, maxnreg=config.maxnreg, enable_fp_fusion=True,
     )  # fmt: skip
     return partial
