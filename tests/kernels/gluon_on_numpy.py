@@ -81,7 +81,9 @@ class Kernel:
         return self.function(*arguments, **named)
 
     def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
-        def launch(*arguments: Any, num_warps: int, maxnreg: int | None, **constants: Any) -> None:
+        def launch(
+            *arguments: Any, num_warps: int, maxnreg: int | None, enable_fp_fusion: bool, **constants: Any
+        ) -> None:
             values = [Pointer(memory(a)) if isinstance(a, torch.Tensor) else block(a, np.int32) for a in arguments]
             Kernel.running.num_warps = num_warps
             for program in range(*grid):
