@@ -43,6 +43,19 @@ tritons: $(INSTALLED) ## Compile the kernels with the oldest and the newest Trit
 	  PYTHONPATH=$(VENV)/triton-$$version $(BIN)/python -m pytest -n auto -k 90 tests/kernels/test_offline.py || exit; \
 	done
 
+# Each dependency of scoring at the least version that pyproject.toml allows, but for torch, which has no old CPU builds.
+OLDEST := $(VENV)/oldest
+
+.PHONY: oldest
+oldest: $(INSTALLED) ## Test scoring with the oldest packages that pyproject.toml allows
+	sed -n '/^dependencies/,/^]/ s/^  "\([a-z_]*\)>=\([0-9.]*\)",$$/\1==\2/p' pyproject.toml | grep -v torch > $(OLDEST).txt
+	grep -E '^(torch|triton)==' constraints.txt >> $(OLDEST).txt
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet -r $(OLDEST).txt -e ".[offline]" \
+	  pillow "click>=8.2" hypothesis pytest pytest-timeout pytest-xdist
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n auto --dist loadfile -p no:cacheprovider \
+	  tests/test_scorer.py tests/test_cli.py tests/test_weights.py tests/models tests/video
+
 .PHONY: lint
 lint: $(INSTALLED) ## Check style, formatting and types
 	$(BIN)/ruff check .

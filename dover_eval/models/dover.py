@@ -62,6 +62,8 @@ class _HubModel(PyTorchModelHubMixin):
     ) -> Any:
         if not strict:
             raise ValueError("strict=False would score with random weights; it is not offered")
+        for name in ("proxies", "resume_download"):  # which huggingface_hub before 1.0 passes, and later ones do not
+            kwargs.pop(name, None)
         hub = {k: kwargs.pop(k) for k in ("revision", "cache_dir", "force_download", "token", "local_files_only")}
         folder = Path(model_id)
         if folder.is_dir():

@@ -122,7 +122,7 @@ def _load_clip(name: str, config: DOVERConfig) -> SemanticEncoder:
         kind = AutoConfig.from_pretrained(folder).model_type
         if kind not in ("clip", "siglip", "siglip2"):
             raise SemanticEncoderError(f"{name} is a {kind}, expected {EFFICIENTNET_LITE0}, a CLIP or a SigLIP")
-        net = AutoModel.from_pretrained(folder, dtype=torch.float32)
+        net = AutoModel.from_pretrained(folder).float()
         processor = AutoImageProcessor.from_pretrained(folder, use_fast=False)
     except (OSError, ValueError) as error:
         raise SemanticEncoderError(f"{name} cannot be loaded: {' '.join(str(error).split())}") from error

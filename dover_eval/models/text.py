@@ -62,7 +62,7 @@ class TextEncoder(nn.Module):
         self.source = source
         self.sha256 = _sha256(folder / "model.safetensors")
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model = AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+        self.model = AutoModel.from_pretrained(folder, attn_implementation="eager").float()
         self.pooling = _pooling(folder)
         self.max_length = _max_length(folder, self.model.config)
         self.requires_grad_(trainable)

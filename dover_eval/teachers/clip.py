@@ -40,7 +40,7 @@ class FrameSimilarity:
         self._kind = AutoConfig.from_pretrained(folder).model_type
         if self._kind not in KINDS:
             raise TeacherError(f"{checkpoint} is a {self._kind}, expected {', '.join(KINDS)}")
-        self._model: Any = AutoModel.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+        self._model: Any = AutoModel.from_pretrained(folder).float().to(device).eval()
         self._processor: Any = AutoProcessor.from_pretrained(folder)
         self._frames, self._device = frames, device
         self.identity = {"weights": weights_digest(folder)}

@@ -53,7 +53,8 @@ class VideoScore2:
             from transformers import AutoModelForImageTextToText, AutoProcessor
         folder = checkpoint_folder(checkpoint)
         self._look = process_vision_info
-        model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto")
+        # transformers 4 up to 4.55 knows `dtype` by this name alone.
+        model: Any = AutoModelForImageTextToText.from_pretrained(folder, torch_dtype="auto")
         self._model = model.to(device).eval()
         self._processor: Any = AutoProcessor.from_pretrained(folder)
         self._fps, self._length = fps, max_new_tokens

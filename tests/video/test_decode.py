@@ -316,7 +316,7 @@ def test_the_cover_of_a_song_is_no_video(tmp_path):
     with av.open(str(path), "w") as container:
         sound = container.add_stream("aac", rate=44100)
         cover = container.add_stream("mjpeg", rate=1, width=64, height=64, pix_fmt="yuvj420p")
-        cover.disposition = Disposition.attached_pic
+        cover.disposition = Disposition.attached_pic.value
         container.mux(cover.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")))
         silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
         silence.sample_rate = 44100
