@@ -47,7 +47,7 @@ tritons: $(INSTALLED) ## Compile the kernels with the oldest and the newest Trit
 OLDEST := $(VENV)/oldest
 
 .PHONY: oldest
-oldest: $(INSTALLED) ## Test scoring with the oldest packages that pyproject.toml allows
+oldest: $(INSTALLED) ## Test scoring and callbacks with the oldest packages that pyproject.toml allows
 	sed -n '/^dependencies/,/^]/ s/^  "\([a-z_]*\)>=\([0-9.]*\)",$$/\1==\2/p' pyproject.toml | grep -v torch > $(OLDEST).txt
 	grep -E '^(torch|triton)==' constraints.txt >> $(OLDEST).txt
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
@@ -55,6 +55,9 @@ oldest: $(INSTALLED) ## Test scoring with the oldest packages that pyproject.tom
 	  pillow "click>=8.2" hypothesis pytest pytest-timeout pytest-xdist
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n auto --dist loadfile -p no:cacheprovider \
 	  tests/test_scorer.py tests/test_cli.py tests/test_weights.py tests/models tests/video
+	# The oldest diffusers, with the last transformers 4, which those who stay with it have.
+	$(OLDEST)/bin/python -m pip install --quiet diffusers==0.36.0 "transformers<5,>=4.57" -e ".[offline,diffusers]" ftfy
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n auto -p no:cacheprovider tests/integrations/diffusers
 
 .PHONY: lint
 lint: $(INSTALLED) ## Check style, formatting and types

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import AutoencoderKLLTX2Video, AutoencoderKLWan
+from diffusers import AutoencoderKLWan
 from diffusers.utils.torch_utils import randn_tensor
+from packaging.version import Version
 from torch import Tensor
 
 from dover_integrations.diffusers.latents import Call, LatentDecoder, register_latent_decoder
@@ -207,7 +209,7 @@ def _to_sana(pipe: Any, z: Tensor, call: Call) -> Tensor:
     if isinstance(pipe.vae, AutoencoderKLWan):
         return _to_wan(pipe, z, call)
     z = z.to(vae.dtype)
-    if isinstance(pipe.vae, AutoencoderKLLTX2Video):
+    if type(vae).__name__ == "AutoencoderKLLTX2Video":  # which diffusers has from 0.37 on
         inverse_std = 1.0 / _per_channel(vae.latents_std, z)
         return z / inverse_std + _per_channel(vae.latents_mean, z)
     return z
@@ -247,5 +249,7 @@ DECODERS = {
     "WanPipeline": _WAN,
     "WanModularPipeline": _WAN,
 }
+if Version(diffusers.__version__) < Version("0.39"):  # where its latents_std held the deviations themselves
+    del DECODERS["Cosmos2_5_PredictBasePipeline"]
 for _name, _decoder in DECODERS.items():
     register_latent_decoder(_name, _decoder)

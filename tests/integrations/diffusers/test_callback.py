@@ -380,16 +380,11 @@ def test_the_plot_has_a_line_for_each_score_and_sample(tiny: Any, tmp_path: Any)
 @pytest.mark.parametrize(
     "name", ["wan_unipc", "cogvideox", "cogvideox_dpm", "mochi", "hunyuan", "animatediff", "ltx", "latte"]
 )
-def test_in_half_precision_every_step_is_scored_and_the_output_bit_equal(tiny: Any, name: str) -> None:
-    pipeline, judge = tiny(name), Judge()
-    halves = {key: value.bfloat16() for key, value in pipeline.per_prompt.items() if value.is_floating_point()}
-    pipeline.pipe.to(torch.bfloat16)
-    try:
-        plain = pipeline(**halves)
-        callback = DoverCallback(judge, PROMPT, every=1)
-        assert torch.equal(plain, pipeline(callback_on_step_end=callback, **halves))
-    finally:
-        pipeline.pipe.to(torch.float32)
+def test_in_half_precision_every_step_is_scored_and_the_output_bit_equal(tiny_in_half: Any, name: str) -> None:
+    pipeline, judge = tiny_in_half(name), Judge()
+    plain = pipeline()
+    callback = DoverCallback(judge, PROMPT, every=1)
+    assert torch.equal(plain, pipeline(callback_on_step_end=callback))
     assert [step.error for step in callback.history] == [None] * STEPS
     assert torch.equal(judge.seen[-1], plain)
 

@@ -262,16 +262,10 @@ def test_pipelines_without_a_formula_say_so(tiny: Any, name: str, monkeypatch: p
 
 
 def test_the_error_bound_holds_in_half_precision_and_tells_the_good_way_from_the_bad(
-    tiny: Any, monkeypatch: pytest.MonkeyPatch
+    tiny_in_half: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """HunyuanVideo keeps bfloat16 latents: over short steps their difference says nothing, the output does."""
-    pipeline = tiny("hunyuan")
-    pipeline.pipe.to(torch.bfloat16)
-    halves = {name: value.bfloat16() for name, value in pipeline.per_prompt.items()}
-    try:
-        seen = watch(pipeline, monkeypatch, num_inference_steps=20, **halves)
-    finally:
-        pipeline.pipe.to(torch.float32)
+    seen = watch(tiny_in_half("hunyuan"), monkeypatch, num_inference_steps=20)
     by_output = [estimate for estimate in seen.with_output if isinstance(estimate, CleanEstimate)]
     by_difference = [estimate for estimate in seen.by_difference if isinstance(estimate, CleanEstimate)]
     assert len(by_output) == 20

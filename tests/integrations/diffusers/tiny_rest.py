@@ -7,8 +7,6 @@ from typing import Any
 import diffusers
 import torch
 from diffusers.guiders import ClassifierFreeGuidance
-from diffusers.pipelines.ltx2 import LTX2TextConnectors
-from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
 from PIL import Image
 
 from tests.integrations.diffusers.tiny import (
@@ -209,6 +207,9 @@ def motif() -> Tiny:
 
 
 def ltx2() -> Tiny:
+    from diffusers.pipelines.ltx2 import LTX2TextConnectors
+    from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
+
     transformer = diffusers.LTX2VideoTransformer3DModel(
         in_channels=4, out_channels=4, patch_size=1, patch_size_t=1, num_attention_heads=2, attention_head_dim=8,
         cross_attention_dim=16, audio_in_channels=4, audio_out_channels=4, audio_num_attention_heads=2,
