@@ -95,9 +95,14 @@ def explain(x: Tensor | None = None, weight: Tensor | None = None) -> Explanatio
 
 def _autocast_dtype(dtype: torch.dtype, device: str) -> torch.dtype | None:
     """What autocast makes of x in `dtype`; None where there is no autocast."""
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+    if not (_has_autocast(device) and torch.is_autocast_enabled(device)):
         return None
     return dtype if dtype == torch.float64 else torch.get_autocast_dtype(device)
+
+
+@torch.compiler.assume_constant_result  # which torch 2.7 cannot trace
+def _has_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)
 
 
 @torch.compiler.assume_constant_result
