@@ -62,9 +62,9 @@ class _HubModel(PyTorchModelHubMixin):
     ) -> Any:
         if not strict:
             raise ValueError("strict=False would score with random weights; it is not offered")
-        for name in ("proxies", "resume_download"):  # which huggingface_hub before 1.0 passes, and later ones do not
-            kwargs.pop(name, None)
         hub = {k: kwargs.pop(k) for k in ("revision", "cache_dir", "force_download", "token", "local_files_only")}
+        # What huggingface_hub before 1.0 passes besides, its own download takes.
+        hub |= {k: kwargs.pop(k) for k in ("proxies", "resume_download") if k in kwargs}
         folder = Path(model_id)
         if folder.is_dir():
             path = folder / constants.SAFETENSORS_SINGLE_FILE

@@ -176,6 +176,22 @@ def test_a_checkpoint_that_lacks_a_key_is_refused(small_model, tmp_path):
         DOVERModel.from_pretrained(str(tmp_path), strict=False)
 
 
+def test_what_an_older_hub_passes_reaches_its_download(small_config, tmp_path, monkeypatch):
+    """huggingface_hub before 1.0 hands on `proxies` and `resume_download`, whether or not the user gave them."""
+    DOVERModelSimple(small_config).save_pretrained(tmp_path)
+    asked = {}
+
+    def download(repository, name, **arguments):
+        asked.update(arguments)
+        return tmp_path / name
+
+    monkeypatch.setattr("dover_eval.models.dover.hf_hub_download", download)
+    usual = {"revision": "main", "cache_dir": None, "force_download": False, "token": None, "local_files_only": False}
+    older = {"proxies": {"https": "http://proxy:3128"}, "resume_download": None}
+    DOVERModelSimple._from_pretrained(model_id="someone/model", config=small_config, **usual, **older)
+    assert asked == usual | older
+
+
 def test_a_checkpoint_refuses_another_text_encoder(small_model, tmp_path):
     config = small_model.config.replace(text_encoder_sha256="f" * 64)
     with pytest.raises(TextEncoderError, match="trained with sentence-transformers/all-MiniLM-L6-v2"):

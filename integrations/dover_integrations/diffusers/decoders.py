@@ -209,7 +209,7 @@ def _to_sana(pipe: Any, z: Tensor, call: Call) -> Tensor:
     if isinstance(pipe.vae, AutoencoderKLWan):
         return _to_wan(pipe, z, call)
     z = z.to(vae.dtype)
-    if type(vae).__name__ == "AutoencoderKLLTX2Video":  # which diffusers has from 0.37 on
+    if isinstance(pipe.vae, getattr(diffusers, "AutoencoderKLLTX2Video", ())):  # which diffusers has from 0.37 on
         inverse_std = 1.0 / _per_channel(vae.latents_std, z)
         return z / inverse_std + _per_channel(vae.latents_mean, z)
     return z
