@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -97,7 +100,13 @@ class DOVERConfig:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, list):  # JSON has no tuples
-                object.__setattr__(self, field.name, tuple(value))
+                value = tuple(value)
+                object.__setattr__(self, field.name, value)
+            if not _is_like(value, field.default):
+                raise ValueError(f"expected {field.name} in the manner of {field.default!r}, got {value!r}")
+        for name in ("mean", "std", "token_grid"):
+            if len(getattr(self, name)) != 3:
+                raise ValueError(f"expected three numbers in {name}, got {getattr(self, name)}")
         if len(self.dims) != len(self.depths) or len(self.dims) != 4:
             raise ValueError(f"expected four dims and four depths, got {self.dims} and {self.depths}")
         if len(self.stem_kernel) != 3 or min(self.stem_kernel) < 1:
@@ -131,6 +140,17 @@ class DOVERConfig:
             )
 
     @classmethod
+    def load(cls, path: Path) -> DOVERConfig:
+        """The configuration in a checkpoint's `config.json`. Raises ValueError, with the path, for anything else."""
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(fields, dict):
+                raise ValueError(f"expected an object, got {reprlib.repr(fields)}")
+            return cls.resolve(fields)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    @classmethod
     def resolve(cls, config: str | Mapping[str, Any] | DOVERConfig) -> DOVERConfig:
         """A configuration from a preset's name, a dictionary (`config.json`) or a configuration."""
         if isinstance(config, DOVERConfig):
@@ -153,6 +173,17 @@ class DOVERConfig:
     def replace(self, **changes: Any) -> DOVERConfig:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Whether a field's value is of the type that its default has; None stands for a text that may be missing."""
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and all(_is_like(item, default[0]) for item in value)
+    if default is None:
+        return value is None or isinstance(value, str)
+    if isinstance(value, bool) or isinstance(default, bool):
+        return isinstance(value, bool) and isinstance(default, bool)
+    return isinstance(value, int | float if isinstance(default, float) else type(default))
 
 
 PRESETS: dict[str, DOVERConfig] = {

@@ -37,7 +37,21 @@ from dover_eval.weights import (
     untrained_parts,
 )
 
+HUB_OPTIONS = ("revision", "cache_dir", "force_download", "token", "local_files_only", "proxies", "resume_download")
 HUB = {"library_name": "dover-eval", "tags": ["video-quality-assessment", "video"], "license": "apache-2.0"}
+
+
+def _checkpoint_file(name: str | Path, file: str, hub: Mapping[str, Any]) -> Path:
+    """A file of a checkpoint: in the folder `name`, or of the repository `name` on the hub."""
+    if Path(name).is_dir():
+        if not (path := Path(name, file)).is_file():
+            raise FileNotFoundError(f"{name}: a folder without {file}, expected a checkpoint")
+        return path
+    try:
+        return Path(hf_hub_download(str(name), file, **hub))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError) as error:
+        reason = " ".join(str(error).split())
+        raise FileNotFoundError(f"no folder {name}, and no such checkpoint on the hub: {reason}") from error
 
 
 class _HubModel(PyTorchModelHubMixin):
@@ -46,30 +60,27 @@ class _HubModel(PyTorchModelHubMixin):
     config: DOVERConfig
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
-        """A checkpoint in `save_pretrained`'s form: a folder, or a repository in the hub's cache or on the hub."""
-        try:
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError) as error:
-            reason = " ".join(str(error).split())
-            raise FileNotFoundError(
-                f"no folder {pretrained_model_name_or_path}, and no such checkpoint on the hub: {reason}"
-            ) from error
-
-    @classmethod
-    def _from_pretrained(
-        cls, *, model_id: str, map_location: str | None = None, strict: bool = True, **kwargs: Any
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        map_location: str | None = None,
+        strict: bool = True,
+        **kwargs: Any,
     ) -> Any:
+        """A checkpoint in `save_pretrained`'s form: a folder, or a repository in the hub's cache or on the hub.
+
+        Options of `huggingface_hub.hf_hub_download` (`revision`, `cache_dir`, `token`, ...) go there, others to the
+        class. Raises FileNotFoundError where there is none, ValueError for a configuration that cannot be read, and
+        WeightsError for weights that do not fit it.
+        """
         if not strict:
             raise ValueError("strict=False would score with random weights; it is not offered")
-        hub = {k: kwargs.pop(k) for k in ("revision", "cache_dir", "force_download", "token", "local_files_only")}
-        # What huggingface_hub before 1.0 passes besides, its own download takes.
-        hub |= {k: kwargs.pop(k) for k in ("proxies", "resume_download") if k in kwargs}
-        folder = Path(model_id)
-        if folder.is_dir():
-            path = folder / constants.SAFETENSORS_SINGLE_FILE
-        else:
-            path = Path(hf_hub_download(model_id, constants.SAFETENSORS_SINGLE_FILE, **hub))
+        hub = {option: kwargs.pop(option) for option in HUB_OPTIONS if option in kwargs}
+        if "config" not in kwargs:
+            path = _checkpoint_file(pretrained_model_name_or_path, constants.CONFIG_NAME, hub)
+            kwargs["config"] = DOVERConfig.load(path)
+        path = _checkpoint_file(pretrained_model_name_or_path, constants.SAFETENSORS_SINGLE_FILE, hub)
         model = cls._fresh(**kwargs)
         load_safetensors_strict(model, path)
         return (model if map_location is None else model.to(map_location)).eval()

@@ -176,20 +176,46 @@ def test_a_checkpoint_that_lacks_a_key_is_refused(small_model, tmp_path):
         DOVERModel.from_pretrained(str(tmp_path), strict=False)
 
 
-def test_what_an_older_hub_passes_reaches_its_download(small_config, tmp_path, monkeypatch):
-    """huggingface_hub before 1.0 hands on `proxies` and `resume_download`, whether or not the user gave them."""
+def test_options_of_a_download_reach_the_hub(small_config, tmp_path, monkeypatch):
     DOVERModelSimple(small_config).save_pretrained(tmp_path)
-    asked = {}
+    asked = []
 
-    def download(repository, name, **arguments):
-        asked.update(arguments)
+    def download(repository, name, **options):
+        asked.append((repository, name, options))
         return tmp_path / name
 
     monkeypatch.setattr("dover_eval.models.dover.hf_hub_download", download)
-    usual = {"revision": "main", "cache_dir": None, "force_download": False, "token": None, "local_files_only": False}
-    older = {"proxies": {"https": "http://proxy:3128"}, "resume_download": None}
-    DOVERModelSimple._from_pretrained(model_id="someone/model", config=small_config, **usual, **older)
-    assert asked == usual | older
+    options = {"revision": "main", "token": False, "proxies": {"https": "http://proxy:3128"}}
+    DOVERModelSimple.from_pretrained("someone/model", **options)
+    assert asked == [("someone/model", name, options) for name in ("config.json", "model.safetensors")]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[]", r"expected an object, got \[\]"),
+        ("null", "expected an object, got None"),
+        ("", "Expecting value"),
+        ('{"dims": 3}', r"expected dims in the manner of \(96, 192, 384, 768\), got 3"),
+        ('{"statistics": "no"}', "expected statistics in the manner of False, got 'no'"),
+        ('{"mean": [0.5]}', r"expected three numbers in mean, got \(0.5,\)"),
+        ('{"size": 3}', "unknown fields"),
+    ],
+)
+def test_a_configuration_that_is_none_is_refused_by_its_path(small_model, tmp_path, text, words):
+    small_model.dover_model.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"config\.json: {words}"):
+        DOVERModelSimple.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_a_folder_that_lacks_a_file_is_no_checkpoint(small_model, tmp_path, file):
+    """Without its configuration a checkpoint would be sampled as the default is, and score otherwise."""
+    small_model.dover_model.save_pretrained(tmp_path)
+    (tmp_path / file).unlink()
+    with pytest.raises(FileNotFoundError, match=f"a folder without {file}"):
+        DOVERModelSimple.from_pretrained(tmp_path)
 
 
 def test_a_checkpoint_refuses_another_text_encoder(small_model, tmp_path):
@@ -240,15 +266,22 @@ def test_frozen_or_not_the_bits_are_the_same(small_model, frames):
 
 
 @pytest.mark.parametrize("offset", [4, 24])
-def test_where_weights_lie_in_memory_changes_no_bit(small_model, frames, offset):
-    """A memory-mapped file may have them anywhere; those that PyTorch allocates begin at multiples of 64 bytes."""
+def test_where_the_text_encoder_lies_in_memory_changes_no_bit(small_model, frames, offset):
+    """A memory-mapped file may have it anywhere."""
     moved = copy.deepcopy(small_model)
-    parameters = [*moved.parameters(), *moved.text_encoder.parameters()]
+    parameters = list(moved.text_encoder.parameters())
     for parameter in parameters:
         room = torch.empty(parameter.numel() + offset // 4)
         parameter.data = room[offset // 4 :].view_as(parameter).copy_(parameter.data)
     assert {parameter.data_ptr() % 64 for parameter in parameters} == {offset}
     assert torch.equal(moved(frames, PROMPTS), small_model(frames, PROMPTS))
+
+
+def test_a_checkpoint_lies_where_pytorch_allocates(small_model, tmp_path):
+    """At multiples of 64 bytes: elsewhere some CPUs multiply one row with other bits."""
+    small_model.save_pretrained(tmp_path)
+    again = DOVERModel.from_pretrained(tmp_path)
+    assert {parameter.data_ptr() % 64 for parameter in again.parameters()} == {0}
 
 
 def test_moving_the_model_moves_its_text_encoder(small_config):
