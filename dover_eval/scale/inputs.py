@@ -70,7 +70,7 @@ def with_prompts(
         if text is None:
             lacking.append(video if prompts else video_file_name(video))
         else:
-            _check_unicode(video, text)
+            check_unicode(video, text)
             clips.append(Clip(video, text, shard))
     if lacking:
         more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
@@ -78,8 +78,8 @@ def with_prompts(
     return clips
 
 
-def _check_unicode(video: str, text: str) -> None:
-    """Neither tables nor tokenizers take halves of a character."""
+def check_unicode(video: str, text: str) -> None:
+    """Raises InputError: neither tables nor tokenizers take halves of a character."""
     for what, value in (("name", video), ("prompt", text)):
         try:
             value.encode()

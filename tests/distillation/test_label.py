@@ -252,6 +252,20 @@ def test_a_table_without_its_journal_or_with_a_damaged_one_is_left_alone(place):
         ask()
 
 
+@pytest.mark.parametrize(
+    ("clips", "reason"),
+    [
+        ([("a", "a.mp4", "x"), ("a", "b.mp4", "x")], "1 clips come twice"),
+        ([("a\udcff.mp4", "a\udcff.mp4", "x")], "name that is not UTF-8"),
+        ([("a", "a.mp4", "\ud800")], "prompt that is not UTF-8"),
+    ],
+)
+def test_clips_that_no_table_can_hold_are_refused_before_any_is_judged(place, clips, reason):
+    with pytest.raises(ValueError, match=reason):
+        label("toys:length", clips, "table.csv", scales={"Overall": Linear(0, 4)})
+    assert not journal_of(Path("table.csv")).exists()
+
+
 def test_two_runs_never_write_one_table(place):
     process = subprocess.Popen(
         command(*COUNTING, log="log", pause=60.0),
