@@ -4,32 +4,35 @@
     python -m bench.tune --dtype bfloat16 float32 --minutes 60 --candidates 8
     python -m bench.tune --only "k_t=1 " --minutes 8      again and again, until nothing is left
 
-Writes what it finds into the kernel's configs.json, under the GPU's model and with the versions, after every kernel of
-a layer: a run that was cut short goes on where it stopped, and `--again` starts over. Other models' entries stay.
+Writes what it finds into the kernel's configs.json (or `--configs`, a copy of it), under the GPU's model and with the
+versions, after every kernel of a layer: a run that was cut short goes on where it stopped, and `--again` forgets the
+layers asked for. Other models' entries stay.
 
-Where the convolutions run on tensor cores, their few configurations are all timed, and so are those of `row_kernel` in
-small frames, inference and training together, against the layer without it, which has been tuned before; the fastest
-must be faster for eight clips as well. For every other kernel, configurations are compiled, those that spill or do not
-compile are dropped, and the best by the compiler's figures are timed. Each is first checked in fp64, and the fastest
-must also agree, at full size, with the shipped one. When the time is up nothing more is
-compiled or timed, what runs is finished, and the kernel whose configurations were not all timed is left to the next
-run. Needs a GPU that Triton compiles for.
+Where the convolutions run on tensor cores, their few configurations are all timed, against the choice by the number of
+programs; then in small frames those of `row_kernel`, inference and training together, against the layer without it.
+These must be faster for eight clips as well, since the table has no batch size. For every other kernel, configurations
+are compiled, those that spill or do not compile are dropped, and the best by the compiler's figures are timed.
+
+Each is first compiled, and checked in fp64, in a process of its own: one that the GPU breaks at takes no other along.
+The fastest must also agree, at full size, with the standard, and gain more than noise. When the time is up nothing more
+is begun, and the kernel whose configurations were not all timed is left to the next run. Needs a GPU that Triton
+compiles for.
 """
 
 import argparse
-import itertools
 import json
 import math
 import multiprocessing
 import re
+import shutil
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
-from concurrent.futures import TimeoutError as Unfinished
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
+from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
 
@@ -41,127 +44,35 @@ from dover_kernels.dwconv3d_layernorm.launch import Tile
 from dover_kernels.dwconv3d_layernorm.tensor_cores import Config, does_not_compile
 from torch import Tensor
 
-from bench.offline import Report, compile_case, march
 from bench.registry import EPS, OPERATOR, Problem, gpu_problems, matching
 from bench.run import gpu_times
+from bench.shortlist import ROLES, Figures, TimeIsUp, compile_all, compiled_as, screen, seconds_until, space
 from bench.verify import GRADIENT_TOLERANCE, WrongResult, verify
 
-ROLES = ("inference", "training", "input_gradient", "weight_gradient")
 #: What is tuned in place of `ROLES` where the convolutions run on tensor cores.
 TENSOR_CORES = "convolution"
 #: The whole forward pass of layers with `launch.row_tiles`, for which the table may have no configuration: not faster.
 ROWS = "rows"
-#: Clips at which rows must be faster too: the table has no batch size, so that no score depends on its batch.
+#: Clips at which they must be faster too: the table has no batch size, so that no score depends on its batch.
 SEVERAL = 8
-STRIP_WIDTHS = (4, 5, 7, 8, 10)
-#: Registers of a multiprocessor, and the threads and the programs that it holds at most.
-REGISTERS, THREADS, PROGRAMS = 65536, 2048, 32
-DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-
-
-class TimeIsUp(Exception):
-    """Nothing more may be begun."""
-
-
-def space(role: str, C: int, k_t: int, W: int) -> list[Tile]:
-    """Every configuration worth a compilation: strips that divide the row (where none does, the narrow ones), one or
-    two channels a thread, 2 or 4 warps; at inference with k_t = 1 also LayerNorm along, where two or three chunks hold
-    all channels."""
-    widths = [R for R in STRIP_WIDTHS if W % R == 0] or [4, 5, 7]
-    chunks = [BC for BC in (32, 64) if C % BC == 0] or [launch.chunk(C)]
-    tiles = []
-    for R, BC, num_warps, each in itertools.product(widths, chunks, (2, 4), (1, 2)):
-        counts = [1, C // BC] if role == "inference" and k_t == 1 and C // BC in (2, 3) else [1]
-        tiles += [Tile(R, 32 * num_warps * each // BC, BC, NC, num_warps) for NC in counts]
-    return tiles
-
-
-def resident(tile: Tile, report: Report) -> Tile:
-    """`tile` with the programs that its registers let share a multiprocessor."""
-    threads = 32 * tile.num_warps
-    registers = math.ceil(report.registers / 8) * 8 * threads
-    per_sm = max(1, min(REGISTERS // registers, THREADS // threads, PROGRAMS))
-    return Tile(tile.R, tile.BP, tile.BC, tile.NC, tile.num_warps, per_sm)
-
-
-def predict(role: str, tile: Tile, report: Report, problem: Problem, multiprocessors: int) -> float:
-    """Instructions that a multiprocessor issues for the layer, idle waves and the overlap of strips included: how long
-    it takes where multiplications bound it, in a unit that means nothing."""
-    shape = torch.Size((problem.B, problem.C, problem.T, problem.H, problem.W))
-    chunks = problem.C // (tile.BC * tile.NC)
-    taps, steps = 49 * problem.k_t, 1
-    if role == "weight_gradient":
-        strips, slabs = launch.plan_weight_gradient(tile, shape, problem.k_t)
-        programs, taps = slabs * problem.k_t * chunks, 49
-        steps = math.ceil(math.ceil(strips.count / tile.BP) / slabs)
-    else:
-        strips = launch.plan(tile, shape, multiprocessors)
-        programs = math.ceil(strips.count / tile.BP) * chunks
-    waves = math.ceil(programs / (multiprocessors * tile.per_sm))
-    products = taps * tile.R * tile.BP * tile.BC * tile.NC
-    return waves * tile.per_sm * steps * (strips.height + 6) * products / max(report.products, 1e-3)
-
-
-#: The arguments of `offline.march`.
-Request = tuple[str, Tile, int, int, str, bool]
-#: What the compiler made of each, or why it made nothing.
-Figures = dict[Request, Report | str]
-
-
-def compiled_as(problem: Problem, role: str, tile: Tile) -> Request:
-    """The kernel whose figures stand for `tile`'s: of k_t = 3 for all longer ones, whose loop is the same."""
-    return role, tile, problem.C, min(problem.k_t, 3), DTYPES[problem.dtype], problem.W % tile.R == 0
-
-
-def compile_request(request: Request, architecture: int) -> Report | str:
-    try:
-        return compile_case(march(*request), architecture)
-    except Exception as error:
-        if not does_not_compile(error):
-            raise
-        return f"{type(error).__name__}: {error}"
-
-
-def compile_all(pool: Executor, requests: set[Request], architecture: int, end: float) -> Figures:
-    """Raises TimeIsUp where the clock passes `end` before the last is done."""
-    futures = {request: pool.submit(compile_request, request, architecture) for request in requests}
-    try:
-        return {request: future.result(_seconds_until(end)) for request, future in futures.items()}
-    except Unfinished:
-        for future in futures.values():
-            future.cancel()
-        raise TimeIsUp from None
-
-
-def _seconds_until(end: float) -> float | None:
-    return None if end == math.inf else max(0.0, end - time.monotonic())
-
-
-def screen(problem: Problem, role: str, figures: Figures, most: int, multiprocessors: int) -> list[Tile]:
-    """The best of `space` by `predict` that compile and do not spill, at most `most`, after the table's own first
-    choice."""
-    shipped = launch.fits(launch.candidates(role, problem.C, problem.k_t, problem.dtype.itemsize), problem.W)[0]
-    ranked = []
-    for tile in space(role, problem.C, problem.k_t, problem.W):
-        report = figures[compiled_as(problem, role, tile)]
-        if isinstance(report, str):
-            print(f"  {role} {tile}: dropped, {report}", file=sys.stderr)
-        elif not report.stack:
-            tile = resident(tile, report)
-            ranked.append((predict(role, tile, report, problem, multiprocessors), tile))
-    best = [tile for _, tile in sorted(ranked, key=lambda pair: pair[0]) if tile != shipped]
-    return [shipped, *best][:most]
+#: The share of the standard's time that another must save.
+LEAST_GAIN = 0.03
+REPETITIONS = 100
+#: Layers whose configurations are compiled and checked at the same time, before they are timed.
+TOGETHER = 16
+#: A configuration; None is a layer that takes the choice of `tensor_cores`, or no rows.
+Choice = Tile | Config | None
 
 
 @contextmanager
-def only(role: str, config: Tile | Config | None) -> Iterator[None]:
-    """Launches of `role` take `config`, whatever the table says; on tensor cores nothing takes its place either, where
-    it does not compile. Rows are left to the other kernels, unless they are the role."""
+def only(role: str, config: Choice) -> Iterator[None]:
+    """Launches of `role` take `config`, whatever the table says, and nothing takes the place of what does not compile.
+    Rows are left to the other kernels, unless they are the role."""
     before = launch.candidates, launch.tensor_core_config, tensor_cores.attempt, launch.row_tile
     launch.row_tile = lambda *key: config if role == ROWS else None
+    tensor_cores.attempt = lambda run: run()
     if role == TENSOR_CORES:
         launch.tensor_core_config = lambda *key: config
-        tensor_cores.attempt = lambda run: run()
     elif role != ROWS:
         launch.candidates = lambda asked, *key: [config] if asked == role else before[0](asked, *key)
     try:
@@ -184,40 +95,68 @@ def call(role: str, problem: Problem, device: str) -> Callable[[], object]:
     return lambda: launch.forward(x, *parameters, EPS, role == "training")
 
 
-def fastest(
-    role: str, problem: Problem, device: str, tiles: Sequence[Tile | Config | None],
-    clock: Callable[[Callable[[], object]], float], end: float = math.inf,
-) -> tuple[Tile | Config | None, float]:  # fmt: skip
-    """The fastest of `tiles` and its time in ms. One that disagrees with the reference on a few frames, or at full size
-    with the first that is right, or that does not compile or fit, is reported and dropped.
-
-    Raises WrongResult if none is left, and TimeIsUp where the clock passes `end` before the last is begun.
-    """
-    run = call(role, problem, device)
-    times: dict[Tile | Config | None, float] = {}
-    for tile in tiles:
-        if time.monotonic() > end:
-            raise TimeIsUp
-        with only(role, tile):
+def check(problem: Problem, role: str, configs: Sequence[Choice], device: str) -> dict[Choice, str]:
+    """What is wrong with each on a few frames; nothing is with those that are right. After an error of the GPU, which
+    may serve this process no more, those that follow are left out."""
+    found: dict[Choice, str] = {}
+    for config in configs:
+        with only(role, config):
             try:
                 verify(OPERATOR, problem.shorter(max(2, problem.k_t)), device)
-                times[tile] = clock(run)
+                found[config] = ""
             except Exception as error:
+                found[config] = f"{type(error).__name__}: {error}"
                 if not (isinstance(error, WrongResult) or does_not_compile(error)):
-                    raise
-                print(f"  {role} {tile}: dropped, {error}", file=sys.stderr)
-    if not times:
-        raise WrongResult(f"no configuration of {role} is right on {problem}")
-    # A few frames are cut into other strips than all of them.
-    standard, *_ = times
-    ranked = sorted(times, key=lambda tile: times[tile])
-    best = next(tile for tile in ranked if tile == standard or agrees(role, problem, run, tile, standard))
+                    break
+    return found
+
+
+def check_all(
+    pool: Pool, role: str, asked: dict[Problem, Sequence[Choice]], device: str, end: float
+) -> dict[Problem, list[Choice]]:
+    """Those that are right, by problem; the others are reported. Raises WrongResult where none is, and TimeIsUp where
+    the clock passes `end`."""
+    results = {problem: pool.apply_async(check, (problem, role, configs, device)) for problem, configs in asked.items()}
+    right = {}
+    for problem, result in results.items():
+        try:
+            found = result.get(seconds_until(end))
+        except multiprocessing.TimeoutError:
+            raise TimeIsUp from None
+        for config in asked[problem]:
+            if wrong := found.get(config, "not tried after that"):
+                print(f"  {problem} {role} {config}: dropped, {wrong}", file=sys.stderr)
+        right[problem] = [config for config in asked[problem] if found.get(config) == ""]
+        if not right[problem]:
+            raise WrongResult(f"no configuration of {role} is right on {problem}")
+    return right
+
+
+def fastest(
+    role: str, problem: Problem, device: str, configs: Sequence[Choice],
+    clock: Callable[[Callable[[], object]], float], end: float = math.inf,
+) -> tuple[Choice, float]:  # fmt: skip
+    """The fastest of `configs` and its time in ms: the first, unless another gains more than noise, and agrees with it
+    at full size.
+
+    Raises TimeIsUp where the clock passes `end` before the last is begun.
+    """
+    run = call(role, problem, device)
+    times: dict[Choice, float] = {}
+    for config in configs:
+        if time.monotonic() > end:
+            raise TimeIsUp
+        with only(role, config):
+            times[config] = clock(run)
+    standard = configs[0]
+    ranked = sorted(times, key=lambda config: times[config])
+    worth = [config for config in ranked if times[config] < (1 - LEAST_GAIN) * times[standard]]
+    # A few frames, on which they were checked, are cut into other strips than all of them.
+    best = next((config for config in worth if agrees(role, problem, run, config, standard)), standard)
     return best, times[best]
 
 
-def agrees(
-    role: str, problem: Problem, run: Callable[[], object], tile: Tile | Config | None, standard: Tile | Config | None
-) -> bool:
+def agrees(role: str, problem: Problem, run: Callable[[], object], tile: Choice, standard: Choice) -> bool:
     """Whether `run` gives the same with both; says so where it does not."""
     error = difference(role, run, tile, standard)
     if error > GRADIENT_TOLERANCE[problem.dtype]:
@@ -226,9 +165,7 @@ def agrees(
     return True
 
 
-def difference(
-    role: str, run: Callable[[], object], tile: Tile | Config | None, standard: Tile | Config | None
-) -> float:
+def difference(role: str, run: Callable[[], object], tile: Choice, standard: Choice) -> float:
     """The largest relative norm difference of a result of `run` with `tile` from that with `standard`."""
     results = []
     for used in (standard, tile):
@@ -244,19 +181,20 @@ def _relative(got: Tensor, want: Tensor) -> float:
 
 
 class Table:
-    """configs.json, with what was tuned on one model of GPU. Raises ValueError where that was with another Triton,
-    unless it is to be forgotten."""
+    """configs.json, with what was tuned on one model of GPU, but for the layers that are to be forgotten. Raises
+    ValueError where that was with another Triton."""
 
-    def __init__(self, path: Path, gpu: launch.Gpu, versions: dict[str, str], again: bool = False) -> None:
+    def __init__(self, path: Path, gpu: launch.Gpu, versions: dict[str, str], forget: Sequence[Problem] = ()) -> None:
         self.path = path
         self.content = json.loads(path.read_text())
-        section = {} if again else self.content["tuned"].get(gpu.model, {})
-        if section and section["triton"] != versions["triton"]:
+        section = self.content["tuned"].get(gpu.model, {})
+        forgotten = {self.key(problem) for problem in forget}
+        self.tiles = {key: entry for key, entry in section.get("tiles", {}).items() if key not in forgotten}
+        if self.tiles and section["triton"] != versions["triton"]:
             raise ValueError(
                 f"{gpu.model} was tuned with Triton {section['triton']}, and here it is {versions['triton']}: "
-                "--again replaces all of it"
+                f"--again for all of its layers, of which {len(self.tiles)} would stay"
             )
-        self.tiles = section.get("tiles", {})
         self.content["tuned"][gpu.model] = {"architecture": gpu.architecture, **versions, "tiles": self.tiles}
 
     @staticmethod
@@ -267,7 +205,7 @@ class Table:
         """Those of `roles` that have not been tuned yet for this layer."""
         return [role for role in roles if role not in self.tiles.get(self.key(problem), {})]
 
-    def put(self, problem: Problem, role: str, config: Tile | Config | None) -> None:
+    def put(self, problem: Problem, role: str, config: Choice) -> None:
         """Takes `config`, leaves every other entry as it is, and writes the file."""
         entry: dict[str, Any] = {}
         if config is not None:
@@ -300,43 +238,59 @@ def tune(problems: list[Problem], table: Table, minutes: float, most: int) -> bo
 
 def _tune(problems: list[Problem], table: Table, end: float, most: int) -> None:
     device = torch.device("cuda", torch.cuda.current_device())
-    properties = torch.cuda.get_device_properties(device)
-    architecture = 10 * properties.major + properties.minor
+    lacking = [(problem, role) for problem in problems for role in table.lacks(problem, roles(problem))]
+    spawn = multiprocessing.get_context("spawn")
     figures: Figures = {}
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        for problem in problems:
-            for role in table.lacks(problem, roles(problem)):
-                tiles: Sequence[Tile | Config | None]
-                if role == ROWS:
-                    tiles = [None, *launch.row_tiles(problem.C, problem.W)]
-                elif role == TENSOR_CORES:
-                    tiles = tensor_cores.candidates(problem.C, problem.k_t, 7, tensor_cores.shared_memory(device))
-                else:
-                    asked = {compiled_as(problem, role, t) for t in space(role, problem.C, problem.k_t, problem.W)}
-                    figures |= compile_all(pool, asked - figures.keys(), architecture, end)
-                    tiles = screen(problem, role, figures, most, properties.multi_processor_count)
-                config, milliseconds = fastest(role, problem, "cuda", tiles, gpu_clock, end)
-                found = f"{milliseconds:8.3f} ms  {config}"
-                if role == ROWS and config is not None:
-                    several = replace(problem, B=SEVERAL)
-                    config, milliseconds = fastest(role, several, "cuda", [None, config], gpu_clock, end)
-                    found += f", and for {SEVERAL} clips {milliseconds:.3f} ms  {config}"
-                table.put(problem, role, config)
-                print(f"{problem}  {role:16} {found}", flush=True)
+    with ProcessPoolExecutor(mp_context=spawn) as compilers, spawn.Pool(maxtasksperchild=1) as checkers:
+        for role in (TENSOR_CORES, *ROLES, ROWS):  # which are timed against what the others were tuned to
+            layers = [problem for problem, lacked in lacking if lacked == role]
+            for group in (layers[i : i + TOGETHER] for i in range(0, len(layers), TOGETHER)):
+                asked = {p: choices(p, role, compilers, figures, device, most, end) for p in group}
+                for problem, right in check_all(checkers, role, asked, "cuda", end).items():
+                    config, found = decide(problem, role, right, end)
+                    table.put(problem, role, config)
+                    print(f"{problem}  {role:16} {found}", flush=True)
+
+
+def choices(
+    problem: Problem, role: str, compilers: Executor, figures: Figures, device: torch.device, most: int, end: float
+) -> Sequence[Choice]:
+    """What may be fastest, after the standard; adds to the compiler's `figures` what it needs of them."""
+    if role == ROWS:
+        return [None, *launch.row_tiles(problem.C, problem.W)]
+    if role == TENSOR_CORES:
+        return [None, *tensor_cores.candidates(problem.C, problem.k_t, 7, tensor_cores.shared_memory(device))]
+    properties = torch.cuda.get_device_properties(device)
+    asked = {compiled_as(problem, role, tile) for tile in space(role, problem.C, problem.k_t, problem.W)}
+    figures |= compile_all(compilers, asked - figures.keys(), 10 * properties.major + properties.minor, end)
+    return screen(problem, role, figures, most, properties.multi_processor_count)
+
+
+def decide(problem: Problem, role: str, right: Sequence[Choice], end: float) -> tuple[Choice, str]:
+    """The one of `right` to take, and its times in words."""
+    config, milliseconds = fastest(role, problem, "cuda", right, gpu_clock, end)
+    found = f"{milliseconds:8.3f} ms  {config}"
+    if role in (TENSOR_CORES, ROWS) and config != right[0]:
+        several = replace(problem, B=SEVERAL)
+        config, milliseconds = fastest(role, several, "cuda", [right[0], config], gpu_clock, end)
+        found += f", and for {SEVERAL} clips {milliseconds:.3f} ms  {config}"
+    return config, found
 
 
 def roles(problem: Problem) -> tuple[str, ...]:
     """What is to be tuned for the layer on this GPU."""
     device = torch.device("cuda", torch.cuda.current_device())
     obstacle = tensor_cores.obstacle(device, problem.dtype, problem.C, problem.k_t, 7)
-    rows = (ROWS,) if launch.row_tiles(problem.C, problem.W) else ()
+    # Rows read x 7 k_t times: no gain is expected of them where k_t = 3 is not the least work of all (NOTES.md).
+    least = problem.k_t == 1 or (problem.k_t == 3 and problem.W <= 7)
+    rows = (ROWS,) if least and launch.row_tiles(problem.C, problem.W) else ()
     return (*(ROLES if obstacle else (TENSOR_CORES,)), *rows)
 
 
 def gpu_clock(run: Callable[[], object]) -> float:
     """The median in ms. A graph is replayed: with its launches, a small layer takes as long in every configuration."""
     run()
-    return statistics.median(gpu_times(run, 20)[0])
+    return statistics.median(gpu_times(run, REPETITIONS)[0])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -345,7 +299,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=30, help="nothing is compiled or timed after so long")
     parser.add_argument("--only", default="", help='problems whose name has this regular expression, such as "k_t=3"')
     parser.add_argument("--candidates", type=int, default=6, help="timed for each kernel of a layer")
-    parser.add_argument("--again", action="store_true", help="forget what was tuned on this model of GPU")
+    parser.add_argument("--again", action="store_true", help="forget what these layers were tuned to on this GPU")
+    parser.add_argument(
+        "--configs", type=Path, default=launch.CONFIGS, help="read and written in place of the kernel's"
+    )
     options = parser.parse_args(arguments)
     try:
         problems = matching(gpu_problems(tuple(getattr(torch, name) for name in options.dtype)), options.only)
@@ -357,11 +314,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"bench.tune needs an NVIDIA GPU that runs the Triton kernels; here it is {path}", file=sys.stderr)
         return 2
     device = torch.device("cuda", torch.cuda.current_device())
+    if options.configs != launch.CONFIGS and not options.configs.exists():
+        shutil.copyfile(launch.CONFIGS, options.configs)
+    launch.CONFIGS = options.configs
     gpu = launch.gpu(device)
     assert gpu is not None  # a device of CUDA
     versions = {"torch": torch.__version__, "triton": triton.__version__, "date": time.strftime("%Y-%m-%d")}
     try:
-        table = Table(launch.CONFIGS, gpu, versions, options.again)
+        table = Table(options.configs, gpu, versions, problems if options.again else ())
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

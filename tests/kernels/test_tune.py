@@ -3,8 +3,10 @@ the launcher finds what was written."""
 
 import dataclasses
 import json
+import multiprocessing
 import time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool
 from types import SimpleNamespace
 
 import pytest
@@ -18,7 +20,7 @@ from .conftest import INTERPRETED
 if INTERPRETED:
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
-from bench import tune
+from bench import shortlist, tune
 from bench.offline import Report
 from bench.registry import Problem, gpu_problems
 
@@ -43,15 +45,15 @@ def configs(tmp_path, monkeypatch):
 def reports(role, **changed):
     """The same figures for every configuration, but for those that `changed` names by their R."""
     figures = {}
-    for tile in tune.space(role, PROBLEM.C, PROBLEM.k_t, PROBLEM.W):
-        figures[tune.compiled_as(PROBLEM, role, tile)] = changed.get(f"R{tile.R}", Report(128, 0, 0.6))
+    for tile in shortlist.space(role, PROBLEM.C, PROBLEM.k_t, PROBLEM.W):
+        figures[shortlist.compiled_as(PROBLEM, role, tile)] = changed.get(f"R{tile.R}", Report(128, 0, 0.6))
     return figures
 
 
-@pytest.mark.parametrize("role", tune.ROLES)
+@pytest.mark.parametrize("role", shortlist.ROLES)
 def test_every_configuration_tried_tiles_the_layer(role):
     for problem in gpu_problems():
-        tiles = tune.space(role, problem.C, problem.k_t, problem.W)
+        tiles = shortlist.space(role, problem.C, problem.k_t, problem.W)
         assert 0 < len(set(tiles)) == len(tiles) <= 64
         for tile in tiles:
             assert problem.C % (tile.BC * tile.NC) == 0, (problem, tile)
@@ -61,13 +63,13 @@ def test_every_configuration_tried_tiles_the_layer(role):
 
 
 def test_a_row_that_no_strip_divides_is_tiled_by_narrow_ones():
-    assert {tile.R for tile in tune.space("training", 96, 1, 11)} == {4, 5, 7}
+    assert {tile.R for tile in shortlist.space("training", 96, 1, 11)} == {4, 5, 7}
 
 
-@pytest.mark.parametrize("role", tune.ROLES)
+@pytest.mark.parametrize("role", shortlist.ROLES)
 def test_spills_are_dropped_and_few_are_timed_the_table_s_own_choice_first(role):
     figures = reports(role, R7=Report(255, 24, 0.9))
-    tiles = tune.screen(PROBLEM, role, figures, 5, 132)
+    tiles = shortlist.screen(PROBLEM, role, figures, 5, 132)
     assert len(tiles) == 5
     assert tiles[0] == launch.fits(launch.candidates(role, 96, 3, 2), 56)[0]
     assert 7 not in {tile.R for tile in tiles[1:]}
@@ -80,45 +82,41 @@ def test_what_does_not_compile_is_dropped_with_its_reason(error, monkeypatch, ca
             raise error
         return Report(128, 0, 0.6)
 
-    monkeypatch.setattr(tune, "compile_case", compile_case)
-    requests = {tune.compiled_as(PROBLEM, "training", tile) for tile in tune.space("training", 96, 3, 56)}
+    monkeypatch.setattr(shortlist, "compile_case", compile_case)
+    requests = {shortlist.compiled_as(PROBLEM, "training", tile) for tile in shortlist.space("training", 96, 3, 56)}
     with ThreadPoolExecutor(1) as pool:
-        figures = tune.compile_all(pool, requests, 90, time.monotonic() + 60)
-    tiles = tune.screen(PROBLEM, "training", figures, 100, 132)
+        figures = shortlist.compile_all(pool, requests, 90, time.monotonic() + 60)
+    tiles = shortlist.screen(PROBLEM, "training", figures, 100, 132)
     assert 7 not in {tile.R for tile in tiles[1:]}
     assert {4, 8} <= {tile.R for tile in tiles[1:]}
     assert f"{type(error).__name__}: " in capsys.readouterr().err
 
 
 def test_an_error_of_the_tuner_itself_is_no_word_on_a_kernel(monkeypatch):
-    monkeypatch.setattr(tune, "compile_case", lambda case, architecture: case.nothing)
+    monkeypatch.setattr(shortlist, "compile_case", lambda case, architecture: case.nothing)
     with pytest.raises(AttributeError):
-        tune.compile_request(tune.compiled_as(PROBLEM, "training", Tile(8, 8, 32)), 90)
+        shortlist.compile_request(shortlist.compiled_as(PROBLEM, "training", Tile(8, 8, 32)), 90)
+
+
+SHIPPED, QUICK, QUICKER = Tile(8, 8, 32), Tile(4, 4, 32), Tile(7, 4, 32)
+
+
+def in_use():
+    return launch.candidates("training")[0]
 
 
 @pytest.fixture
 def timed(monkeypatch):
-    """`fastest` of tiles that take `ms`, whose checks raise, and whose results at full size are, what is given."""
+    """`fastest` of tiles that take `ms`, and whose results at full size are what is given."""
 
-    def fix(ms, raises=(), results=(), end=float("inf")):
-        def in_use():
-            return launch.candidates("training")[0]
-
-        def verify(*_arguments):
-            if in_use() in dict(raises):
-                raise dict(raises)[in_use()]
-
+    def fix(ms, results=(), end=float("inf")):
         def run():
             return (torch.full((3,), dict(results).get(in_use(), 1.0)), torch.empty(0))
 
-        monkeypatch.setattr(tune, "verify", verify)
         monkeypatch.setattr(tune, "call", lambda *_arguments: run)
         return tune.fastest("training", PROBLEM, "cpu", list(ms), lambda run: ms[in_use()], end)
 
     return fix
-
-
-SHIPPED, QUICK, QUICKER = Tile(8, 8, 32), Tile(4, 4, 32), Tile(7, 4, 32)
 
 
 def test_the_fastest_is_taken_if_it_agrees_with_the_shipped_one_at_full_size(timed, capsys):
@@ -130,14 +128,51 @@ def test_the_fastest_is_taken_if_it_agrees_with_the_shipped_one_at_full_size(tim
     assert f"{QUICKER}: dropped, 5.0e-01 away from {SHIPPED} at full size" in capsys.readouterr().err
 
 
-def test_what_ptxas_or_the_gpu_refuses_is_not_timed(timed):
-    ms = {SHIPPED: 3.0, QUICK: 2.0, QUICKER: 1.0}
-    assert timed(ms, raises={QUICKER: PTXASError("died")}) == (QUICK, 2.0)
-    assert timed(ms, raises={SHIPPED: tune.WrongResult("wrong")}) == (QUICKER, 1.0)
-    with pytest.raises(torch.OutOfMemoryError):
-        timed(ms, raises={QUICK: torch.OutOfMemoryError("out of memory")})
-    with pytest.raises(tune.WrongResult, match="no configuration of training is right"):
-        timed(ms, raises=dict.fromkeys(ms, tune.WrongResult("wrong")))
+def test_the_shipped_one_stays_where_another_gains_no_more_than_noise(timed):
+    assert timed({SHIPPED: 1.0, QUICK: 0.98}) == (SHIPPED, 1.0)
+    assert timed({SHIPPED: 1.0, QUICK: 0.96}) == (QUICK, 0.96)
+
+
+@pytest.fixture
+def checked(monkeypatch, capsys):
+    """`check_all` of tiles whose checks raise what is given; and what it reports."""
+
+    def fix(tiles, raises=()):
+        def verify(*_arguments):
+            if in_use() in dict(raises):
+                raise dict(raises)[in_use()]
+
+        monkeypatch.setattr(tune, "verify", verify)
+        with ThreadPool(1) as pool:
+            right = tune.check_all(pool, "training", {PROBLEM: tiles}, "cpu", float("inf"))
+        return right[PROBLEM], capsys.readouterr().err
+
+    return fix
+
+
+def test_what_is_wrong_or_does_not_compile_is_dropped_with_its_reason(checked):
+    assert checked([SHIPPED, QUICK]) == ([SHIPPED, QUICK], "")
+    right, told = checked([SHIPPED, QUICK, QUICKER], {SHIPPED: tune.WrongResult("far off"), QUICK: PTXASError("died")})
+    assert right == [QUICKER]
+    assert f"{SHIPPED}: dropped, WrongResult: far off" in told
+    assert f"{QUICK}: dropped, PTXASError" in told
+    with pytest.raises(tune.WrongResult, match="no configuration of training is right on 1x96x32x56x56"):
+        checked([SHIPPED], {SHIPPED: tune.WrongResult("far off")})
+
+
+def test_after_an_error_of_the_gpu_the_process_checks_nothing_more(checked):
+    right, told = checked([SHIPPED, QUICK, QUICKER], {QUICK: RuntimeError("CUDA error: an illegal memory access")})
+    assert right == [SHIPPED]
+    assert f"{QUICK}: dropped, RuntimeError: CUDA error" in told
+    assert f"{QUICKER}: dropped, not tried after that" in told
+
+
+def test_configurations_are_checked_in_processes_of_their_own():
+    small = Problem(1, 8, 2, 5, 6, 1, torch.float32)
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        assert tune.check_all(pool, tune.ROWS, {small: [None]}, "cpu", float("inf")) == {small: [None]}
+        with pytest.raises(shortlist.TimeIsUp):
+            tune.check_all(pool, tune.ROWS, {small: [None]}, "cpu", time.monotonic())
 
 
 @pytest.fixture
@@ -147,16 +182,19 @@ def h100(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(tune, "ProcessPoolExecutor", lambda mp_context: ThreadPoolExecutor(1))
+    context = SimpleNamespace(Pool=lambda maxtasksperchild: ThreadPool(1))
+    monkeypatch.setattr(tune.multiprocessing, "get_context", lambda method: context)
+    monkeypatch.setattr(tune, "verify", lambda *_arguments: None)
     monkeypatch.setattr(tune.tensor_cores, "shared_memory", lambda device: 2**17)
 
 
 def test_nothing_is_compiled_or_timed_when_the_time_is_up(timed, configs, h100, monkeypatch):
-    with pytest.raises(tune.TimeIsUp):
+    with pytest.raises(shortlist.TimeIsUp):
         timed({SHIPPED: 3.0}, end=0.0)
-    request = tune.compiled_as(PROBLEM, "training", SHIPPED)
-    monkeypatch.setattr(tune, "compile_request", lambda *_arguments: time.sleep(0.2))
-    with ThreadPoolExecutor(1) as pool, pytest.raises(tune.TimeIsUp):
-        tune.compile_all(pool, {request}, 90, time.monotonic())
+    request = shortlist.compiled_as(PROBLEM, "training", SHIPPED)
+    monkeypatch.setattr(shortlist, "compile_request", lambda *_arguments: time.sleep(0.2))
+    with ThreadPoolExecutor(1) as pool, pytest.raises(shortlist.TimeIsUp):
+        shortlist.compile_all(pool, {request}, 90, time.monotonic())
     before = configs.read_text()
     for problem in (PROBLEM, dataclasses.replace(PROBLEM, dtype=torch.float32)):
         assert not tune.tune([problem], tune.Table(configs, H200, VERSIONS), 0, 4)
@@ -164,9 +202,8 @@ def test_nothing_is_compiled_or_timed_when_the_time_is_up(timed, configs, h100, 
 
 
 @pytest.mark.parametrize("faster_for_several", [True, False])
-def test_rows_are_timed_after_and_against_the_layer_without_them_and_for_several_clips(
-    configs, h100, monkeypatch, faster_for_several
-):
+def test_what_is_faster_for_one_clip_must_be_so_for_several(configs, h100, monkeypatch, faster_for_several):
+    """Rows come last, against the layer as the others have been tuned."""
     asked = []
 
     def fastest(role, problem, device, tiles, clock, end):
@@ -176,13 +213,26 @@ def test_rows_are_timed_after_and_against_the_layer_without_them_and_for_several
     monkeypatch.setattr(tune, "fastest", fastest)
     small = Problem(1, 768, 32, 7, 7, 1, torch.bfloat16)
     assert tune.tune([PROBLEM, small], tune.Table(configs, H200, VERSIONS), 1, 4)
-    rows = launch.row_tiles(768, 7)
-    assert [(role, clips) for role, clips, _ in asked] == [
-        (tune.TENSOR_CORES, 1), (tune.TENSOR_CORES, 1), (tune.ROWS, 1), (tune.ROWS, tune.SEVERAL),
-    ]  # fmt: skip
-    assert [tiles for role, _, tiles in asked if role == tune.ROWS] == [[None, *rows], [None, rows[-1]]]
-    assert launch.row_tile(768, 1, 2, 7, H200) == (rows[-1] if faster_for_several else None)
+    expected = []
+    for role, choices in (
+        (tune.TENSOR_CORES, tune.tensor_cores.CONVOLUTION[3]),
+        (tune.TENSOR_CORES, tune.tensor_cores.CONVOLUTION[1]),
+        (tune.ROWS, launch.row_tiles(768, 7)),
+    ):
+        expected += [(role, 1, [None, *choices]), (role, tune.SEVERAL, [None, choices[-1]])]
+    assert asked == expected
+    rows, convolution = launch.row_tile(768, 1, 2, 7, H200), launch.tensor_core_config(768, 1, 2, 7, H200)
+    assert (rows, convolution) == ((asked[4][2][-1], asked[2][2][-1]) if faster_for_several else (None, None))
     assert launch.row_tile(96, 3, 2, 56, H200) is None
+    assert not tune.Table(configs, H200, VERSIONS).lacks(small, (tune.TENSOR_CORES, tune.ROWS))
+
+
+@pytest.mark.parametrize(
+    ("k_t", "W", "rows"), [(1, 28, True), (3, 7, True), (3, 14, False), (7, 7, False), (1, 56, False)]
+)
+def test_rows_are_timed_where_they_may_gain(h100, k_t, W, rows):
+    problem = Problem(1, 384, 32, W, W, k_t, torch.bfloat16)
+    assert (tune.ROWS in tune.roles(problem)) == rows
 
 
 def test_rows_are_timed_at_inference_and_in_training_together(monkeypatch):
@@ -198,12 +248,12 @@ def test_only_names_that_are_there(capsys):
 
 def test_the_compiler_s_figures_decide_which_are_timed():
     figures = reports("training", R4=Report(128, 0, 0.9), R7=Report(128, 0, 0.1), R8=Report(128, 0, 0.1))
-    assert [tile.R for tile in tune.screen(PROBLEM, "training", figures, 3, 132)[1:]] == [4, 4]
+    assert [tile.R for tile in shortlist.screen(PROBLEM, "training", figures, 3, 132)[1:]] == [4, 4]
 
 
 def test_registers_say_how_many_programs_share_a_multiprocessor():
     tile = Tile(8, 8, 32)
-    assert [tune.resident(tile, Report(n, 0, 0.6)).per_sm for n in (255, 168, 128, 96)] == [2, 3, 4, 5]
+    assert [shortlist.resident(tile, Report(n, 0, 0.6)).per_sm for n in (255, 168, 128, 96)] == [2, 3, 4, 5]
 
 
 def test_what_is_written_is_what_the_launcher_takes(configs):
@@ -231,17 +281,24 @@ def test_writing_leaves_every_other_entry_and_says_where_it_comes_from(configs):
 
 def test_a_run_goes_on_where_the_last_one_stopped(configs):
     table = tune.Table(configs, H200, VERSIONS)
-    assert table.lacks(PROBLEM) == list(tune.ROLES)
+    assert table.lacks(PROBLEM) == list(shortlist.ROLES)
     table.put(PROBLEM, "inference", Tile(8, 8, 32))
     resumed = tune.Table(configs, H200, VERSIONS | {"date": "2026-01-02"})
-    assert resumed.lacks(PROBLEM) == list(tune.ROLES[1:])
-    assert tune.Table(configs, H200, VERSIONS, again=True).lacks(PROBLEM) == list(tune.ROLES)
+    assert resumed.lacks(PROBLEM) == list(shortlist.ROLES[1:])
+    other = dataclasses.replace(PROBLEM, W=28)
+    assert tune.Table(configs, H200, VERSIONS, [other]).lacks(PROBLEM) == list(shortlist.ROLES[1:])
+    assert tune.Table(configs, H200, VERSIONS, [PROBLEM]).lacks(PROBLEM) == list(shortlist.ROLES)
 
 
 def test_figures_of_another_triton_are_not_mixed_in(configs):
     tune.Table(configs, H200, VERSIONS).put(PROBLEM, "inference", Tile(8, 8, 32))
-    with pytest.raises(ValueError, match=r"NVIDIA H200 was tuned with Triton 3\.6\.0, and here it is 3\.7\.0: --again"):
-        tune.Table(configs, H200, VERSIONS | {"triton": "3.7.0"})
+    other = dataclasses.replace(PROBLEM, W=28)
+    for forget in ((), [other]):
+        with pytest.raises(
+            ValueError, match=r"tuned with Triton 3\.6\.0, and here it is 3\.7\.0: --again for all .* 1 "
+        ):
+            tune.Table(configs, H200, VERSIONS | {"triton": "3.7.0"}, forget)
+    assert tune.Table(configs, H200, VERSIONS | {"triton": "3.7.0"}, [PROBLEM]).tiles == {}
 
 
 def test_a_layer_takes_what_was_tuned_on_its_own_model_else_on_another_of_its_architecture(configs):
@@ -318,8 +375,10 @@ def test_without_a_gpu_it_says_what_it_needs_and_writes_nothing(configs, capsys)
 
 @pytest.mark.slow
 def test_the_compiler_s_figures_of_a_new_configuration_are_had_without_a_gpu():
-    request = tune.compiled_as(Problem(1, 192, 32, 28, 28, 1, torch.bfloat16), "training", Tile(4, 1, 64, num_warps=2))
-    report = tune.compile_request(request, 90)
+    request = shortlist.compiled_as(
+        Problem(1, 192, 32, 28, 28, 1, torch.bfloat16), "training", Tile(4, 1, 64, num_warps=2)
+    )
+    report = shortlist.compile_request(request, 90)
     assert report.stack == 0
     assert 0 < report.registers <= 255
     assert 0.3 < report.products < 1

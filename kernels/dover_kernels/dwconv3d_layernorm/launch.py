@@ -110,9 +110,10 @@ def candidates(role: str, C: int, k_t: int, itemsize: int, W: int | None = None,
 
 
 def tensor_core_config(C: int, k_t: int, itemsize: int, W: int, on: Gpu | None) -> tensor_cores.Config | None:
-    """What the layer has been tuned to on tensor cores of such a GPU; None where it has not."""
+    """What the layer has been tuned to on tensor cores of such a GPU; None where it has not, or where nothing was
+    faster than their own choice."""
     entry = _tuned_for(C, k_t, itemsize, W, on).get("convolution")
-    return entry and tensor_cores.Config(**entry)
+    return tensor_cores.Config(**entry) if entry else None
 
 
 def _tuned_for(C: int, k_t: int, itemsize: int, W: int | None, on: Gpu | None) -> dict[str, Any]:

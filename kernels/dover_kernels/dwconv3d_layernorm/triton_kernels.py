@@ -324,8 +324,12 @@ def layernorm_kernel(
     p_y, p_z, p_gamma, p_beta, p_mean, p_rstd, n_positions, eps,
     C: tl.constexpr, CP: tl.constexpr, BM: tl.constexpr, SAVE: tl.constexpr,
 ):  # fmt: skip
-    """z = LayerNorm(y), for BM positions of C <= CP channels a program. z may be y."""
-    i_row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    """z = LayerNorm(y), for BM positions of C <= CP channels a program. z may be y.
+
+    From the last position to the first: the convolution has just written the last ones, and the L2 cache still has them.
+    """
+    i_block = tl.num_programs(0) - 1 - tl.program_id(0)
+    i_row = i_block.to(tl.int64) * BM + tl.arange(0, BM)
     m_row = i_row < n_positions
     o_c = tl.arange(0, CP)
     m_c = o_c < C
