@@ -231,14 +231,16 @@ def _picture(pixels: Tensor) -> Tensor:
 
 
 def _join_maps(seen: list[_Window], middles: list[float]) -> tuple[Tensor, list[float]]:
-    """(K,2,H',W') and their moments: of each moment, what the window says whose middle is nearest to it."""
-    found: list[tuple[float, Tensor]] = []
-    for i, window in enumerate(seen):
+    """(K,2,H',W') and their moments, rising; of a moment that several windows show, what the one says whose middle is
+    nearest to it."""
+    nearest: dict[float, tuple[float, Tensor]] = {}
+    for window, middle in zip(seen, middles, strict=True):
         for k, moment in enumerate(window.map_times):
-            if min(range(len(middles)), key=lambda j: abs(middles[j] - moment)) == i:
-                found.append((moment, window.maps[:, k]))
-    found.sort(key=lambda pair: pair[0])
-    return torch.stack([maps for _, maps in found]), [moment for moment, _ in found]
+            away, at = abs(middle - moment), round(moment, 6)  # windows tell one moment to within rounding
+            if at not in nearest or away < nearest[at][0]:
+                nearest[at] = away, window.maps[:, k]
+    moments = sorted(nearest)
+    return torch.stack([nearest[moment][1] for moment in moments]), moments
 
 
 def _words(prompt: str, spans: list[tuple[int, int]], focus: Tensor) -> tuple[Word, ...]:

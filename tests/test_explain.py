@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -79,6 +80,15 @@ def test_maps_cover_the_clip_in_order(small_scorer, clip):
     assert found.map_times[0] < 0.2
     assert found.map_times[-1] > 1.8
     assert len(found.map_times) >= 7
+
+
+def test_maps_leave_no_part_of_the_clip_out(write_video, moving_frames):
+    """Also where a window is looked at in two runs, which are far from its middle."""
+    clip = write_video(np.repeat(moving_frames, 10, axis=0), rate=10)
+    found = VideoScorer.from_pretrained(device="cpu").explain(clip, "a square", windows=6)
+    assert found.duration > 10
+    ends = [0.0, *found.map_times, found.duration]
+    assert max(b - a for a, b in itertools.pairwise(ends)) < found.window
 
 
 def test_words_are_whole_and_in_order(small_scorer, clip):
