@@ -264,7 +264,9 @@ def _judge(
     others = {other: abs(float(moved[SCORE_NAMES.index(other)])) for other in ASPECTS if other != aspect}
     other = max(others, key=lambda key: others[key])
     reasons = []
-    if np.ptp(table[:, :, SCORE_NAMES.index(aspect)], axis=1).max() < SAME:
+    if not np.isfinite(table).all():
+        reasons.append("scores that are no numbers")
+    elif np.ptp(table[:, :, SCORE_NAMES.index(aspect)], axis=1).max() < SAME:
         reasons.append("identical scores whatever was done")
     else:
         reasons += [f"falls by {fall:.2f}, not by {FALL:g}"] if fall <= FALL else []
@@ -287,7 +289,9 @@ def _judge(
 
 def _alarms(untouched: NDArray[Any], seen: NDArray[Any]) -> Iterable[str]:
     for column, name in enumerate(SCORE_NAMES):
-        if np.ptp(seen[:, column]) < SAME:
+        if lost := int((~np.isfinite(seen[:, column])).sum()):
+            yield f"{name} is no number for {lost} of {len(seen)} versions of clips"
+        elif np.ptp(seen[:, column]) < SAME:
             yield f"{name} is {seen[0, column]:.4f} for all {len(seen)} versions of all clips"
         elif len(untouched) > 1 and np.ptp(untouched[:, column]) < SAME:
             yield f"{name} is {untouched[0, column]:.4f} for every one of the {len(untouched)} untouched clips"

@@ -101,6 +101,18 @@ def test_identical_scores_ring_an_alarm(drawn):
     assert not report.ok
 
 
+def test_scores_that_are_no_numbers_pass_nothing(drawn):
+    class Broken(Measuring):
+        def row(self, clip, prompt):
+            return [float("nan")] * 5
+
+    clips, prompts = drawn
+    report = check_scorer(Broken(refuse_empty=False), clips, prompts, defects=["blur"])
+    assert not report.ok
+    assert {check.reason for check in report.checks if check.status != "skipped"} == {"scores that are no numbers"}
+    assert report.alarms[0].startswith("Traditional is no number for ")
+
+
 def test_one_score_for_all_clips_rings_although_defects_move_it(drawn):
     class OfTheDefectAlone(Measuring):
         def row(self, clip, prompt):

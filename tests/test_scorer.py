@@ -263,6 +263,16 @@ def test_the_default_dtype_of_the_process_has_no_say(small_model, small_scorer, 
         VideoScorer(copy.deepcopy(small_model).bfloat16(), device="cpu")
 
 
+def test_a_score_that_is_no_number_is_an_error(small_model, clips):
+    model = copy.deepcopy(small_model)
+    model.mos_predictor.requires_grad_(False)
+    next(model.mos_predictor.alignment.parameters()).fill_(torch.nan)
+    scores = VideoScorer(model, device="cpu").score(clips, PROMPTS, layout="TCHW")
+    assert scores.values.isnan().all()
+    assert set(scores.errors) == {"the model gave a score that is not finite, in float32"}
+    assert scores.to_dicts()[0]["Overall"] is None
+
+
 def test_a_model_that_trains_again_is_not_scored_with(small_model, clips):
     model = copy.deepcopy(small_model)
     scorer = VideoScorer(model, device="cpu")
