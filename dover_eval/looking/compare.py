@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -111,7 +112,8 @@ def compare_results(a: Results, b: Results, *, resamples: int = RESAMPLES, seed:
             f"{a.path} and {b.path} have {len(used)} prompts with scores in both, expected at least 2 "
             f"({len(shared)} in common)"
         )
-    mean = lambda results, good: np.stack([results.scores[good[prompt]].mean(axis=0) for prompt in used])
+    # Exactly rounded, so that no order of a prompt's clips makes a difference.
+    mean = lambda results, good: np.array([[fmean(own) for own in results.scores[good[prompt]].T] for prompt in used])
     scores_a, scores_b = mean(a, good_a), mean(b, good_b)
     lost = lambda rows, good: sum(len(rows[prompt]) - len(good[prompt]) for prompt in used)
     return Comparison(
