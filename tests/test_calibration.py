@@ -179,6 +179,23 @@ def test_intervals_percentiles_and_ties_of_calibrated_scores(scored):
     assert not calibration.ties(values, values)[:, 0].any()  # no pairs on Traditional, so no tie is known
 
 
+def test_several_raters_of_a_clip_count_as_their_mean(scored):
+    """Raters who stray by a whole point either way agree in the mean: the margin is about that."""
+    _, keys, scores, ratings, _ = scored
+    once, _ = calibrate(ratings, keys, scores, rating_range=(-1, 7))
+    strayed = [
+        RatedClip(item.video, item.prompt, {name: value + away for name, value in item.ratings.items()})
+        for away in (1.0, -1.0)
+        for item in ratings
+    ]
+    several, _ = calibrate(strayed, keys, scores, rating_range=(-1, 7))
+    assert several.aspects["Temporal"].count == once.aspects["Temporal"].count == 60
+    assert several.aspects["Temporal"].margin == pytest.approx(once.aspects["Temporal"].margin)
+    four = [item for item in strayed if item.video in {"0", "1", "2", "3"}]
+    _, left_out = calibrate(four * 10, keys, scores, rating_range=(-1, 7))
+    assert left_out["Temporal"].startswith("4 ratings of 4 clips")
+
+
 def test_percentiles_can_be_among_other_clips(small_scorer, scored):
     clips, keys, scores, ratings, _ = scored
     worst = small_scorer.score(clips[:3], "a square", layout="TCHW")

@@ -11,8 +11,10 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Literal
 
 import numpy as np
@@ -48,7 +50,8 @@ def calibrate(
     """A calibration from rated clips, judged pairs or both, and the reasons why an aspect of theirs has no map.
 
     Args:
-        items: ratings give maps and margins; pairs give tie thresholds, and maps to the aspects without ratings.
+        items: ratings give maps and margins, those of one clip under one prompt by their mean; pairs give tie
+            thresholds, and maps to the aspects without ratings.
         keys: (video, prompt) of each row of `scores`, as the items call them. A clip that failed takes no part.
         scores: by a scorer without a calibration.
         reference: what percentiles are among; by default the clips of `scores`.
@@ -70,13 +73,17 @@ def calibrate(
     left_out: dict[str, str] = {}
     for column, name in enumerate(SCORE_NAMES):
         raw = scores.values[:, column].double().numpy()
-        mine = [item for item in rated if name in item.ratings]
+        opinions: dict[tuple[str, str], list[float]] = defaultdict(list)
+        for item in rated:
+            if name in item.ratings:
+                opinions[item.video, item.prompt].append(item.ratings[name])
         pairs = [pair for pair in judged if name in pair.verdicts]
         try:
-            if mine:
-                ratings = [MOS_MIN + (MOS_MAX - MOS_MIN) * (r.ratings[name] - low) / (high - low) for r in mine]
-                at = [rows[item.video, item.prompt] for item in mine]
-                groups = [item.video for item in mine]
+            if opinions:  # a clip's mean one, as its rating: single raters are further away
+                means = [fmean(own) for own in opinions.values()]
+                ratings = [MOS_MIN + (MOS_MAX - MOS_MIN) * (mean - low) / (high - low) for mean in means]
+                at = [rows[key] for key in opinions]
+                groups = [video for video, _ in opinions]
                 aspects[name] = fit_ratings(raw[at], ratings, groups, method=method, level=level, seed=seed)
             elif pairs:
                 a, b = both(pairs)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,16 +71,23 @@ class PairMetrics:
 
 
 def rating_metrics(
-    scores: ArrayLike, ratings: ArrayLike, *, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
+    scores: ArrayLike,
+    ratings: ArrayLike,
+    *,
+    groups: Sequence[Hashable] | None = None,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    seed: int = 0,
 ) -> RatingMetrics:
     """Scores (N,) against ratings (N,), any scale. Raises ValueError for fewer than five, other shapes or NaN.
 
-    Resamples in which a figure has no value are left out of its interval.
+    `groups` (N,), each clip's prompt say, are resampled whole, since what shares one is not independent; rows are where
+    there is but one group. Resamples in which a figure has no value are left out of its interval.
     """
     x, y = _paired(scores, ratings, "scores", "ratings", fewest=FEWEST_RATINGS)
     start = fit_logistic(x, y)
     figures = lambda i: _rating_figures(x[i], y[i], start)
-    srocc, plcc, plcc_fit, krcc, rmse_fit, challenge = _bootstrap(figures, len(x), resamples, level, seed)
+    srocc, plcc, plcc_fit, krcc, rmse_fit, challenge = _bootstrap(figures, len(x), groups, resamples, level, seed)
     return RatingMetrics(len(x), srocc, plcc, plcc_fit, krcc, rmse_fit, challenge, level)
 
 
@@ -89,15 +96,16 @@ def pair_metrics(
     verdicts: ArrayLike,
     *,
     tie_threshold: float | None = None,
+    groups: Sequence[Hashable] | None = None,
     resamples: int = RESAMPLES,
     level: float = LEVEL,
     seed: int = 0,
 ) -> PairMetrics:
     """Differences score(A) - score(B) (N,) against verdicts (N,): 1 for A, -1 for B, 0 for a tie.
 
-    `tie_threshold`: None chooses the best on these pairs, on each resample anew. Candidates are the differences
-    that occur, as in the benchmark's own script; where several are equal they count as one, which that script, going
-    pair by pair, depends on the order for.
+    `tie_threshold`: None chooses the best on these pairs, on each resample anew. Candidates are none at all and the
+    differences that occur, as in the benchmark's own script; where several are equal they count as one, which that
+    script, going pair by pair, depends on the order for. `groups` are resampled as in `rating_metrics`.
     """
     d, h = _paired(differences, verdicts, "differences", "verdicts", fewest=1)
     if not np.isin(h, (-1, 0, 1)).all():
@@ -110,13 +118,13 @@ def pair_metrics(
         best = best_tie_threshold(d[i], h[i]) if tie_threshold is None else threshold
         return _accuracy_without_ties(d[i], h[i]), _accuracy_with_ties(d[i], h[i], best)
 
-    without_ties, with_ties = _bootstrap(figures, len(d), resamples, level, seed)
+    without_ties, with_ties = _bootstrap(figures, len(d), groups, resamples, level, seed)
     ties = int((h == 0).sum())
     return PairMetrics(len(d), ties, without_ties, with_ties, threshold, tie_threshold is None, level)
 
 
 def best_tie_threshold(differences: Vector, verdicts: Vector) -> float:
-    """The difference that, taken as the largest tie, tells most pairs rightly; the least of equals."""
+    """The difference that, taken as the largest tie, tells most pairs rightly; the least of equals, 0 for no ties."""
     size = np.abs(differences)
     order = np.argsort(size, kind="stable")
     size, tied = size[order], verdicts[order] == 0
@@ -124,7 +132,8 @@ def best_tie_threshold(differences: Vector, verdicts: Vector) -> float:
     # With the first k pairs as ties: the ties among them and the right ones among the others.
     hits = np.cumsum(tied) + right.sum() - np.cumsum(right)
     last_of_its_size = np.append(size[1:] > size[:-1], True)
-    return float(size[last_of_its_size][np.argmax(hits[last_of_its_size])])
+    size, hits = size[last_of_its_size], hits[last_of_its_size]
+    return float(size[np.argmax(hits)]) if size[0] == 0 or hits.max() > right.sum() else 0.0
 
 
 def fit_logistic(scores: ArrayLike, ratings: ArrayLike, start: Logistic | None = None) -> Logistic:
@@ -180,6 +189,8 @@ class Logistic:
 
 
 def _rating_figures(x: Vector, y: Vector, start: Logistic) -> tuple[float, ...]:
+    if len(x) < FEWEST_RATINGS:  # a resample of small groups
+        return (math.nan,) * 6
     fitted = fit_logistic(x, y, start)(x)
     srocc, plcc = _pearson(stats.rankdata(x), stats.rankdata(y)), _pearson(x, y)
     krcc = float(stats.kendalltau(x, y).statistic)
@@ -189,7 +200,7 @@ def _rating_figures(x: Vector, y: Vector, start: Logistic) -> tuple[float, ...]:
 
 def _pearson(x: Vector, y: Vector) -> float:
     """numpy's, for scipy's tests each of thousands of resamples for significance; NaN where either is constant."""
-    if not np.isfinite(x).all() or np.allclose(x, x[0], rtol=1e-12) or np.ptp(y) == 0:
+    if not np.isfinite(x).all() or np.allclose(x, x[0], rtol=1e-12, atol=0) or np.ptp(y) == 0:
         return math.nan
     return float(np.corrcoef(x, y)[0, 1])
 
@@ -205,17 +216,23 @@ def _accuracy_with_ties(differences: Vector, verdicts: Vector, threshold: float)
 
 
 def _bootstrap(
-    figures: Callable[[NDArray[np.int64]], tuple[float, ...]], count: int, resamples: int, level: float, seed: int
+    figures: Callable[[NDArray[np.int64]], tuple[float, ...]],
+    count: int,
+    groups: Sequence[Hashable] | None,
+    resamples: int,
+    level: float,
+    seed: int,
 ) -> list[Interval]:
     """Each figure with its percentile interval, from one set of resamples for all of them."""
     values = figures(np.arange(count))
+    members = _members(groups, count)
     if resamples == 0 or count < 2:  # a single one cannot be resampled
         return [Interval(value, math.nan, math.nan) for value in values]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # resamples without a value are seen to below
         found = stats.bootstrap(
-            (np.arange(count),),
-            lambda i: np.array(figures(i)),
+            (np.arange(len(members)),),
+            lambda drawn: np.array(figures(np.concatenate([members[i] for i in drawn]))),
             n_resamples=resamples,
             vectorized=False,
             method="percentile",
@@ -228,6 +245,16 @@ def _bootstrap(
         low, high = np.percentile(drawn, [tail, 100 - tail]) if len(drawn) else (math.nan, math.nan)
         intervals.append(Interval(value, float(low), float(high)))
     return intervals
+
+
+def _members(groups: Sequence[Hashable] | None, count: int) -> list[NDArray[np.int64]]:
+    """The rows of each group, in the order in which groups appear; of one group alone, each row by itself."""
+    if groups is not None and len(groups) != count:
+        raise ValueError(f"expected {count} groups, one a row, got {len(groups)}")
+    rows: dict[Hashable, list[int]] = {}
+    for i in range(count):
+        rows.setdefault(i if groups is None else groups[i], []).append(i)
+    return [np.array(own) for own in (rows.values() if len(rows) > 1 else [[i] for i in range(count)])]
 
 
 def _paired(first: ArrayLike, second: ArrayLike, name: str, other: str, *, fewest: int) -> tuple[Vector, Vector]:

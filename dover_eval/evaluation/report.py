@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
+from statistics import fmean
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -183,8 +184,9 @@ def evaluate(
         ]
         if len(opinions) >= FEWEST_RATINGS:
             predicted = [scores[key][name] for key in opinions]
-            ratings = [sum(own) / len(own) for own in opinions.values()]
-            figures[name] = rating_metrics(predicted, ratings, **options)
+            ratings = [fmean(own) for own in opinions.values()]  # exactly rounded: no order of raters decides a rank
+            prompts = [prompt for _, prompt in opinions]
+            figures[name] = rating_metrics(predicted, ratings, groups=prompts, **options)
             for what, values in (("score", predicted), ("rating", ratings)):
                 if len(set(values)) == 1:
                     left_out[name] = f"every {what} is {values[0]:g}, which correlates with nothing"
@@ -194,7 +196,8 @@ def evaluate(
             score = lambda video, prompt, name=name: scores[video, prompt][name]
             differences = [score(p.video_a, p.prompt) - score(p.video_b, p.prompt) for p, _ in judged]
             threshold = (tie_thresholds or {}).get(name)
-            figures[name] = pair_metrics(differences, [v for _, v in judged], tie_threshold=threshold, **options)
+            verdicts, prompts = [v for _, v in judged], [p.prompt for p, _ in judged]
+            figures[name] = pair_metrics(differences, verdicts, tie_threshold=threshold, groups=prompts, **options)
     return EvaluationReport(benchmark, len(items), len(used), figures, missing, failed, left_out, fingerprint)
 
 

@@ -99,9 +99,9 @@ def test_what_is_no_table_is_refused(scores, ratings, words):
 
 
 def accuracy_with_ties_by_loop(differences, verdicts):
-    """Every difference as the threshold, every pair counted."""
+    """None and every difference as the threshold, every pair counted."""
     best, at = -1.0, math.nan
-    for threshold in sorted(abs(d) for d in differences):
+    for threshold in sorted({0.0, *(abs(d) for d in differences)}):
         told = [0 if abs(d) <= threshold else math.copysign(1, d) for d in differences]
         share = float(np.mean([a == b for a, b in zip(told, verdicts, strict=True)]))
         if share > best:
@@ -119,6 +119,44 @@ def test_tie_calibration_against_a_plain_loop(seed):
     found = pair_metrics(differences, verdicts, resamples=0)
     assert (found.with_ties.value, found.tie_threshold) == accuracy_with_ties_by_loop(differences, verdicts)
     assert found.calibrated
+
+
+def test_no_ties_at_all_is_a_threshold_too():
+    found = pair_metrics([1.0] * 9 + [-1.0], [1] * 10, resamples=0)
+    assert (found.with_ties.value, found.tie_threshold) == (0.9, 0.0)
+    assert pair_metrics([0.0, 1.0], [1, 1], resamples=0).tie_threshold == 0.0  # equal scores are a tie all the same
+
+
+def test_what_shares_a_group_is_resampled_together(rated):
+    """Five copies of twenty clips tell as much as the twenty."""
+    scores, ratings = (values[:20] for values in rated)
+    copied = [np.repeat(values, 5) for values in (scores, ratings)]
+    groups = np.repeat(np.arange(20), 5).tolist()
+    alone, grouped, apart = (
+        rating_metrics(scores, ratings).plcc,
+        rating_metrics(*copied, groups=groups).plcc,
+        rating_metrics(*copied).plcc,
+    )
+    assert (grouped.low, grouped.high) == pytest.approx((alone.low, alone.high))
+    assert apart.high - apart.low < 0.7 * (alone.high - alone.low)
+    assert rating_metrics(*copied, groups=["one prompt"] * 100).plcc == apart
+    differences, verdicts = np.repeat([0.5, 0.2, 0.1, -0.3], 25), [1] * 100
+    pairs = pair_metrics(differences, verdicts, groups=np.repeat(range(4), 25).tolist()).without_ties
+    assert pairs.high - pairs.low > 2 * (lambda i: i.high - i.low)(pair_metrics(differences, verdicts).without_ties)
+    with pytest.raises(ValueError, match="expected 100 groups, one a row, got 20"):
+        rating_metrics(*copied, groups=groups[:20])
+
+
+def test_resamples_of_small_groups_that_are_too_few_to_fit_count_for_nothing(rated):
+    found = rating_metrics(*(values[:8] for values in rated), groups=[0, 0, 0, 0, 0, 0, 1, 2])
+    assert math.isfinite(found.plcc_fit.low)
+
+
+def test_the_scale_of_the_scores_does_not_matter(rated):
+    scores, ratings = rated
+    assert rating_metrics(1e-9 * scores, ratings, resamples=0).plcc.value == pytest.approx(
+        rating_metrics(scores, ratings, resamples=0).plcc.value
+    )
 
 
 def test_without_ties_only_preferences_count_and_equal_scores_are_wrong():

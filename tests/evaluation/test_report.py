@@ -1,14 +1,24 @@
 """Scores meet a benchmark's items: by the right clip and prompt, and with what is missing told."""
 
 import csv
+import itertools
 import json
+import math
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from dover_eval.cli import app
-from dover_eval.evaluation import ClipIndex, JudgedPair, RatedClip, evaluate, match_clips
+from dover_eval.evaluation import (
+    ClipIndex,
+    JudgedPair,
+    RatedClip,
+    evaluate,
+    match_clips,
+    pair_metrics,
+    rating_metrics,
+)
 from dover_eval.models.heads import SCORE_NAMES
 
 
@@ -75,6 +85,35 @@ def test_several_raters_of_a_clip_count_as_their_mean():
     report = evaluate(items, {(f"{i}", "p"): all_at(float(i)) for i in range(6)}, resamples=0)
     assert report.aspects["Overall"].count == 6
     assert report.aspects["Overall"].plcc.value == pytest.approx(1)
+
+
+def test_the_order_of_raters_decides_no_rank():
+    """Sums in another order differ in their last bits: equal means would be ranked, and correlate with something."""
+    opinions = (1.1, 2.2, 3.3, 4.7)
+    items = [
+        RatedClip(f"{i}", "p", {"Overall": rating})
+        for i, own in enumerate(itertools.islice(itertools.permutations(opinions), 12))
+        for rating in own
+    ]
+    report = evaluate(items, {(f"{i}", "p"): all_at(float(i)) for i in range(12)}, resamples=0)
+    assert math.isnan(report.aspects["Overall"].srocc.value)
+    assert "every rating is" in report.left_out["Overall"]
+
+
+@pytest.mark.parametrize("kind", ["ratings", "pairs"])
+def test_clips_of_one_prompt_are_resampled_together(kind):
+    prompts = [f"p{i // 5}" for i in range(40)]
+    scores = {
+        (name, p): all_at((i * 7) % 11 + c) for i, p in enumerate(prompts) for c, name in enumerate((f"{i}", f"b{i}"))
+    }
+    if kind == "ratings":
+        items = [RatedClip(f"{i}", p, {"Overall": float(i // 5 + i % 3)}) for i, p in enumerate(prompts)]
+        values = [scores[item.video, item.prompt]["Overall"] for item in items]
+        want = rating_metrics(values, [item.ratings["Overall"] for item in items], groups=prompts, resamples=50)
+    else:
+        items = [JudgedPair(f"{i}", f"b{i}", p, {"Overall": (-1, 0, 1)[i % 3]}) for i, p in enumerate(prompts)]
+        want = pair_metrics([-1.0] * 40, [item.verdicts["Overall"] for item in items], groups=prompts, resamples=50)
+    assert evaluate(items, scores, resamples=50).aspects["Overall"] == want
 
 
 def test_missing_and_failed_clips_are_left_out_and_told():

@@ -326,7 +326,7 @@ def layernorm_kernel(
 ):  # fmt: skip
     """z = LayerNorm(y), for BM positions of C <= CP channels a program. z may be y.
 
-    From the last position to the first: the convolution has just written the last ones, and the L2 cache still has them.
+    From the last position to the first: the convolution has just written the last, and the L2 cache still has them.
     """
     i_block = tl.num_programs(0) - 1 - tl.program_id(0)
     i_row = i_block.to(tl.int64) * BM + tl.arange(0, BM)
