@@ -190,14 +190,19 @@ def evaluate(
             for what, values in (("score", predicted), ("rating", ratings)):
                 if len(set(values)) == 1:
                     left_out[name] = f"every {what} is {values[0]:g}, which correlates with nothing"
-        elif opinions:
-            left_out[name] = f"{len(opinions)} rated clips, at least {FEWEST_RATINGS} are needed"
         elif judged:
             score = lambda video, prompt, name=name: scores[video, prompt][name]
             differences = [score(p.video_a, p.prompt) - score(p.video_b, p.prompt) for p, _ in judged]
             threshold = (tie_thresholds or {}).get(name)
             verdicts, prompts = [v for _, v in judged], [p.prompt for p, _ in judged]
             figures[name] = pair_metrics(differences, verdicts, tie_threshold=threshold, groups=prompts, **options)
+            if opinions:
+                few = f"{len(opinions)} rated clips, at least {FEWEST_RATINGS} are needed"
+                left_out[name] = f"{few}: the figures are of its pairs"
+            if not any(verdicts):
+                left_out[name] = "every pair is a tie, which tells no preference"
+        elif opinions:
+            left_out[name] = f"{len(opinions)} rated clips, at least {FEWEST_RATINGS} are needed"
     return EvaluationReport(benchmark, len(items), len(used), figures, missing, failed, left_out, fingerprint)
 
 

@@ -107,6 +107,8 @@ def _how(record: Mapping[str, Any]) -> str:
 def _figures(record: Mapping[str, Any], report: EvaluationReport | None) -> str:
     if report is None:
         return "Nothing: there was no validation. Do not trust its scores before you have measured them."
+    if not report.aspects:
+        return f"Nothing: {len(report.failed)} clips of the validation could not be scored again, which left too few."
     lines = []
     rated = {name: found for name, found in report.aspects.items() if isinstance(found, RatingMetrics)}
     judged = {name: found for name, found in report.aspects.items() if not isinstance(found, RatingMetrics)}
@@ -123,7 +125,7 @@ def _figures(record: Mapping[str, Any], report: EvaluationReport | None) -> str:
         lines += ["", "| score | pairs | ties | accuracy without ties | with ties |", "|---|---|---|---|---|"]
         for name, pairs in judged.items():
             lines.append(f"| {name} | {pairs.count} | {pairs.ties} | {pairs.without_ties} | {pairs.with_ties} |")
-    left = [f"{name} is left out: {reason}." for name, reason in report.left_out.items()]
+    left = [f"{name}: {reason}." for name, reason in report.left_out.items()]
     clips = record["counts"]["validation"]["clips"]
     return (
         f"On the {clips} clips of the validation, with {level:.0%} bootstrap intervals in brackets; the checkpoint was "

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from dover_eval.evaluation import JudgedPair, RatedClip, TableError, wanted_clips
-from dover_eval.evaluation.metrics import FEWEST_RATINGS
 from dover_eval.models.heads import SCORE_NAMES
 from dover_eval.training.clips import ClipIdentity, ClipStore, file_sha256, survey
+from dover_eval.training.judging import check_judgeable
 from dover_eval.training.settings import DataSettings, TableSettings
-from dover_eval.training.splits import SplitError, check_apart, split_examples
+from dover_eval.training.splits import check_apart, split_examples
 from dover_eval.training.tables import Example, clips_of, fetch, load_examples
 
 logger = logging.getLogger(__name__)
@@ -99,16 +99,10 @@ def collect(settings: DataSettings, store: ClipStore, seed: int) -> Corpus:
     if not validation and settings.validation_share:
         training, validation = split_examples(training, identities, settings.validation_share, near=near, seed=seed)
     check_apart(training, validation, identities, near=near)
+    if validation:
+        check_judgeable(validation)
     records = tuple(record for _, record in kept)
-    corpus = Corpus(tuple(training), tuple(validation), identities, records[:count], records[count:])
-    told = corpus.counts("validation")
-    if validation and not told["verdicts"] and max(told["ratings"].values(), default=0) < FEWEST_RATINGS:
-        raise SplitError(
-            f"the validation has {len(validation)} rows: no score name has {FEWEST_RATINGS} ratings, and there are no "
-            "pairs, so nothing could be judged on it. Raise validation_share, name validation tables, or set "
-            "validation_share to 0"
-        )
-    return corpus
+    return Corpus(tuple(training), tuple(validation), identities, records[:count], records[count:])
 
 
 def _usable(

@@ -14,11 +14,11 @@ from torch import Tensor
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
-from dover_eval.evaluation import EvaluationReport, RatingMetrics, evaluate
 from dover_eval.models.heads import SCORE_NAMES
 from dover_eval.training.batches import ScoredClips, TrainingClips, collate
 from dover_eval.training.clips import ClipStore
 from dover_eval.training.corpus import Corpus
+from dover_eval.training.judging import figures, judge, quality
 from dover_eval.training.objective import Objective
 from dover_eval.training.settings import LoopSettings, SettingsError
 
@@ -74,40 +74,8 @@ class DOVERTrainer(Trainer):
     def _figures(self, found: EvalPrediction, corpus: Corpus, keys: Sequence[tuple[str, str]]) -> dict[str, float]:
         scores = torch.full((len(keys), len(SCORE_NAMES)), torch.nan)
         scores[torch.as_tensor(found.label_ids)] = torch.as_tensor(found.predictions).float()
-        report = judge(corpus, keys, scores, resamples=0)
+        report = judge(corpus.validation, keys, scores, resamples=0)
         return {QUALITY: quality(report)} | figures(report)
-
-
-def judge(
-    corpus: Corpus, keys: Sequence[tuple[str, str]], scores: Tensor, *, resamples: int, fingerprint: str | None = None
-) -> EvaluationReport:
-    """The validation's figures for scores (N,5) of its (path, prompt)."""
-    values = {key: dict(zip(SCORE_NAMES, row, strict=True)) for key, row in zip(keys, scores.tolist(), strict=True)}
-    items = [example.item for example in corpus.validation]
-    return evaluate(items, values, benchmark="validation", fingerprint=fingerprint, resamples=resamples)
-
-
-def quality(report: EvaluationReport) -> float:
-    """What the best checkpoint is chosen by, 1 at best: (SROCC + PLCC) / 2, averaged over the score names with ratings.
-
-    Where the validation has preferences alone, the accuracy without ties, averaged likewise. A figure without a value,
-    as of scores that are all the same, counts 0.
-    """
-    ratings = [found.challenge.value for found in report.aspects.values() if isinstance(found, RatingMetrics)]
-    pairs = [found.without_ties.value for found in report.aspects.values() if not isinstance(found, RatingMetrics)]
-    values = [0.0 if math.isnan(value) else value for value in ratings or pairs]
-    return sum(values) / len(values) if values else 0.0
-
-
-def figures(report: EvaluationReport) -> dict[str, float]:
-    """Each figure by name, for the log."""
-    told: dict[str, float] = {}
-    for name, found in report.aspects.items():
-        if isinstance(found, RatingMetrics):
-            told |= {f"{name}_srocc": found.srocc.value, f"{name}_plcc": found.plcc.value}
-        else:
-            told |= {f"{name}_accuracy": found.without_ties.value}
-    return told
 
 
 def training_arguments(settings: LoopSettings, folder: Path, workers: int, every_parameter_learns: bool) -> Any:

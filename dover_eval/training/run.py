@@ -24,11 +24,11 @@ from dover_eval.scorer import VideoScorer
 from dover_eval.training.card import write_card
 from dover_eval.training.clips import ClipStore
 from dover_eval.training.corpus import Corpus, collect
+from dover_eval.training.judging import judge
 from dover_eval.training.loop import (
     DOVERTrainer,
     callbacks,
     is_over,
-    judge,
     last_checkpoint,
     set_steps,
     training_arguments,
@@ -224,7 +224,7 @@ def _judge(scorer: VideoScorer, corpus: Corpus, batch_size: int) -> EvaluationRe
         return None
     files, prompts = zip(*keys, strict=True)
     scores = scorer.score([Path(file) for file in files], list(prompts), batch_size=batch_size)
-    return judge(corpus, keys, scores.values, resamples=RESAMPLES, fingerprint=str(scorer.fingerprint))
+    return judge(corpus.validation, keys, scores.values, resamples=RESAMPLES, fingerprint=str(scorer.fingerprint))
 
 
 def _about(model: DOVERModel) -> dict[str, Any]:

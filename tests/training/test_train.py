@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,6 +126,24 @@ def test_what_nobody_judged_is_said_on_the_card(write_settings, write_table):
     assert "**Nobody's opinion taught Alignment, Aesthetic, Temporal, Overall**" in card
 
 
+def test_a_validation_whose_clips_are_gone_at_the_end_leaves_a_checkpoint_and_its_card(
+    write_settings, tmp_path, monkeypatch
+):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for name, *_ in STARS:
+        shutil.copy(CLIPS / name, videos)
+    save = run._save
+
+    def save_and_lose(*given):
+        save(*given)
+        shutil.rmtree(videos)
+
+    monkeypatch.setattr(run, "_save", save_and_lose)
+    result = train(write_settings(data__validation=[PAIRS | {"videos": str(videos)}]))
+    assert "Nothing: 3 clips of the validation could not be scored again" in (result.folder / "README.md").read_text()
+
+
 def test_a_folder_with_something_in_it_is_not_overwritten(write_settings, tmp_path):
     path = write_settings()
     (tmp_path / "model").mkdir()
@@ -168,7 +187,7 @@ COMMAND_ERRORS = {
     "nothing to judge on": (
         {"data__validation": [RATINGS | {"table": "three.csv"}]},
         2,
-        "no score name has 5 ratings",
+        "Overall: 2 rated clips, at least 5 are needed",
     ),
     "weights that are nowhere": (
         {"model": {}, "start": {"kind": "checkpoint", "weights": "./nowhere"}},
