@@ -106,7 +106,9 @@ def training_arguments(settings: LoopSettings, folder: Path, workers: int, every
         data_seed=settings.seed,
         use_cpu=cpu,
         dataloader_num_workers=workers,
-        dataloader_persistent_workers=workers > 0,
+        # A loader draws its seed from the model's random numbers: a kept one once, and else once an epoch, as without
+        # workers and after a resume.
+        dataloader_persistent_workers=False,
         dataloader_pin_memory=not cpu,
         remove_unused_columns=False,
         label_names=[],

@@ -108,7 +108,7 @@ def train(settings: TrainSettings, *, resume: bool = False) -> TrainResult | Non
         state = asdict(trainer.state)
     _save(trainer, model, output)
     del trainer
-    gc.collect()  # it is in a cycle with its loaders, whose processes would outlive it
+    gc.collect()  # it is in a cycle, and would keep the optimizer's state beside the scorer
     if arguments.process_index != 0:
         return None
 
