@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 ASPECTS = ("Traditional", "Alignment", "Aesthetic", "Temporal")
 SCORE_NAMES = (*ASPECTS, "Overall")
@@ -30,7 +30,8 @@ class StatisticsPool(nn.Module):
 
     `raw` takes them from maps; `forward` standardises (B,size) of them, to within +-LIMIT, fp32, by `center` and
     `scale`, running means over the batches seen in training. Unlike a batch norm's they are used in training too, so
-    that a batch of one trains, and a clip never depends on its batch.
+    that a batch of one trains, and a clip never depends on its batch. Under torch.distributed a batch is that of all
+    processes together, each of which must call `forward` as often in training.
     """
 
     MOMENTS = 6  # a channel
@@ -91,13 +92,27 @@ class StatisticsPool(nn.Module):
 
     def _follow(self, raw: Tensor) -> None:
         momentum = torch.where(self.fitted > 0, self.MOMENTUM, 1.0)
-        if len(raw) > 1:
+        mean = raw.mean(dim=0)
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+            mean, deviation = _over_processes(raw)
+            self.scale.lerp_(deviation.clamp_min(1e-2), momentum)
+        elif len(raw) > 1:
             self.scale.lerp_(raw.std(dim=0).clamp_min(1e-2), momentum)
         else:  # a single clip tells how far it is from those before it, and the first one nothing
             variance = self.scale.square().lerp((raw[0] - self.center).square(), self.fitted * self.MOMENTUM)
             self.scale.copy_(variance.sqrt().clamp_min(1e-2))
-        self.center.lerp_(raw.mean(dim=0), momentum)
+        self.center.lerp_(mean, momentum)
         self.fitted.fill_(1)
+
+
+def _over_processes(raw: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (size,) of the rows (N,size) of all processes, whose N may differ."""
+    rows = raw.double()  # sums of squares leave of the variance of a narrow moment nothing in fp32
+    sums = torch.stack([torch.ones_like(rows), rows, rows.square()]).sum(dim=1)
+    distributed.all_reduce(sums)
+    count, mean = sums[0], sums[1] / sums[0]
+    variance = (sums[2] - count * mean.square()).clamp_min(0) / (count - 1)
+    return mean.to(raw.dtype), variance.sqrt().to(raw.dtype)
 
 
 def _mean_or_zero(x: Tensor) -> Tensor:

@@ -284,7 +284,8 @@ def test_a_run_that_was_killed_and_resumed_ends_with_the_same_bits(write_setting
 @pytest.mark.parametrize("sharded", [False, True], ids=["DDP", "FSDP"])
 def test_two_processes_train_as_one_that_accumulates(write_settings, tmp_path, sharded):
     """Over gloo on the CPU: each of two processes takes every second batch, and they agree on the gradient."""
-    # No statistics: those follow the first process's clips. No stochastic depth: the processes draw their own.
+    # No statistics: those of one process follow its batches in turn, and of two both at once. No stochastic depth: the
+    # processes draw their own.
     model = MODEL | {"statistics": False, "drop_path_rate": 0.0}
     # Six rows are two batches: of an odd number DDP fills up the last step from the first rows.
     settings = {"model": model, "training__steps": 4, "training__evaluate_every": 4, "training__batch_size": 3}
