@@ -30,6 +30,9 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
         self.settings = settings
+        pooler = getattr(model.text_encoder.model, "pooler", None)
+        if pooler is not None:  # a BERT's, which nothing reads: DDP would wait for its gradient
+            pooler.requires_grad_(False)
 
     def forward(
         self,

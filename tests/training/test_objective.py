@@ -70,6 +70,15 @@ def test_all_losses_together_reach_every_parameter(model, batch):
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
+def test_of_a_text_encoder_that_is_trained_all_that_learns_is_reached(small_config, batch):
+    """A BERT has a pooler, which nothing here reads: DDP would wait for its gradient."""
+    model = DOVERModel(None, config=small_config, train_text_encoder=True)
+    Objective(model, LossSettings()).train()(**batch)["loss"].backward()
+    lacking = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert lacking == []
+    assert all(p.grad is not None for p in model.text_encoder.model.encoder.parameters())
+
+
 def test_without_pairs_or_ratings_every_parameter_still_takes_part(model, batch):
     """DDP waits for every parameter, in batches that lack a kind as well."""
     for rows in ([0], [1, 2]):
