@@ -91,9 +91,10 @@ def bradley_terry_loss(log_odds: Tensor, target: Tensor) -> Tensor:
 def bradley_terry_ties_loss(log_odds: Tensor, target: Tensor, tie_width: float = 0.5) -> Tensor:
     """Cross-entropy of Rao and Kupper's Bradley-Terry model with ties (1967), `tie_width` = log theta > 0.
 
-    P(A) = sigmoid(log_odds - tie_width), P(B) = sigmoid(-log_odds - tie_width), and a tie is the rest. Theirs rather
-    than Davidson's because a tie is then a difference too small to see, in the units of the score: what
-    `dover-eval calibrate` fits, and what a tie threshold is at inference.
+    P(A) = sigmoid(log_odds - tie_width), P(B) = sigmoid(-log_odds - tie_width), and a tie is the rest:
+    tanh(tie_width / 2) for equal scores. So A has a majority exactly where `log_odds` exceeds `tie_width`. Theirs
+    rather than Davidson's because that is a difference in the units of the score, as a tie threshold at inference is;
+    `dover-eval calibrate` fits the same model.
     """
     a, b = log_odds - tie_width, -log_odds - tie_width
     # 1 - P(A) - P(B) in closed form, so that it neither cancels nor underflows.

@@ -116,8 +116,9 @@ class LossSettings:
 
     Ratings: smooth_l1 (with its beta), plcc, rank, scale. Of these plcc and rank compare the rows of a batch.
     Pairs: preference, by Bradley-Terry; preference_model "ties" (Rao-Kupper) or "plain", where a tie counts half a win
-        for each; preference_scale: points of the 1-5 scale that multiply the odds by e; tie_width: log odds up to
-        which two clips are more likely called equal than not, as Rao-Kupper has it.
+        for each; preference_scale: points of the 1-5 scale that multiply by e the odds that a clip is called the better
+        one, against all else; tie_width: the difference, in units of preference_scale, beyond which the better clip
+        has a majority of the verdicts, ties among them. At 0.5 a quarter of the verdicts on equal clips are ties.
     contrast: another clip's prompt must lower Alignment by contrast_margin points and leave the other aspects.
     heads: the aesthetic and the technical head follow the Aesthetic and the Traditional score, about 3.
     """
