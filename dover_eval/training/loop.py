@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
 from dover_eval.models.heads import SCORE_NAMES
@@ -136,9 +136,19 @@ def set_steps(arguments: Any, settings: LoopSettings, corpus: Corpus) -> None:
         arguments.metric_for_best_model, arguments.greater_is_better = f"eval_{QUALITY}", True
 
 
+class LookAtTheLoss(TrainerCallback):
+    """Has the loss logged, and so found to be a number, before it is validated or saved what it led to.
+
+    At every step that would be waiting for the device.
+    """
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_log |= control.should_evaluate or control.should_save
+
+
 def callbacks(settings: LoopSettings) -> list[Any]:
-    """Early stopping, where it is asked for."""
-    return [EarlyStoppingCallback(settings.patience)] if settings.patience else []
+    """A look at the loss, and early stopping where it is asked for."""
+    return [LookAtTheLoss(), *([EarlyStoppingCallback(settings.patience)] if settings.patience else [])]
 
 
 def last_checkpoint(folder: Path) -> tuple[Path, Mapping[str, Any]] | None:

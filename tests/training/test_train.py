@@ -144,6 +144,18 @@ def test_a_validation_whose_clips_are_gone_at_the_end_leaves_a_checkpoint_and_it
     assert "Nothing: 3 clips of the validation could not be scored again" in (result.folder / "README.md").read_text()
 
 
+def test_a_loss_that_is_no_number_stops_the_run_before_a_checkpoint_has_it(write_settings, tmp_path):
+    path = write_settings(
+        training__learning_rate=1e30,
+        training__max_grad_norm=1e30,
+        training__warmup=0,
+        training__log_every=100,
+    )
+    with pytest.raises(FloatingPointError, match="the loss is nan at step 2: lower the learning_rate"):
+        train(path)
+    assert not list((tmp_path / "model" / "checkpoints").glob("checkpoint-*"))
+
+
 def test_a_folder_with_something_in_it_is_not_overwritten(write_settings, tmp_path):
     path = write_settings()
     (tmp_path / "model").mkdir()
