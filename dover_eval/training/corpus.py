@@ -98,7 +98,8 @@ def collect(settings: DataSettings, store: ClipStore, seed: int) -> Corpus:
     near = settings.near_duplicates
     if not validation and settings.validation_share:
         training, validation = split_examples(training, identities, settings.validation_share, near=near, seed=seed)
-    check_apart(training, validation, identities, near=near)
+    else:
+        check_apart(training, validation, identities, near=near)
     if validation:
         check_judgeable(validation)
     records = tuple(record for _, record in kept)

@@ -31,7 +31,8 @@ def split_examples(
     A content is what the tables call one; where they do not say, rows that share a file, a prompt, or clips that look
     alike (see `look_alikes`) are of one. Which contents are drawn does not depend on the order of the rows.
 
-    Raises SplitError where no such split is left, as when everything is of one content.
+    Raises SplitError where no such split is left, as when everything is of one content; DuplicateError where the
+    tables call one clip several contents, and these came apart.
     """
     groups = _contents(examples, identities, near)
     # A content is drawn by its clips' bytes: the tables' names and order may change.
@@ -55,11 +56,18 @@ def split_examples(
             f"{len(examples)} rows are of {len(marks)} contents: too few to set {share:.0%} apart. Name validation "
             "tables, or train without validation (validation_share: 0)"
         )
+    column = "The column `content` sets their rows apart: give them the same content"
+    check_apart(training, validation, identities, near=near, remedy=column)
     return training, validation
 
 
 def check_apart(
-    training: Sequence[Example], validation: Sequence[Example], identities: Identities, *, near: float
+    training: Sequence[Example],
+    validation: Sequence[Example],
+    identities: Identities,
+    *,
+    near: float,
+    remedy: str = "Take them out of one of the two",
 ) -> None:
     """Raise DuplicateError where a clip of one side is on the other: the same bytes, or nearly the same frames."""
     first, second = clips_of(training), clips_of(validation)
@@ -73,8 +81,7 @@ def check_apart(
             names = "; ".join(f"{a} and {b}" for a, b in found[:3])
             raise DuplicateError(
                 f"{len(found)} clips of the validation are in the training as well, with {what}: {names}. "
-                "Take them out of one of the two"
-                + ("" if found is same else ", or set near_duplicates to 0 if they are different clips")
+                f"{remedy}" + ("" if found is same else ", or set near_duplicates to 0 if they are different clips")
             )
 
 

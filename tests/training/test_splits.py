@@ -170,6 +170,12 @@ def test_one_content_cannot_be_split():
         sides(examples, identities_of(examples))
 
 
+def test_a_clip_that_the_content_column_calls_two_contents_is_refused_as_that():
+    examples = [rated(f"clip {i % 10}", "a prompt", content=f"rater {i // 10}") for i in range(30)]
+    with pytest.raises(DuplicateError, match=r"clip \d and clip \d\. The column `content` sets their rows apart"):
+        split_examples(examples, identities_of(examples), 0.3, near=NEAR, seed=0)
+
+
 def test_duplicates_across_splits_are_found_and_refused(store, tmp_path):
     """The same bytes under another name, and the same clip encoded again."""
     clean, star = CLIPS / "heart_clean.mp4", CLIPS / "star_clean.mp4"
