@@ -1,7 +1,7 @@
 """From scores to advantages: plain functions on tensors, whatever the framework.
 
 A reward that is NaN (an item that failed) takes no part in any statistic and stays NaN: mask it out of the loss.
-Rewards of any dtype are taken; statistics and advantages are float32, of float64 rewards float64.
+Rewards of any dtype are taken, and statistics are float64; advantages are float32, of float64 rewards float64.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ def group_advantages(rewards: Tensor, groups: Sequence[Hashable] | Tensor, *, sc
     that has one sample, gets 0: it says nothing about what is better. `scale=False` leaves out the division
     (Dr. GRPO, Liu et al. 2025). GRPO: Shao et al., "DeepSeekMath", 2024.
     """
-    rewards, ids = _exact(rewards), _ids_for(rewards, groups)
+    dtype = torch.float64 if rewards.dtype == torch.float64 else torch.float32
+    rewards, ids = rewards.double(), _ids_for(rewards, groups)
     valid = rewards.isfinite()
     _, mean, std = _group_moments(rewards, valid, ids)
-    centred = rewards - mean[ids]
+    centred = torch.where(std[ids] > EPS, rewards - mean[ids], 0.0)
     if scale:
-        centred = torch.where(std[ids] > EPS, centred / std[ids].clamp_min(EPS), torch.zeros_like(centred))
-    return torch.where(valid, centred, torch.nan)
+        centred = centred / std[ids].clamp_min(EPS)
+    return torch.where(valid, centred, torch.nan).to(dtype)
 
 
 def aspect_advantages(
@@ -57,7 +58,7 @@ def clip_advantages(advantages: Tensor, limit: float = 5.0) -> Tensor:
 
 def within_group_std(rewards: Tensor, groups: Sequence[Hashable] | Tensor) -> float:
     """The mean over groups of two or more of the standard deviation inside the group; NaN if there is none."""
-    rewards, ids = _exact(rewards), _ids_for(rewards, groups)
+    rewards, ids = rewards.double(), _ids_for(rewards, groups)
     count, _, std = _group_moments(rewards, rewards.isfinite(), ids)
     return std[count > 1].mean().item()
 
@@ -114,11 +115,6 @@ def group_ids(groups: Sequence[Hashable] | Tensor) -> Tensor:
     return torch.tensor([numbers.setdefault(group, len(numbers)) for group in groups], dtype=torch.long)
 
 
-def _exact(rewards: Tensor) -> Tensor:
-    """In bfloat16 a count would stop at 256, and rewards of 3 that differ by 0.01 are all alike."""
-    return rewards if rewards.dtype == torch.float64 else rewards.float()
-
-
 def _ids_for(rewards: Tensor, groups: Sequence[Hashable] | Tensor) -> Tensor:
     ids = group_ids(groups).to(rewards.device)
     if len(ids) != len(rewards):
@@ -127,7 +123,10 @@ def _ids_for(rewards: Tensor, groups: Sequence[Hashable] | Tensor) -> Tensor:
 
 
 def _group_moments(rewards: Tensor, valid: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Count, mean and population standard deviation of the valid rewards of every group, (G,) or (G,K)."""
+    """Count, mean and population standard deviation of the valid rewards of every group, (G,) or (G,K).
+
+    Of float64: in float32 the mean of equal rewards is not their value, and what is left looks like a spread.
+    """
     groups = int(ids.max()) + 1 if len(ids) else 0
     zeros = rewards.new_zeros((groups, *rewards.shape[1:]))
     values = torch.where(valid, rewards, 0.0)

@@ -24,6 +24,16 @@ def test_a_group_without_a_difference_says_nothing():
     assert found.tolist() == pytest.approx([0, 0, -1, 1, 0])
 
 
+@pytest.mark.parametrize("scale", [True, False])
+@pytest.mark.parametrize(("reward", "count"), [(3.1, 64), (31.7, 6)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_equal_rewards_leave_no_rounding_to_learn_from(reward, count, dtype, scale):
+    rewards = torch.full((count,), reward, dtype=dtype)
+    assert not group_advantages(rewards, ["a"] * count, scale=scale).any()
+    scores = rewards[:, None].repeat(1, 5)
+    assert not aspect_advantages(scores, ["a"] * count, {"Overall": 1}, scale=scale).any()
+
+
 def test_without_scale_only_the_mean_goes():
     assert group_advantages(torch.tensor([1.0, 5.0]), list("aa"), scale=False).tolist() == [-2, 2]
 
