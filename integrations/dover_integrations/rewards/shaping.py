@@ -106,13 +106,22 @@ class RunningNorm:
 
 
 def group_ids(groups: Sequence[Hashable] | Tensor) -> Tensor:
-    """Consecutive group numbers from 0, one a sample."""
+    """Consecutive group numbers from 0, one a sample. A tensor of one element in a list stands for its value."""
     if isinstance(groups, str):
         raise ValueError(f"expected a group a sample, got one text, whose letters are none: {groups!r}")
     if isinstance(groups, Tensor):
         return groups.flatten().unique(return_inverse=True)[1]
     numbers: dict[Hashable, int] = {}
-    return torch.tensor([numbers.setdefault(group, len(numbers)) for group in groups], dtype=torch.long)
+    return torch.tensor([numbers.setdefault(_value(group), len(numbers)) for group in groups], dtype=torch.long)
+
+
+def _value(group: Hashable) -> Hashable:
+    """Tensors hash by identity: each would be a group of its own."""
+    if not isinstance(group, Tensor):
+        return group
+    if group.numel() != 1:
+        raise ValueError(f"expected a group a sample, got a tensor of shape {tuple(group.shape)} for one")
+    return group.item()
 
 
 def _ids_for(rewards: Tensor, groups: Sequence[Hashable] | Tensor) -> Tensor:

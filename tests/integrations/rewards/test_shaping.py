@@ -19,6 +19,15 @@ def test_groups_may_be_a_tensor_of_ids_in_any_order():
     assert torch.equal(group_advantages(rewards, ids), group_advantages(rewards, list("ababab")))
 
 
+def test_groups_in_a_list_of_tensors_are_told_apart_by_value():
+    rewards, ids = torch.randn(6), torch.tensor([70, -1, 70, -1, 70, -1])
+    expected = group_advantages(rewards, ids)
+    assert torch.equal(group_advantages(rewards, list(ids)), expected)
+    assert torch.equal(group_advantages(rewards, list(ids[:, None])), expected)
+    with pytest.raises(ValueError, match=r"expected a group a sample, got a tensor of shape \(2,\) for one"):
+        group_advantages(rewards[:3], list(ids.view(3, 2)))
+
+
 def test_a_group_without_a_difference_says_nothing():
     found = group_advantages(torch.tensor([2.0, 2.0, 2.0, 4.0, 3.3]), list("aabbc"))
     assert found.tolist() == pytest.approx([0, 0, -1, 1, 0])
