@@ -103,18 +103,22 @@ class DoverReward:
 
     def scores(self, videos: Any, prompts: str | Sequence[str]) -> Tensor:
         """The five scores in 1-5, (B,5) float32 on the CPU: columns `dover_eval.models.heads.SCORE_NAMES`."""
-        return self._gather(
-            [future if isinstance(future, Failure) else future.result() for future in self.submit(videos, prompts)]
-        )
+        futures = self.submit(videos, prompts)
+        try:
+            return self._gather([future if isinstance(future, Failure) else future.result() for future in futures])
+        finally:
+            _cancel(futures)
 
     async def scores_async(self, videos: Any, prompts: str | Sequence[str]) -> Tensor:
         """`scores` for a coroutine: what others on the loop ask for meanwhile shares its batch."""
         if self._engine is None:
             await asyncio.to_thread(self.load)
-        # Gathered, so that a coroutine that is cancelled takes along all that has not begun.
         futures = self.submit(videos, prompts)
         found = asyncio.gather(*(asyncio.wrap_future(future) for future in futures if isinstance(future, Future)))
-        rows = iter(await found)
+        try:
+            rows = iter(await found)
+        finally:
+            _cancel(futures)
         return self._gather([next(rows) if isinstance(future, Future) else future for future in futures])
 
     def submit(self, videos: Any, prompts: str | Sequence[str]) -> list[Future[Tensor | Failure] | Failure]:
@@ -264,6 +268,13 @@ class DoverReward:
         model = self._model if isinstance(self._model, str | Path | None) else type(self._model).__name__
         settings = f'{self.weights}, layout="{self.layout}", value_range={self.value_range}'
         return f"DoverReward({model or 'embedded'}, {settings})"
+
+
+def _cancel(futures: Sequence[Future[Tensor | Failure] | Failure]) -> None:
+    """A call that ends early takes along all that has not begun, for which the next call would wait."""
+    for future in futures:
+        if isinstance(future, Future):
+            future.cancel()
 
 
 def check_weights(weights: Mapping[str, float] | None) -> dict[str, float]:

@@ -316,6 +316,30 @@ def test_a_cancelled_coroutine_takes_along_what_has_not_begun(model, videos, mon
     assert len(scored) < 5
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ArithmeticError])
+@pytest.mark.parametrize(
+    "ask",
+    [DoverReward.scores, lambda *asked: asyncio.run(DoverReward.scores_async(*asked))],
+    ids=["call", "coroutine"],
+)
+def test_a_call_that_ends_early_takes_along_what_has_not_begun(model, videos, monkeypatch, ask, error):
+    reward = make(model, batch_size=1)
+    scored, score_prepared = [], reward.load().scorer.score_prepared
+
+    def fail_at_first(frames, prompts):
+        scored.append(prompts)
+        if len(scored) == 1:
+            raise error
+        time.sleep(0.1)
+        return score_prepared(frames, prompts)
+
+    monkeypatch.setattr(reward.scorer, "score_prepared", fail_at_first)
+    with pytest.raises(error):
+        ask(reward, videos.repeat(3, 1, 1, 1, 1), "a boat")
+    reward(videos[:1], "another boat")
+    assert len(scored) < 5
+
+
 def test_rewards_of_one_checkpoint_share_one_model(checkpoint):
     settings = {"layout": "BTCHW", "value_range": (0, 1), "device": "cpu"}
     one, other = DoverReward(checkpoint, **settings), DoverReward(checkpoint, **settings)
