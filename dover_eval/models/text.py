@@ -67,7 +67,7 @@ class TextEncoder(nn.Module):
         self.max_length = _max_length(folder, self.model.config)
         self.requires_grad_(trainable)
         self._cache: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()
-        self._lock = threading.Lock()
+        self.renew_locks()
         self.eval()
 
     @classmethod
@@ -199,6 +199,10 @@ class TextEncoder(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self.renew_locks()
+
+    def renew_locks(self) -> None:
+        """For a forked child: what a thread of its parent held would be held for ever."""
         self._lock = threading.Lock()
 
 

@@ -22,7 +22,15 @@ from dover_eval.models.text import prompts_for
 from dover_eval.scorer import VideoScorer
 from dover_eval.video.decode import VideoError, decode_clip
 from dover_eval.video.layout import CLIP_LAYOUT, check_clip
-from dover_integrations.rewards.engine import Engine, Failure, Item, RewardError, private_engine, shared_engine
+from dover_integrations.rewards.engine import (
+    Engine,
+    Failure,
+    Item,
+    RewardError,
+    private_engine,
+    renew_in_children,
+    shared_engine,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +94,7 @@ class DoverReward:
         self._dtype = dtype
         self._engine: Engine | None = None
         self._warned = False
-        self._loading = threading.Lock()
+        self.renew_locks()
 
     def __call__(self, videos: Any, prompts: str | Sequence[str]) -> Tensor:
         """Rewards (B,) float32 on the CPU, without gradients.
@@ -168,6 +176,11 @@ class DoverReward:
                 else:
                     self._engine = shared_engine(self._model, *settings)
             return self._engine
+
+    def renew_locks(self) -> None:
+        """For a forked child, where it is called of itself."""
+        self._loading = threading.Lock()
+        renew_in_children(self)
 
     def to(self, device: str | torch.device) -> DoverReward:
         """Move the model, and with it every reward of this process that shares it; or say where to load it."""
@@ -262,7 +275,8 @@ class DoverReward:
         return self.__dict__ | {"_engine": None, "_loading": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _loading=threading.Lock())
+        self.__dict__.update(state)
+        self.renew_locks()
 
     def __repr__(self) -> str:
         model = self._model if isinstance(self._model, str | Path | None) else type(self._model).__name__

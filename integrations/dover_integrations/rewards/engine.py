@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakSet, WeakValueDictionary
 
 import torch
@@ -55,10 +55,11 @@ class Engine:
         self.batch_size = batch_size
         self.home = scorer.device
         self.offloaded = False
-        self._renew()
-        _ALIVE.add(self)
+        self.renew_locks()
+        renew_in_children(self, scorer.model.text_encoder)
 
-    def _renew(self) -> None:
+    def renew_locks(self) -> None:
+        """For a forked child; the queue too, whose thread is not there."""
         self._lock = threading.RLock()
         self._queue: MicroBatcher[Item, Tensor | Failure] = MicroBatcher(self.score, self.batch_size)
 
@@ -149,15 +150,27 @@ class Engine:
 
 _ENGINES: WeakValueDictionary[tuple[Any, ...], Engine] = WeakValueDictionary()
 _LOADING = threading.Lock()
-_ALIVE: WeakSet[Engine] = WeakSet()
+
+
+class HasLocks(Protocol):
+    """What `renew_in_children` takes."""
+
+    def renew_locks(self) -> None: ...
+
+
+_RENEWED: WeakSet[HasLocks] = WeakSet()
+
+
+def renew_in_children(*owners: HasLocks) -> None:
+    """Give `owners` new locks in a forked child: what a thread of the parent held would be held for ever."""
+    _RENEWED.update(owners)
 
 
 def _renew_locks() -> None:
-    """In a forked child: what a thread of the parent held at that moment would be held for ever."""
     global _LOADING
     _LOADING = threading.Lock()
-    for engine in list(_ALIVE):
-        engine._renew()
+    for owner in list(_RENEWED):
+        owner.renew_locks()
 
 
 if hasattr(os, "register_at_fork"):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dover_eval.models.heads import SCORE_NAMES
 from dover_integrations.rewards.core import DoverReward
+from dover_integrations.rewards.engine import renew_in_children
 
 Score = Callable[..., tuple[dict[str, Tensor], dict[str, Any]]]
 
@@ -29,7 +30,11 @@ class _Latest:
         self._reward = reward
         self._key: tuple[Any, ...] = ()
         self._scores = torch.empty(0)
+        self.renew_locks()
+
+    def renew_locks(self) -> None:
         self._lock = threading.Lock()
+        renew_in_children(self)
 
     def scores(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         if not isinstance(images, Tensor) or images.is_inference():  # nothing tells whether these have been changed

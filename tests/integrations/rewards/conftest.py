@@ -1,5 +1,7 @@
 """What the tests of rewards share."""
 
+import multiprocessing
+
 import pytest
 import torch
 from dover_integrations.rewards import DoverReward
@@ -35,3 +37,23 @@ def videos():
 @pytest.fixture(scope="session")
 def prompts():
     return list(PROMPTS)
+
+
+@pytest.fixture
+def in_forked_child():
+    """Calls a function in a child that inherits every object as it is; what is sent to a pool is made anew there."""
+
+    def call(function):
+        torch.set_num_threads(1)  # OpenMP's own threads do not survive a fork
+        context = multiprocessing.get_context("fork")
+        answers = context.SimpleQueue()
+        child = context.Process(target=lambda: answers.put(function()))
+        child.start()
+        child.join(60)
+        if child.is_alive():
+            child.kill()
+            pytest.fail("the child hangs")
+        assert child.exitcode == 0
+        return answers.get()
+
+    return call

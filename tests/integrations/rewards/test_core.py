@@ -1,7 +1,6 @@
 """What a training loop does with `DoverReward`."""
 
 import asyncio
-import multiprocessing
 import os
 import pickle
 import threading
@@ -205,20 +204,16 @@ def test_a_reward_of_a_given_model_is_pickled_with_its_weights(reward, videos, p
     assert copy.__name__ == reward.__name__ == "dover_reward"
 
 
-def score_in_child(reward, videos, prompts):
-    return reward(videos, prompts).tolist()
-
-
-def test_a_forked_worker_can_ask_after_its_parent_has(reward, videos, prompts):
+def test_a_forked_child_can_ask_after_its_parent_has(reward, videos, prompts, in_forked_child):
     """The queue's thread is not there in a child; it must be started anew, not waited for."""
     expected = reward(videos[:1], prompts[:1])
-    torch.set_num_threads(1)  # OpenMP's own threads do not survive a fork either
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        found = pool.apply_async(score_in_child, (reward, videos[:1], prompts[:1])).get(timeout=60)
+    found = in_forked_child(lambda: reward(videos[:1], prompts[:1]).tolist())
     assert found == pytest.approx(expected.tolist())
 
 
-def test_a_child_forked_while_a_thread_is_being_scored_can_ask_too(reward, videos, prompts, monkeypatch):
+def test_a_child_forked_while_a_thread_is_being_scored_can_ask_too(
+    reward, videos, prompts, monkeypatch, in_forked_child
+):
     expected = reward(videos[:1], prompts[:1])
     entered, go = threading.Event(), threading.Event()
     score_prepared = reward.scorer.score_prepared
@@ -234,11 +229,40 @@ def test_a_child_forked_while_a_thread_is_being_scored_can_ask_too(reward, video
     thread = threading.Thread(target=reward, args=(videos[:1], prompts[:1]))
     thread.start()
     assert entered.wait(20)
-    torch.set_num_threads(1)
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        found = pool.apply_async(score_in_child, (reward, videos[:1], prompts[:1])).get(timeout=60)
+    found = in_forked_child(lambda: reward(videos[:1], prompts[:1]).tolist())
     go.set()
     thread.join(20)
+    assert found == pytest.approx(expected.tolist())
+
+
+def test_a_child_forked_while_a_thread_loads_the_reward_can_ask_too(
+    checkpoint, videos, prompts, monkeypatch, in_forked_child
+):
+    reward = make(checkpoint, batch_size=5)
+    entered, go = threading.Event(), threading.Event()
+    load = VideoScorer.from_pretrained
+
+    def held(*args, **settings):
+        if os.getpid() == parent:
+            entered.set()
+            assert go.wait(60)
+        return load(*args, **settings)
+
+    parent = os.getpid()
+    monkeypatch.setattr(VideoScorer, "from_pretrained", held)
+    thread = threading.Thread(target=reward.load)
+    thread.start()
+    assert entered.wait(20)
+    found = in_forked_child(lambda: reward(videos[:1], prompts[:1]).tolist())
+    go.set()
+    thread.join(20)
+    assert found == pytest.approx(reward(videos[:1], prompts[:1]).tolist())
+
+
+def test_a_child_forked_while_a_prompt_is_looked_up_can_ask_too(reward, videos, prompts, in_forked_child):
+    expected = reward(videos[:1], prompts[:1])
+    with reward.scorer.model.text_encoder._lock:
+        found = in_forked_child(lambda: reward(videos[:1], prompts[:1]).tolist())
     assert found == pytest.approx(expected.tolist())
 
 

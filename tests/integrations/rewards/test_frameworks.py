@@ -114,6 +114,14 @@ def test_genrl_scores_a_batch_once_for_all_its_aspects_and_anew_when_it_changes(
     assert scored == 2 * prompts
 
 
+def test_genrl_in_a_child_forked_while_a_batch_is_scored(videos, prompts, expected, in_forked_child):
+    module = importlib.import_module("dover_integrations.rewards.genrl")
+    score = module.dover_score("cpu")
+    with module._latest(None, "cpu")._lock:
+        found = in_forked_child(lambda: score(videos, prompts)[0]["avg"].tolist())
+    assert found == pytest.approx(expected[:, 4].tolist())
+
+
 def test_verl_omni(videos, prompts, expected, checkpoint):
     """The manager sees a coroutine function and awaits it by keyword for one uint8 sample, many on one loop."""
     from dover_integrations.rewards.verl_omni import compute_score
