@@ -13,7 +13,6 @@ from torch import Tensor
 
 from dover_eval.models.heads import SCORE_NAMES
 from dover_integrations.rewards.core import DoverReward
-from dover_integrations.rewards.engine import RewardError
 
 
 @RewardRegistry.register()
@@ -47,6 +46,6 @@ class DoverRewardHandler(BaseRewardHandler):
         try:
             columns = self.reward.scores(images, list(metadata["prompts"])).T.tolist()
             answer["scores"] = {name.lower(): column for name, column in zip(SCORE_NAMES, columns, strict=True)}
-        except (RewardError, ValueError, TypeError, KeyError) as error:
+        except Exception as error:
             answer |= {"scores": None, "error": f"{type(error).__name__}: {error}"}
         return answer | {"duration": f"{time.monotonic() - start:.2f}"}

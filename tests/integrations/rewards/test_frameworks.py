@@ -326,6 +326,14 @@ def test_cosmos_rl(monkeypatch, videos, prompts, expected):
     assert failed["scores"] is None
     assert "prompts" in failed["error"]
 
+    def run_out(frames, prompts):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(handler.reward.scorer, "score_prepared", run_out)
+    failed = handler.calculate_reward(pixels, {"prompts": prompts})
+    assert failed["scores"] is None
+    assert failed["error"] == "OutOfMemoryError: CUDA out of memory"
+
 
 def test_trl(videos, prompts, expected):
     """Everything comes by keyword; the rewards are a list of floats, None where there is nothing to score."""
