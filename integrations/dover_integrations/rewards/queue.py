@@ -61,6 +61,7 @@ class MicroBatcher(Generic[Item, Result]):
     def _work(self) -> None:
         while batch := self._next_batch():
             self._run_batch(batch)
+            del batch  # or its clips would be kept while there is nothing to do
 
     def _run_batch(self, batch: list[tuple[Item, Future[Result]]]) -> None:
         items = [item for item, _ in batch]
@@ -81,8 +82,7 @@ class MicroBatcher(Generic[Item, Result]):
 
     def _next_batch(self) -> list[tuple[Item, Future[Result]]]:
         """The next items to run; none when there was nothing to do for a while, and this worker is to end."""
-        batch: list[tuple[Item, Future[Result]]] = []
-        while not batch:
+        while True:
             with self._condition:
                 if not self._wait_for_work():
                     self._worker = None
@@ -91,10 +91,16 @@ class MicroBatcher(Generic[Item, Result]):
                 self._condition.wait_for(
                     lambda: len(self._pending) >= self._max_batch, max(deadline - time.monotonic(), 0)
                 )
-                while self._pending and len(batch) < self._max_batch:
-                    item, future, _ = self._pending.popleft()
-                    if future.set_running_or_notify_cancel():
-                        batch.append((item, future))
+                if batch := self._take():
+                    return batch
+
+    def _take(self) -> list[tuple[Item, Future[Result]]]:
+        """The oldest items, as many as a batch has, of those that have not been cancelled."""
+        batch: list[tuple[Item, Future[Result]]] = []
+        while self._pending and len(batch) < self._max_batch:
+            item, future, _ = self._pending.popleft()
+            if future.set_running_or_notify_cancel():
+                batch.append((item, future))
         return batch
 
     def _wait_for_work(self) -> bool:

@@ -5,6 +5,7 @@ import os
 import pickle
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -318,6 +319,24 @@ def test_one_item_that_fails_in_a_batch_fails_alone():
     assert [future.result(20) for future in (futures[0], futures[2])] == ["A", "B"]
     with pytest.raises(ArithmeticError, match="bad among 1"):
         futures[1].result(20)
+
+
+def test_an_idle_queue_keeps_no_clip_alive():
+    class Clip:
+        pass
+
+    scored, cancelled, go = Clip(), Clip(), threading.Event()
+    alive = [weakref.ref(scored), weakref.ref(cancelled)]
+    queue = MicroBatcher(lambda items: [go.wait(20) for _ in items], 1)
+    futures = queue.submit([scored, cancelled])
+    assert futures[1].cancel()
+    del scored, cancelled
+    go.set()
+    assert futures[0].result(20)
+    deadline = time.monotonic() + 0.5  # the worker ends at leisure, after two seconds
+    while any(clip() for clip in alive) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert [clip() for clip in alive] == [None, None]
 
 
 def test_a_cancelled_coroutine_takes_along_what_has_not_begun(model, videos, monkeypatch):
