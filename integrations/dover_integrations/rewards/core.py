@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Literal
@@ -202,14 +202,17 @@ class DoverReward:
         """The scorer behind the rewards."""
         return self.load().scorer
 
-    def read_clips(self, videos: Any, most: int | None = None) -> tuple[list[Tensor], int]:
+    def read_clips(self, videos: Any, most: int | None = None) -> tuple[Iterator[Tensor], int]:
         """The first `most` of `videos` as clips (T,3,H,W), fp32 in 0-1, without gradients; and how many came.
 
-        Of a file `FILE_FRAMES` frames. No model is loaded. Clips that hold NaN and files that fail are left out.
+        Each is read when its turn comes; of a file `FILE_FRAMES` frames. No model is loaded. Clips that hold NaN and
+        files that fail are left out.
         """
         found = self._split(videos)
-        clips = []
-        for i, clip in enumerate(found[:most]):
+        return self._clips(found[:most]), len(found)
+
+    def _clips(self, videos: list[Any]) -> Iterator[Tensor]:
+        for i, clip in enumerate(videos):
             item = self._read_one(i, clip, "")
             if isinstance(item, Failure):
                 continue
@@ -218,8 +221,7 @@ class DoverReward:
             except VideoError:
                 continue  # the reward has told
             low, high = item.value_range
-            clips.append((frames.detach().float() - low) / (high - low))
-        return clips, len(found)
+            yield (frames.detach().float() - low) / (high - low)
 
     def _read(self, videos: Any, prompts: str | Sequence[str]) -> list[Item | Failure]:
         clips = self._split(videos)

@@ -1,5 +1,7 @@
 """Each alarm fires on the defect it names, and none on healthy data."""
 
+import weakref
+
 import pytest
 import torch
 from dover_integrations.rewards import RewardMonitor
@@ -221,3 +223,16 @@ def test_a_single_frame_has_no_motion_to_speak_of():
 def test_scores_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"expected scores \(B,5\)"):
         RewardMonitor(layout="BTCHW", value_range=(0, 1)).update(healthy_clips(0), torch.zeros(4))
+
+
+def test_one_clip_at_a_time_is_held_in_fp32(monkeypatch):
+    seen, held = [], []
+
+    def watched(clip):
+        seen.append(weakref.ref(clip))
+        held.append(sum(clip() is not None for clip in seen))
+        return frame_figures(clip)
+
+    monkeypatch.setattr("dover_integrations.rewards.monitor.frame_figures", watched)
+    RewardMonitor(layout="BTCHW", value_range=(0, 1)).update(healthy_clips(0), healthy_scores(0))
+    assert held == [1, 1, 1, 1]
