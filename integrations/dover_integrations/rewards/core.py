@@ -269,7 +269,7 @@ class DoverReward:
             if self.nan_policy == "raise":
                 raise RewardError(f"videos[{i}]: {row.reason}")
             logger.warning("no reward for videos[%d]: %s", i, row.reason)
-        nan = torch.full((len(SCORE_NAMES),), torch.nan)
+        nan = torch.full((len(SCORE_NAMES),), torch.nan, dtype=torch.float32)
         return torch.stack([nan if isinstance(row, Failure) else row for row in rows]) if rows else nan.new_empty(0, 5)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -92,7 +93,7 @@ class Engine:
         """(B,5) on the device, differentiable with respect to the clips. See `DoverReward.differentiable`."""
         if self.scorer.calibration is not None:
             raise RewardError("this scorer is calibrated, and a calibration has no gradients: use one without")
-        rows = [torch.empty((0, len(SCORE_NAMES)), device=self.scorer.device)]
+        rows = [torch.empty((0, len(SCORE_NAMES)), dtype=torch.float32, device=self.scorer.device)]
         with self._lock:
             self._check_loaded()
             backbone = self.scorer.model.dover_model.backbone
@@ -188,9 +189,24 @@ def shared_engine(
     with _LOADING, torch.inference_mode(False):
         engine = _ENGINES.get(key)
         if engine is None:
-            scorer = VideoScorer.from_pretrained(model, device=device, dtype=dtype)
+            with _float32_by_default():
+                scorer = VideoScorer.from_pretrained(model, device=device, dtype=dtype)
             engine = _ENGINES[key] = Engine(scorer, batch_size)
         return engine
+
+
+@contextmanager
+def _float32_by_default() -> Iterator[None]:
+    """Modules are made in the default dtype. It belongs to the process, so it is changed only where it is another."""
+    before = torch.get_default_dtype()
+    if before == torch.float32:
+        yield
+        return
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def private_engine(

@@ -285,6 +285,21 @@ def test_loaded_in_inference_mode_it_still_gives_gradients(checkpoint, videos):
     assert frames.grad.abs().max() > 0
 
 
+@pytest.fixture
+def bfloat16_by_default():
+    torch.set_default_dtype(torch.bfloat16)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def test_the_trainers_default_dtype_changes_no_reward(checkpoint, reward, videos, prompts, bfloat16_by_default):
+    of_bfloat16 = make(checkpoint, batch_size=7, nan_policy="nan")
+    torch.testing.assert_close(of_bfloat16.scores(videos, prompts), reward.scores(videos, prompts))
+    assert of_bfloat16(videos * torch.nan, prompts).dtype == torch.float32
+    assert of_bfloat16.differentiable([], []).dtype == torch.float32
+    assert torch.get_default_dtype() == torch.bfloat16
+
+
 def test_a_scorers_calibration_is_in_its_rewards(model, videos, prompts):
     scorer = VideoScorer(model, device="cpu")
     marks = {name: getattr(scorer.fingerprint, name) for name in BOUND_TO}
