@@ -183,14 +183,20 @@ class DoverReward:
         renew_in_children(self)
 
     def to(self, device: str | torch.device) -> DoverReward:
-        """Move the model, and with it every reward of this process that shares it; or say where to load it."""
+        """Move the model, and with it every reward of this process that shares it; or say where to load it.
+
+        A reward that loads later for the device that the model has left gets a model of its own there.
+        """
         self._device = torch.device(device)
         if self._engine is not None:
             self._engine.to(self._device)
         return self
 
     def offload(self) -> None:
-        """Free the device until `onload`; asking for rewards meanwhile raises RewardError."""
+        """Free the device until `onload`, by this or any other reward that shares the model.
+
+        Asking one of them for rewards meanwhile raises RewardError, also one that is made meanwhile.
+        """
         self.load().offload()
 
     def onload(self) -> None:

@@ -128,7 +128,7 @@ class Engine:
 
     def _check_loaded(self) -> None:
         if self.offloaded:
-            raise RewardError("the reward model is offloaded: call onload() before asking for rewards")
+            raise RewardError("the reward model is offloaded for all that share it: call onload() before asking")
 
     def _prepare(self, item: Item) -> Tensor:
         clip = item.clip
@@ -188,11 +188,16 @@ def shared_engine(
     # Tensors made in a caller's inference mode would never give gradients, to whoever else shares the model.
     with _LOADING, torch.inference_mode(False):
         engine = _ENGINES.get(key)
-        if engine is None:
+        if engine is None or _place(engine.home) != _place(device):  # none yet, or it has been moved away
             with _float32_by_default():
                 scorer = VideoScorer.from_pretrained(model, device=device, dtype=dtype)
             engine = _ENGINES[key] = Engine(scorer, batch_size)
         return engine
+
+
+def _place(device: torch.device) -> torch.device:
+    """With its number: "cuda" and "cuda:0" are one place."""
+    return torch.empty(0, device=device).device
 
 
 @contextmanager

@@ -416,6 +416,26 @@ def test_offloaded_it_refuses_and_onloaded_it_scores_again(model, videos, prompt
     assert torch.equal(reward.to("cpu")(videos, prompts), expected)
 
 
+def test_a_reward_made_after_the_model_has_moved_is_where_it_says(checkpoint, videos, prompts):
+    moved = make(checkpoint, batch_size=6)
+    expected = moved(videos, prompts)
+    moved.to("meta")
+    found = make(checkpoint, batch_size=6)
+    assert torch.equal(found(videos, prompts), expected)
+    assert moved.scorer.device.type == "meta"
+
+
+def test_a_reward_made_while_the_model_is_offloaded_shares_that(checkpoint, videos, prompts):
+    one = make(checkpoint)
+    expected = one(videos, prompts)
+    one.offload()
+    other = make(checkpoint)
+    with pytest.raises(RewardError, match="offloaded for all that share it: call onload"):
+        other(videos, prompts)
+    other.onload()
+    assert torch.equal(one(videos, prompts), expected)
+
+
 def test_uint8_stays_uint8_until_it_is_prepared(model, videos, prompts, monkeypatch):
     reward = make(model, value_range=(0, 255))
     seen = []
