@@ -64,7 +64,8 @@ def aspect_score(name: str, device: str | torch.device, model: str | None = None
     def score(
         images: Tensor, prompts: Sequence[str], metadata: Any = None, only_strict: bool = True
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return {"avg": latest.scores(images, prompts)[:, column].to(device)}, {}
+        rewards = latest.scores(images, prompts)[:, column]
+        return {"avg": rewards.to(device, copy=True)}, {}  # the other aspects still need what is kept
 
     return score
 

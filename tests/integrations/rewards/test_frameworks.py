@@ -114,6 +114,13 @@ def test_genrl_scores_a_batch_once_for_all_its_aspects_and_anew_when_it_changes(
     assert scored == 2 * prompts
 
 
+def test_what_is_done_to_a_genrl_reward_in_place_leaves_the_next_as_it_was(videos, prompts, expected):
+    module = importlib.import_module("dover_integrations.rewards.genrl")
+    score = module.dover_score("cpu")
+    score(videos, prompts)[0]["avg"].sub_(3)
+    torch.testing.assert_close(score(videos, prompts)[0]["avg"], expected[:, 4])
+
+
 def test_genrl_in_a_child_forked_while_a_batch_is_scored(videos, prompts, expected, in_forked_child):
     module = importlib.import_module("dover_integrations.rewards.genrl")
     score = module.dover_score("cpu")
