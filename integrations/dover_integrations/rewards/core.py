@@ -79,8 +79,12 @@ class DoverReward:
             raise ValueError(f"expected a value_range (black, white) such as (0, 1) or (0, 255), got {value_range}")
         if nan_policy not in ("raise", "nan"):
             raise ValueError(f'expected nan_policy "raise" or "nan", got "{nan_policy}"')
-        if std is not None and not std > 0:
-            raise ValueError(f"expected a std above 0, got {std}")
+        if mean is not None and not math.isfinite(mean):
+            raise ValueError(f"expected a finite mean, got {mean}")
+        if std is not None and not 0 < std < math.inf:
+            raise ValueError(f"expected a finite std above 0, got {std}")
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"expected a batch_size of at least 1, got {batch_size}")
         self.weights = check_weights(weights)
         self.layout = layout
         self.value_range = (low, high)
