@@ -17,7 +17,6 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from dover_eval.video.decode import VideoError
 from dover_integrations.server.settings import ServerSettings
 from dover_integrations.server.wire import BadRequest
 
@@ -40,7 +39,8 @@ def clip_from_bytes(data: bytes, decode: Decode, settings: ServerSettings, name:
         try:
             _check_size(path, settings, name)
             frames = decode(path)
-        except (VideoError, av.error.FFmpegError, RuntimeError) as error:  # RuntimeError: frames of several sizes
+        # ValueError also for names in the file that are not UTF-8, RuntimeError for frames of several sizes.
+        except (ValueError, av.error.FFmpegError, RuntimeError) as error:
             reason = str(error).replace(str(path), name)
             raise BadRequest(f"{name}: {reason.removeprefix(f'{name}: ')}") from error
     check_clip_size(frames, settings, name)
@@ -124,6 +124,8 @@ def _check_size(path: Path, settings: ServerSettings, name: str) -> None:
     """What the file's header says, before any frame is decoded."""
     with av.open(str(path)) as container:
         for stream in container.streams.video[:1]:
+            if stream.codec_context is None:
+                raise BadRequest(f"{name}: expected a video, got one of a codec that FFmpeg does not know")
             width, height = stream.codec_context.width, stream.codec_context.height
             if width * height > settings.max_pixels:
                 raise BadRequest(f"{name}: expected at most {settings.max_pixels} pixels a frame, got {width}x{height}")

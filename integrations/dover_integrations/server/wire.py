@@ -62,7 +62,7 @@ def _prompts(body: bytes) -> list[str]:
     (length,) = struct.unpack_from("<Q", body)
     try:
         prompts = json.loads(json.loads(body[8 : 8 + length]).get("__metadata__", {})["prompts"])
-    except (KeyError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:  # TypeError: the metadata may be null
         raise BadRequest('expected a JSON list of prompts under "prompts" in the metadata') from error
     if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
         raise BadRequest(f"expected a list of texts as prompts, got {str(prompts)[:80]}")

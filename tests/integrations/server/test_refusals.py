@@ -35,6 +35,8 @@ def with_prompts(tensors, prompts):
 
 
 CLIP = torch.zeros(1, 2, 3, 32, 32, dtype=torch.uint8)
+HEADER = b'{"__metadata__":null,"videos":{"dtype":"U8","shape":[1,1,3,1,1],"data_offsets":[0,3]}}'
+NULL_METADATA = struct.pack("<Q", len(HEADER)) + HEADER + b"rgb"
 
 
 @pytest.mark.parametrize(
@@ -51,6 +53,7 @@ CLIP = torch.zeros(1, 2, 3, 32, 32, dtype=torch.uint8)
         (with_prompts({"weights": CLIP}, ["a"]), "expected a tensor 'videos'"),
         (with_prompts({}, []), "expected a tensor 'videos'"),
         (save({"videos": CLIP}), "expected a JSON list of prompts"),
+        (NULL_METADATA, "expected a JSON list of prompts"),
         (save({"videos": CLIP}, metadata={"prompts": "[" * 100_000}), "expected a JSON list of prompts"),
         (with_prompts({"videos": CLIP}, [7]), "expected a list of texts"),
         (with_prompts({"videos": CLIP}, ["a", "b"]), "expected 1 prompts, one a clip, got 2"),
@@ -116,6 +119,26 @@ def test_a_file_that_is_no_video_has_its_reason_and_the_others_are_scored(serve,
     assert "expected a video file" in answer["errors"][1]["dover"]
     assert "video 2: " in answer["errors"][2]["dover"]
     assert "/tmp" not in str(answer["errors"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({b"mp4v": b"zzzz", b"esds": b"zzzz"}, "expected a video, got one of a codec that FFmpeg does not know"),
+        ({b"VideoHandler": b"Vid\xe9oHandler"}, "'utf-8' codec can't decode"),
+    ],
+    ids=["unknown codec", "name in Latin-1"],
+)
+def test_an_odd_file_has_its_reason_and_the_others_are_scored(serve, mp4, changes, message):
+    good = odd = mp4.read_bytes()
+    for found, instead in changes.items():
+        assert found in odd
+        odd = odd.replace(found, instead)
+    with serve().http() as http:
+        answer = http.post("/score", files=[("videos", odd), ("videos", good)], data={"prompts": ["a", "b"]})
+    assert answer.status_code == 200, answer.text
+    assert [list(result) for result in answer.json()["results"]] == [[], ["dover"]]
+    assert f"video 0: {message}" in answer.json()["errors"][0]["dover"]
 
 
 def test_a_playlist_that_names_other_files_is_no_video(serve, mp4):
