@@ -121,7 +121,7 @@ def check_clip_size(clip: Tensor, settings: ServerSettings, name: str) -> None:
 
 
 def _check_size(path: Path, settings: ServerSettings, name: str) -> None:
-    """What the file's header says, before any frame is decoded."""
+    """What the file's header and its packets say, before any frame is decoded."""
     with av.open(str(path)) as container:
         for stream in container.streams.video[:1]:
             if stream.codec_context is None:
@@ -129,8 +129,10 @@ def _check_size(path: Path, settings: ServerSettings, name: str) -> None:
             width, height = stream.codec_context.width, stream.codec_context.height
             if width * height > settings.max_pixels:
                 raise BadRequest(f"{name}: expected at most {settings.max_pixels} pixels a frame, got {width}x{height}")
-            if stream.frames > settings.max_frames:
-                raise BadRequest(f"{name}: expected at most {settings.max_frames} frames, got {stream.frames}")
+            # A packet is a frame; headers of Matroska, WebM and fragmented MP4 count none.
+            frames = sum(packet.size > 0 for packet in container.demux(stream))
+            if frames > settings.max_frames:
+                raise BadRequest(f"{name}: expected at most {settings.max_frames} frames, got {frames}")
 
 
 def _base64(text: str, name: str) -> bytes:

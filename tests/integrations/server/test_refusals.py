@@ -7,6 +7,7 @@ import struct
 import threading
 import time
 
+import av
 import pytest
 import torch
 from dover_integrations.rewards import DoverReward, RewardError
@@ -339,6 +340,28 @@ def test_a_video_larger_than_the_limits_is_refused_by_its_header(serve, mp4):
             answer = http.post("/score", files=files, data={"prompts": "a"}).json()
         assert answer["results"] == [{}]
         assert "expected at most" in answer["errors"][0]["dover"]
+
+
+@pytest.mark.parametrize(
+    ("container", "options"), [("matroska", {}), ("mp4", {"movflags": "frag_keyframe+empty_moov"})]
+)
+def test_frames_that_no_header_counts_are_limited_too(serve, mp4, tmp_path, container, options):
+    path = tmp_path / "uncounted"
+    with av.open(str(mp4)) as counted, av.open(str(path), "w", container, options) as uncounted:
+        stream = uncounted.add_stream_from_template(counted.streams.video[0])
+        for packet in counted.demux():
+            if packet.size:
+                packet.stream = stream
+                uncounted.mux(packet)
+    with av.open(str(path)) as uncounted:
+        assert uncounted.streams.video[0].frames == 0
+    files = [("videos", path.read_bytes())]
+    with serve(max_frames=4).http() as http:
+        answer = http.post("/score", files=files, data={"prompts": "a"}).json()
+    assert answer["errors"][0]["dover"] == "video 0: expected at most 4 frames, got 5"
+    with serve(max_frames=5).http() as http:
+        answer = http.post("/score", files=files, data={"prompts": "a"}).json()
+    assert answer["errors"] == [{}]
 
 
 @pytest.mark.parametrize(
