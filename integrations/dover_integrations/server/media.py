@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 import av
 import numpy as np
 import torch
+from av.stream import Disposition
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
@@ -123,7 +124,9 @@ def check_clip_size(clip: Tensor, settings: ServerSettings, name: str) -> None:
 def _check_size(path: Path, settings: ServerSettings, name: str) -> None:
     """What the file's header and its packets say, before any frame is decoded."""
     with av.open(str(path)) as container:
-        for stream in container.streams.video[:1]:
+        # The cover of a song is a video stream to FFmpeg; the first other one is decoded.
+        videos = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+        for stream in videos[:1]:
             if stream.codec_context is None:
                 raise BadRequest(f"{name}: expected a video, got one of a codec that FFmpeg does not know")
             width, height = stream.codec_context.width, stream.codec_context.height

@@ -1,6 +1,7 @@
 """What the server does not take: it says why, and goes on."""
 
 import base64
+import io
 import json
 import socket
 import struct
@@ -10,6 +11,7 @@ import time
 import av
 import pytest
 import torch
+from av.stream import Disposition
 from dover_integrations.rewards import DoverReward, RewardError
 from dover_integrations.server import ServerSettings, create_app, run
 from dover_integrations.server.wire import SAFETENSORS, encode_clips
@@ -362,6 +364,27 @@ def test_frames_that_no_header_counts_are_limited_too(serve, mp4, tmp_path, cont
     with serve(max_frames=5).http() as http:
         answer = http.post("/score", files=files, data={"prompts": "a"}).json()
     assert answer["errors"] == [{}]
+
+
+def test_a_cover_before_the_video_hides_nothing_from_the_limits(serve, mp4, tmp_path):
+    path = tmp_path / "covered.mp4"
+    with av.open(str(mp4)) as bare, av.open(str(path), "w") as covered:
+        cover = covered.add_stream("png", width=16, height=16, pix_fmt="rgb24")
+        cover.disposition = Disposition.attached_pic.value
+        stream = covered.add_stream_from_template(bare.streams.video[0])
+        covered.mux(cover.encode(av.VideoFrame(16, 16, "rgb24")))
+        for packet in bare.demux():
+            if packet.size:
+                packet.stream = stream
+                covered.mux(packet)
+    data = path.read_bytes()
+    start, udta = data.index(b"moov") + 4, data.index(b"udta") - 4  # covers are in udta, the last part of moov
+    data = data[:start] + data[udta:] + data[start:udta]
+    with av.open(io.BytesIO(data)) as container:
+        assert [stream.codec_context.name for stream in container.streams.video] == ["png", "mpeg4"]
+    with serve(max_frames=4).http() as http:
+        answer = http.post("/score", files=[("videos", data)], data={"prompts": "a"}).json()
+    assert answer["errors"][0]["dover"] == "video 0: expected at most 4 frames, got 5"
 
 
 @pytest.mark.parametrize(
