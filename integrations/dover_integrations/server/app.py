@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -36,6 +36,7 @@ from dover_integrations.server.settings import ServerSettings
 from dover_integrations.server.wire import REWARD_NAME, SAFETENSORS, BadRequest, decode_clips
 
 Answer = TypeVar("Answer")
+Clip = TypeVar("Clip")
 HEADLINE_FIRST = sorted(SCORE_NAMES, key=lambda name: name != "Overall")
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": description}
@@ -85,13 +86,14 @@ def create_app(reward: DoverReward, settings: ServerSettings | None = None) -> F
         """Score clips: a safetensors body, video files in a form, or JSON as UniRL sends it."""
         kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
         if kind == SAFETENSORS:
-            clips, prompts = await run_in_threadpool(decode_clips, await request.body())
-            return await unless_gone(request, _answer(service, clips, prompts))
-        if kind == "multipart/form-data":
-            return await unless_gone(request, _answer(service, *await _read_form(request, service)))
-        if kind == "application/json":
-            return await unless_gone(request, _score_json(service, _parse(ScoreRequest, await request.body())))
-        raise HTTPException(415, f"expected {SAFETENSORS}, multipart/form-data or application/json, got {kind!r}")
+            work = _score_tensors(service, await request.body())
+        elif kind == "multipart/form-data":
+            work = _score_files(service, *await _read_form(request, settings))
+        elif kind == "application/json":
+            work = _score_json(service, _parse(ScoreRequest, await request.body()))
+        else:
+            raise HTTPException(415, f"expected {SAFETENSORS}, multipart/form-data or application/json, got {kind!r}")
+        return await in_time(request, work, settings.timeout)
 
     @app.post("/compute", response_model=ComputeResponse, responses=PROBLEMS, openapi_extra=COMPUTE_BODY)
     async def compute(request: Request) -> ComputeResponse:
@@ -99,8 +101,12 @@ def create_app(reward: DoverReward, settings: ServerSettings | None = None) -> F
         asked = _parse(ComputeRequest, await request.body())
         _check_count(len(asked.video), settings)
         names = [f"video {i}" for i in range(len(asked.video))]
-        read = lambda: [media.clip_from_frames(v, settings, name) for v, name in zip(asked.video, names, strict=True)]
-        rows = await unless_gone(request, service.score(await run_in_threadpool(read), asked.prompt))
+
+        async def work() -> list[Row]:
+            read = lambda i: media.clip_from_frames(asked.video[i], settings, names[i])
+            return await service.score(await _decoded(read, len(names)), asked.prompt)
+
+        rows = await in_time(request, work(), settings.timeout)
         for name, row in zip(names, rows, strict=True):
             if isinstance(row, Failure):
                 return ComputeResponse(error=f"{name}: {row.reason}")
@@ -125,6 +131,20 @@ def create_app(reward: DoverReward, settings: ServerSettings | None = None) -> F
     return app
 
 
+async def _score_tensors(service: ScoringService, body: bytes) -> ScoreResponse:
+    return await _answer(service, *await asyncio.to_thread(decode_clips, body))
+
+
+async def _score_files(service: ScoringService, files: Sequence[bytes], prompts: Sequence[str]) -> ScoreResponse:
+    def read(i: int) -> Tensor | Failure:
+        try:
+            return media.clip_from_bytes(files[i], service.decode, service.settings, f"video {i}")
+        except BadRequest as error:
+            return Failure(str(error))
+
+    return await _answer(service, await _decoded(read, len(files)), prompts)
+
+
 async def _score_json(service: ScoringService, asked: ScoreRequest) -> ScoreResponse:
     settings = service.settings
     _check_count(len(asked.requests), settings)
@@ -144,7 +164,7 @@ async def _score_json(service: ScoringService, asked: ScoreRequest) -> ScoreResp
         except BadRequest as error:
             return Failure(str(error))
 
-    clips = await run_in_threadpool(lambda: [read(i) for i in range(len(asked.requests))])
+    clips = await _decoded(read, len(asked.requests))
     answer = await _answer(service, clips, [item.history[-1].text for item in asked.requests])
     names = [item.required_rewards or [REWARD_NAME] for item in asked.requests]
     answer.errors = [
@@ -161,8 +181,16 @@ async def _answer(service: ScoringService, clips: Sequence[Tensor | Failure], pr
     return _response(service, await service.score(clips, prompts))
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, Answer]) -> Answer:
-    """What `work` gives; it is cancelled, and ClientDisconnect raised, where nobody waits for it any more."""
+async def _decoded(read: Callable[[int], Clip], count: int) -> list[Clip]:
+    """`read` of each place in turn, in a thread. Where this is cancelled, the one that has begun is the last."""
+    return [await asyncio.to_thread(read, i) for i in range(count)]
+
+
+async def in_time(request: Request, work: Coroutine[Any, Any, Answer], seconds: float) -> Answer:
+    """What `work` gives. It is cancelled where nobody waits for it any more, and at the end of its time.
+
+    Raises ClientDisconnect, and HTTPException 504.
+    """
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -170,10 +198,12 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, Answer]) -> An
 
     working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
+        await asyncio.wait({working, leaving}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        if leaving.done():
             raise ClientDisconnect
-        return working.result()
+        raise HTTPException(504, f"not scored within {seconds:g} seconds")
     finally:
         working.cancel()
         leaving.cancel()
@@ -191,8 +221,7 @@ def _response(service: ScoringService, rows: Sequence[Row]) -> ScoreResponse:
     return ScoreResponse(results=results, errors=errors, fingerprint=fingerprint)
 
 
-async def _read_form(request: Request, service: ScoringService) -> tuple[list[Tensor | Failure], list[str]]:
-    settings = service.settings
+async def _read_form(request: Request, settings: ServerSettings) -> tuple[list[bytes], list[str]]:
     async with request.form(max_files=settings.max_clips, max_fields=settings.max_clips) as form:
         files, prompts = form.getlist("videos"), form.getlist("prompts")
         if not files or not all(isinstance(file, UploadFile) for file in files):
@@ -200,15 +229,7 @@ async def _read_form(request: Request, service: ScoringService) -> tuple[list[Te
         if not all(isinstance(prompt, str) for prompt in prompts):
             raise BadRequest("expected texts in the field 'prompts', got a file")
         data = [await file.read() for file in files if isinstance(file, UploadFile)]
-
-    def read(i: int) -> Tensor | Failure:
-        try:
-            return media.clip_from_bytes(data[i], service.decode, settings, f"video {i}")
-        except BadRequest as error:
-            return Failure(str(error))
-
-    clips = await run_in_threadpool(lambda: [read(i) for i in range(len(data))])
-    return clips, [str(prompt) for prompt in prompts]
+    return data, [str(prompt) for prompt in prompts]
 
 
 def _parse(model: type[Any], body: bytes) -> Any:

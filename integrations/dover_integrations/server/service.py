@@ -1,4 +1,4 @@
-"""What stands between the routes and the reward: a bound on what waits, a limit on time, and counts."""
+"""What stands between the routes and the reward: a bound on what waits, and counts."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class ScoringService:
     async def score(self, clips: Sequence[Tensor | Failure], prompts: Sequence[str]) -> list[Row]:
         """The rows of the clips, in order, a Failure staying one; what has not begun when this is cancelled never does.
 
-        HTTPException 429 where there is no room, 504 where it takes too long.
+        HTTPException 429 where there is no room.
         """
         if len(clips) != len(prompts):
             raise BadRequest(f"expected {len(clips)} prompts, one a clip, got {len(prompts)}")
@@ -68,11 +68,7 @@ class ScoringService:
                 self.waiting -= 1
             else:
                 future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._one_less))
-        try:
-            found = await asyncio.wait_for(self._gather(futures), self.settings.timeout)
-        except asyncio.TimeoutError:
-            raise HTTPException(504, f"not scored within {self.settings.timeout:g} seconds") from None
-        scored: dict[int, Row] = dict(zip(good, found, strict=True))
+        scored: dict[int, Row] = dict(zip(good, await self._gather(futures), strict=True))
         rows = [scored.get(i, clip) for i, clip in enumerate(clips)]
         failed = sum(isinstance(row, Failure) for row in rows)
         self.clips.labels("scored").inc(len(rows) - failed)

@@ -17,7 +17,8 @@ class ServerSettings:
     max_body: bytes of one request. max_memory: bytes of all requests at work together.
     max_clips: clips of one request. max_frames: frames of one clip. max_pixels: pixels of one frame.
     queue_size: clips that wait or are scored at once; a request for which there is no room gets 429.
-    body_timeout: seconds in which a request's body must have arrived. timeout: seconds in which it must be scored.
+    body_timeout: seconds in which a request's body must have arrived. timeout: seconds in which it must then be
+    decoded and scored.
     """
 
     token: str | None = None

@@ -9,12 +9,14 @@ import threading
 import time
 
 import av
+import httpx
 import pytest
 import torch
 from av.stream import Disposition
 from dover_integrations.rewards import DoverReward, RewardError
-from dover_integrations.server import ServerSettings, create_app, run
+from dover_integrations.server import ServerSettings, create_app, media, run
 from dover_integrations.server.wire import SAFETENSORS, encode_clips
+from PIL import Image
 from safetensors.torch import save
 
 HEADERS = {"Content-Type": SAFETENSORS}
@@ -282,6 +284,68 @@ def test_what_is_not_scored_in_time_gets_504(serve, client, slow_model, videos, 
     with pytest.raises(RewardError, match=r"504: .*not scored within 0\.3 seconds"):
         client(server)(videos[:1], prompts[:1])
     go.set()
+
+
+@pytest.fixture(params=["form", "json", "frames"])
+def asking(request, mp4):
+    """Path and body of a request of two videos, in each form that the server has to decode."""
+    if request.param == "form":
+        return "/score", {"files": [("videos", mp4.read_bytes())] * 2, "data": {"prompts": ["a", "b"]}}
+    if request.param == "json":
+        turn = {"text": "a", "video_b64": base64.b64encode(mp4.read_bytes()).decode()}
+        return "/score", {"json": {"requests": [{"history": [turn]}] * 2}}
+    data = io.BytesIO()
+    Image.new("RGB", (48, 40)).save(data, "PNG")
+    frames = [base64.b64encode(data.getvalue()).decode()] * 4
+    return "/compute", {"json": {"prompt": ["a", "b"], "video": [frames] * 2}}
+
+
+@pytest.fixture
+def slow_decoding(monkeypatch):
+    """Decoding of each clip waits until told to go on; `begun` are the names of those that do."""
+    begun, go = [], threading.Event()
+
+    def slowed(decode):
+        def slow(*arguments):
+            begun.append(arguments[-1])
+            assert go.wait(20)
+            return decode(*arguments)
+
+        return slow
+
+    for name in ("clip_from_bytes", "clip_from_frames"):
+        monkeypatch.setattr(media, name, slowed(getattr(media, name)))
+    yield begun, go
+    go.set()
+
+
+def test_what_is_not_decoded_in_time_gets_504_and_the_rest_is_left(serve, still_serves, slow_decoding, asking):
+    begun, go = slow_decoding
+    path, body = asking
+    server = serve(timeout=0.3)
+    with server.http() as http:
+        answer = http.post(path, **body)
+    assert answer.status_code == 504
+    assert "not scored within 0.3 seconds" in answer.json()["detail"]
+    go.set()
+    still_serves(server)
+    assert len(begun) == 1
+
+
+def test_what_a_client_that_went_away_sent_is_not_decoded(serve, still_serves, slow_decoding, asking):
+    begun, go = slow_decoding
+    path, body = asking
+    server = serve()
+    with server.http() as http, pytest.raises(httpx.ReadTimeout):
+        http.post(path, **body, timeout=0.3)
+    with server.http() as http:
+        for _ in range(100):
+            if f'{{path="{path}",status="503"}} 1.0' in http.get("/metrics").text:
+                break
+            time.sleep(0.05)
+    go.set()
+    still_serves(server)
+    assert len(begun) == 1
 
 
 def test_an_error_in_the_model_is_a_500_and_no_more(serve, client, still_serves, reward, monkeypatch, videos, prompts):
