@@ -22,6 +22,7 @@ from dover_integrations.rewards.core import DoverReward
 from dover_integrations.rewards.engine import Failure
 from dover_integrations.server import media
 from dover_integrations.server.guard import Guard
+from dover_integrations.server.memory import Share
 from dover_integrations.server.schemas import (
     IDENTITY,
     ComputeRequest,
@@ -44,7 +45,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         400: "a body that cannot be read, or a clip beyond the limits",
         401: "no valid bearer token",
         408: "the body did not arrive in time",
-        413: "the body is too large",
+        413: "the body is too large, or what is decoded from it",
         415: "a content type that is not served",
         422: "JSON of another form",
         429: "the queue is full: try again",
@@ -84,13 +85,14 @@ def create_app(reward: DoverReward, settings: ServerSettings | None = None) -> F
     @app.post("/score", response_model=ScoreResponse, responses=PROBLEMS, openapi_extra=SCORE_BODY)
     async def score(request: Request) -> ScoreResponse:
         """Score clips: a safetensors body, video files in a form, or JSON as UniRL sends it."""
+        memory: Share = request.scope["memory"]
         kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
         if kind == SAFETENSORS:
             work = _score_tensors(service, await request.body())
         elif kind == "multipart/form-data":
-            work = _score_files(service, *await _read_form(request, settings))
+            work = _score_files(service, memory, *await _read_form(request, settings))
         elif kind == "application/json":
-            work = _score_json(service, _parse(ScoreRequest, await request.body()))
+            work = _score_json(service, memory, _parse(ScoreRequest, await request.body()))
         else:
             raise HTTPException(415, f"expected {SAFETENSORS}, multipart/form-data or application/json, got {kind!r}")
         return await in_time(request, work, settings.timeout)
@@ -100,11 +102,12 @@ def create_app(reward: DoverReward, settings: ServerSettings | None = None) -> F
         """Rewards as Flow-Factory's remote reward model asks for them; one clip that fails fails the request."""
         asked = _parse(ComputeRequest, await request.body())
         _check_count(len(asked.video), settings)
+        memory: Share = request.scope["memory"]
         names = [f"video {i}" for i in range(len(asked.video))]
 
         async def work() -> list[Row]:
-            read = lambda i: media.clip_from_frames(asked.video[i], settings, names[i])
-            return await service.score(await _decoded(read, len(names)), asked.prompt)
+            read = lambda i: media.clip_from_frames(asked.video[i], settings, memory.take, names[i])
+            return await service.score(await _decoded(memory, read, len(names)), asked.prompt)
 
         rows = await in_time(request, work(), settings.timeout)
         for name, row in zip(names, rows, strict=True):
@@ -135,18 +138,22 @@ async def _score_tensors(service: ScoringService, body: bytes) -> ScoreResponse:
     return await _answer(service, *await asyncio.to_thread(decode_clips, body))
 
 
-async def _score_files(service: ScoringService, files: Sequence[bytes], prompts: Sequence[str]) -> ScoreResponse:
+async def _score_files(
+    service: ScoringService, memory: Share, files: Sequence[bytes], prompts: Sequence[str]
+) -> ScoreResponse:
+    scorer = service.reward.scorer
+
     def read(i: int) -> Tensor | Failure:
         try:
-            return media.clip_from_bytes(files[i], service.decode, service.settings, f"video {i}")
+            return media.clip_from_bytes(files[i], scorer, service.settings, memory.take, f"video {i}")
         except BadRequest as error:
             return Failure(str(error))
 
-    return await _answer(service, await _decoded(read, len(files)), prompts)
+    return await _answer(service, await _decoded(memory, read, len(files)), prompts)
 
 
-async def _score_json(service: ScoringService, asked: ScoreRequest) -> ScoreResponse:
-    settings = service.settings
+async def _score_json(service: ScoringService, memory: Share, asked: ScoreRequest) -> ScoreResponse:
+    settings, scorer = service.settings, service.reward.scorer
     _check_count(len(asked.requests), settings)
 
     def read(i: int) -> Tensor | Failure:
@@ -158,13 +165,13 @@ async def _score_json(service: ScoringService, asked: ScoreRequest) -> ScoreResp
             return Failure("expected exactly one of video_b64 and video_path")
         try:
             if turn.video_b64 is not None:
-                return media.clip_from_base64(turn.video_b64, service.decode, settings, "video_b64")
+                return media.clip_from_base64(turn.video_b64, scorer, settings, memory.take, "video_b64")
             data = media.bytes_from_path(turn.video_path or "", settings)
-            return media.clip_from_bytes(data, service.decode, settings, "video_path")
+            return media.clip_from_bytes(data, scorer, settings, memory.take, "video_path")
         except BadRequest as error:
             return Failure(str(error))
 
-    clips = await _decoded(read, len(asked.requests))
+    clips = await _decoded(memory, read, len(asked.requests))
     answer = await _answer(service, clips, [item.history[-1].text for item in asked.requests])
     names = [item.required_rewards or [REWARD_NAME] for item in asked.requests]
     answer.errors = [
@@ -181,9 +188,14 @@ async def _answer(service: ScoringService, clips: Sequence[Tensor | Failure], pr
     return _response(service, await service.score(clips, prompts))
 
 
-async def _decoded(read: Callable[[int], Clip], count: int) -> list[Clip]:
+async def _decoded(memory: Share, read: Callable[[int], Clip], count: int) -> list[Clip]:
     """`read` of each place in turn, in a thread. Where this is cancelled, the one that has begun is the last."""
-    return [await asyncio.to_thread(read, i) for i in range(count)]
+
+    def held(i: int) -> Clip:
+        with memory:
+            return read(i)
+
+    return [await asyncio.to_thread(held, i) for i in range(count)]
 
 
 async def in_time(request: Request, work: Coroutine[Any, Any, Answer], seconds: float) -> Answer:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dover_integrations.server.memory import Budget, Share
 from dover_integrations.server.settings import ServerSettings
 
 OPEN_PATHS = ("/health",)
@@ -22,7 +23,7 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self.app = app
         self.settings = settings
-        self.bytes_at_work = 0
+        self.budget = Budget(settings.max_memory)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -37,14 +38,15 @@ class Guard:
             await _refuse(400, "expected a whole number as Content-Length")(scope, receive, send)
         elif size > self.settings.max_body:
             await _refuse(413, self._too_large(size))(scope, receive, send)
-        elif self.bytes_at_work + size > self.settings.max_memory:
-            await _refuse(429, "too many bytes at work: try again", {"Retry-After": "1"})(scope, receive, send)
         else:
-            self.bytes_at_work += size
-            try:
+            with Share(self.budget) as share:
+                try:
+                    share.take(size)
+                except HTTPException as error:
+                    await _refuse(error.status_code, error.detail, error.headers)(scope, receive, send)
+                    return
+                scope["memory"] = share  # for what the route decodes
                 await self.app(scope, self._limited(receive), send)
-            finally:
-                self.bytes_at_work -= size
 
     def _is_known(self, authorization: str) -> bool:
         if self.settings.token is None:
@@ -88,5 +90,5 @@ class Guard:
         return limited
 
 
-def _refuse(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+def _refuse(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     return JSONResponse({"detail": detail}, status, {"Connection": "close", **(headers or {})})

@@ -18,17 +18,19 @@ from av.stream import Disposition
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from dover_eval.scorer import VideoScorer
 from dover_integrations.server.settings import ServerSettings
 from dover_integrations.server.wire import BadRequest
 
-Decode = Callable[[Path], Tensor]
+# Called with the bytes that frames will hold, before they are decoded; raises where there is no room for them.
+Take = Callable[[int], None]
 
 # By their first bytes. FFmpeg also reads playlists, which name further files and addresses: none of those come in.
 CONTAINERS = {"mp4 or mov": (4, b"ftyp"), "webm or mkv": (0, b"\x1a\x45\xdf\xa3"), "avi": (8, b"AVI ")}
 
 
-def clip_from_bytes(data: bytes, decode: Decode, settings: ServerSettings, name: str) -> Tensor:
-    """A video file's bytes as uint8 (T,3,H,W), the frames that `decode` samples.
+def clip_from_bytes(data: bytes, scorer: VideoScorer, settings: ServerSettings, take: Take, name: str) -> Tensor:
+    """A video file's bytes as uint8 (T,3,H,W), the frames that `scorer` samples.
 
     Raises BadRequest for what is no video or too large.
     """
@@ -38,8 +40,8 @@ def clip_from_bytes(data: bytes, decode: Decode, settings: ServerSettings, name:
         path = Path(folder) / "video"
         path.write_bytes(data)
         try:
-            _check_size(path, settings, name)
-            frames = decode(path)
+            take(scorer.config.num_frames * 3 * _pixels(path, settings, name))
+            frames = scorer.decode(path)
         # ValueError also for names in the file that are not UTF-8, RuntimeError for frames of several sizes.
         except (ValueError, av.error.FFmpegError, RuntimeError) as error:
             reason = str(error).replace(str(path), name)
@@ -48,30 +50,33 @@ def clip_from_bytes(data: bytes, decode: Decode, settings: ServerSettings, name:
     return frames
 
 
-def clip_from_base64(text: str, decode: Decode, settings: ServerSettings, name: str) -> Tensor:
+def clip_from_base64(text: str, scorer: VideoScorer, settings: ServerSettings, take: Take, name: str) -> Tensor:
     """`clip_from_bytes` of a base64 text."""
-    return clip_from_bytes(_base64(text, name), decode, settings, name)
+    return clip_from_bytes(_base64(text, name), scorer, settings, take, name)
 
 
-def clip_from_frames(frames: Sequence[str], settings: ServerSettings, name: str) -> Tensor:
+def clip_from_frames(frames: Sequence[str], settings: ServerSettings, take: Take, name: str) -> Tensor:
     """Base64 PNG or JPEG frames of one size as uint8 (T,3,H,W)."""
     if not 0 < len(frames) <= settings.max_frames:
         raise BadRequest(f"{name}: expected 1 to {settings.max_frames} frames, got {len(frames)}")
-    pixels: list[Tensor] = []
+    clip = torch.empty(0)
     for i, text in enumerate(frames):
         try:
             with Image.open(io.BytesIO(_base64(text, name)), formats=["PNG", "JPEG"]) as image:
+                size = (image.height, image.width)
                 if image.width * image.height > settings.max_pixels:
                     raise BadRequest(f"{name}: expected at most {settings.max_pixels} pixels, got {image.size}")
-                array = np.array(image.convert("RGB"))
+                if i == 0:
+                    take(len(frames) * 3 * image.width * image.height)
+                    clip = torch.empty(len(frames), 3, *size, dtype=torch.uint8)
+                if size != tuple(clip.shape[2:]):
+                    raise BadRequest(f"{name}: expected frames of one size, got {size} and {tuple(clip.shape[2:])}")
+                clip[i] = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             if isinstance(error, BadRequest):
                 raise
             raise BadRequest(f"{name}: frame {i} is no PNG or JPEG image: {error}") from error
-        if pixels and array.shape[:2] != tuple(pixels[0].shape[1:]):
-            raise BadRequest(f"{name}: expected frames of one size, got {array.shape[:2]} and {pixels[0].shape[1:]}")
-        pixels.append(torch.from_numpy(array).permute(2, 0, 1))
-    return torch.stack(pixels)
+    return clip
 
 
 def bytes_from_path(text: str, settings: ServerSettings) -> bytes:
@@ -121,8 +126,8 @@ def check_clip_size(clip: Tensor, settings: ServerSettings, name: str) -> None:
         raise BadRequest(f"{name}: expected at most {settings.max_pixels} pixels a frame, got {width}x{height}")
 
 
-def _check_size(path: Path, settings: ServerSettings, name: str) -> None:
-    """What the file's header and its packets say, before any frame is decoded."""
+def _pixels(path: Path, settings: ServerSettings, name: str) -> int:
+    """Of one frame, by the file's header; raises BadRequest where that or the packets are beyond the limits."""
     with av.open(str(path)) as container:
         # The cover of a song is a video stream to FFmpeg; the first other one is decoded.
         videos = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
@@ -136,6 +141,8 @@ def _check_size(path: Path, settings: ServerSettings, name: str) -> None:
             frames = sum(packet.size > 0 for packet in container.demux(stream))
             if frames > settings.max_frames:
                 raise BadRequest(f"{name}: expected at most {settings.max_frames} frames, got {frames}")
+            return width * height
+    return 0  # no video, which the decoder says
 
 
 def _base64(text: str, name: str) -> bytes:

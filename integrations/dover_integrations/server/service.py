@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from pathlib import Path
 
 from fastapi import HTTPException
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -36,10 +35,6 @@ class ScoringService:
         Gauge("dover_waiting_clips", "clips that wait or are being scored", registry=self.registry).set_function(
             lambda: self.waiting
         )
-
-    def decode(self, path: Path) -> Tensor:
-        """The frames of a file that the model samples."""
-        return self.reward.scorer.decode(path)
 
     async def score(self, clips: Sequence[Tensor | Failure], prompts: Sequence[str]) -> list[Row]:
         """The rows of the clips, in order, a Failure staying one; what has not begun when this is cancelled never does.

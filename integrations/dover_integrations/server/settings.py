@@ -14,7 +14,8 @@ class ServerSettings:
 
     token: a bearer token that every request but /health must carry; None asks for none.
     video_root: a folder; a request may name files under it as `video_path`. None refuses all server-side paths.
-    max_body: bytes of one request. max_memory: bytes of all requests at work together.
+    max_body: bytes of one request. max_memory: bytes of all requests at work together, their bodies and
+    the frames decoded from them.
     max_clips: clips of one request. max_frames: frames of one clip. max_pixels: pixels of one frame.
     queue_size: clips that wait or are scored at once; a request for which there is no room gets 429.
     body_timeout: seconds in which a request's body must have arrived. timeout: seconds in which it must then be

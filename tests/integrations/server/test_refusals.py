@@ -348,6 +348,61 @@ def test_what_a_client_that_went_away_sent_is_not_decoded(serve, still_serves, s
     assert len(begun) == 1
 
 
+KEPT = 2 * 4 * 40 * 48 * 3  # bytes of the frames that the model samples from the two clips of `asking`
+
+
+def body_size(http, path, body):
+    return int(http.build_request("POST", path, **body).headers["content-length"])
+
+
+def test_frames_count_as_bytes_at_work_before_they_are_decoded(serve, monkeypatch, reward, asking):
+    path, body = asking
+    with serve().http() as http:
+        memory = body_size(http, path, body) + KEPT
+    with serve(max_body=memory, max_memory=memory).http() as http:
+        assert [http.post(path, **body).status_code for _ in range(3)] == [200] * 3
+    with serve(max_body=memory - 1, max_memory=memory - 1).http() as http:
+        answer = http.post(path, **body)
+    assert answer.status_code == 413
+    assert f"frames of at most {memory - 1} bytes, got {memory}" in answer.json()["detail"]
+    decode = lambda *_: pytest.fail("decoded")
+    monkeypatch.setattr(reward.scorer, "decode", decode)
+    monkeypatch.setattr(Image.Image, "convert", decode)
+    with serve(max_body=20_000, max_memory=20_000).http() as http:
+        assert http.post(path, **body).status_code == 413
+
+
+def test_frames_for_which_others_leave_no_room_may_come_again(serve, asking):
+    path, body = asking
+    with serve().http() as http:
+        memory = body_size(http, path, body) + KEPT
+    server = serve(max_body=memory, max_memory=memory)
+    with server.connect() as held, server.http() as http:
+        head = f"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: {SAFETENSORS}\r\nContent-Length: 1\r\n\r\n"
+        held.sendall(head.encode())
+        time.sleep(0.3)
+        answer = http.post(path, **body)
+    assert answer.status_code == 429
+    assert "too many bytes at work" in answer.json()["detail"]
+    assert answer.headers["retry-after"] == "1"
+
+
+def test_what_is_decoded_for_nobody_any_more_is_still_at_work(serve, slow_decoding, asking):
+    begun, go = slow_decoding
+    path, body = asking
+    with serve().http() as http:
+        size = body_size(http, path, body)
+    with serve(max_body=size, max_memory=size, timeout=0.3).http() as http:
+        assert http.post(path, **body).status_code == 504
+        assert http.post(path, **body).status_code == 429
+        go.set()
+        for _ in range(100):
+            if http.post(path, **body).status_code != 429:
+                break
+            time.sleep(0.05)
+    assert len(begun) == 2
+
+
 def test_an_error_in_the_model_is_a_500_and_no_more(serve, client, still_serves, reward, monkeypatch, videos, prompts):
     server = serve()
     score_prepared = reward.scorer.score_prepared
