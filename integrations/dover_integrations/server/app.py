@@ -45,7 +45,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         400: "a body that cannot be read, or a clip beyond the limits",
         401: "no valid bearer token",
         408: "the body did not arrive in time",
-        413: "the body is too large, or what is decoded from it",
+        413: "the request is too large by itself: its body, the frames decoded from it, or its clips for the queue",
         415: "a content type that is not served",
         422: "JSON of another form",
         429: "the queue is full: try again",
@@ -101,7 +101,7 @@ def create_app(reward: DoverReward, settings: ServerSettings | None = None) -> F
     async def compute(request: Request) -> ComputeResponse:
         """Rewards as Flow-Factory's remote reward model asks for them; one clip that fails fails the request."""
         asked = _parse(ComputeRequest, await request.body())
-        _check_count(len(asked.video), settings)
+        service.check_count(len(asked.video))
         memory: Share = request.scope["memory"]
         names = [f"video {i}" for i in range(len(asked.video))]
 
@@ -141,6 +141,7 @@ async def _score_tensors(service: ScoringService, body: bytes) -> ScoreResponse:
 async def _score_files(
     service: ScoringService, memory: Share, files: Sequence[bytes], prompts: Sequence[str]
 ) -> ScoreResponse:
+    service.check_count(len(files))
     scorer = service.reward.scorer
 
     def read(i: int) -> Tensor | Failure:
@@ -154,7 +155,7 @@ async def _score_files(
 
 async def _score_json(service: ScoringService, memory: Share, asked: ScoreRequest) -> ScoreResponse:
     settings, scorer = service.settings, service.reward.scorer
-    _check_count(len(asked.requests), settings)
+    service.check_count(len(asked.requests))
 
     def read(i: int) -> Tensor | Failure:
         item, turn = asked.requests[i], asked.requests[i].history[-1]
@@ -251,12 +252,6 @@ def _parse(model: type[Any], body: bytes) -> Any:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "body"
         raise HTTPException(422, f"{place}: {first['msg']}") from None
-
-
-def _check_count(count: int, settings: ServerSettings) -> None:
-    """Before anything is decoded."""
-    if count > settings.max_clips:
-        raise BadRequest(f"expected at most {settings.max_clips} clips, got {count}")
 
 
 def _add_problem_handlers(app: FastAPI) -> None:

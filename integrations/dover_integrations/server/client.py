@@ -24,10 +24,15 @@ from dover_integrations.rewards.engine import Failure, Item, RewardError
 from dover_integrations.server.wire import REWARD_NAME, SAFETENSORS, encode_clips
 
 RETRIED = (429, 502, 503, 504)
-# Of one request: below the server's own limits, and small enough to be sent again.
+TOO_LARGE = 413
+# Of one request: mostly below the server's own limits, and small enough to be sent again.
 CLIPS_PER_REQUEST = 16
 BYTES_PER_REQUEST = 64 * 2**20
 REQUESTS_AT_ONCE = 4
+
+
+class _TooLarge(RewardError):
+    """A request that the server takes in no case; one of fewer clips it may."""
 
 
 class DoverRewardClient(DoverReward):
@@ -127,11 +132,17 @@ class DoverRewardClient(DoverReward):
         prompts = [item.prompt for item in items]
         paths = [item.clip for item in items if isinstance(item.clip, Path)]
         if paths:
-            answer = self._send(lambda http: _post_files(http, paths, prompts))
+            request = lambda http: _post_files(http, paths, prompts)
         else:
             body = encode_clips([_as_bytes(item) for item in items], prompts)
-            answer = self._send(lambda http: http.post("/score", content=body, headers={"Content-Type": SAFETENSORS}))
-        return _rows(answer, len(items))
+            request = lambda http: http.post("/score", content=body, headers={"Content-Type": SAFETENSORS})
+        try:
+            return _rows(self._send(request), len(items))
+        except _TooLarge:
+            half = len(items) // 2
+            if not half:
+                raise
+            return self._ask(items[:half]) + self._ask(items[half:])
 
     def _send(self, request: Callable[[httpx.Client], httpx.Response]) -> dict[str, Any]:
         problem = ""
@@ -145,6 +156,8 @@ class DoverRewardClient(DoverReward):
                 if response.status_code == 200:
                     return _json(response)
                 problem = f"{response.status_code}: {response.text[:500]}"
+                if response.status_code == TOO_LARGE:
+                    raise _TooLarge(f"no rewards from {self.url}: {problem}")
                 if response.status_code not in RETRIED:
                     break
                 wait = max(wait, _seconds(response.headers.get("retry-after", "")))

@@ -36,15 +36,21 @@ class ScoringService:
             lambda: self.waiting
         )
 
+    def check_count(self, count: int) -> None:
+        """Raises BadRequest for more clips than one request may hold, HTTPException 413 for more than the queue may."""
+        if count > self.settings.max_clips:
+            raise BadRequest(f"expected at most {self.settings.max_clips} clips, got {count}")
+        if count > self.settings.queue_size:
+            raise HTTPException(413, f"expected at most {self.settings.queue_size} clips, the whole queue, got {count}")
+
     async def score(self, clips: Sequence[Tensor | Failure], prompts: Sequence[str]) -> list[Row]:
         """The rows of the clips, in order, a Failure staying one; what has not begun when this is cancelled never does.
 
         HTTPException 429 where there is no room.
         """
+        self.check_count(len(clips))
         if len(clips) != len(prompts):
             raise BadRequest(f"expected {len(clips)} prompts, one a clip, got {len(prompts)}")
-        if len(clips) > self.settings.max_clips:
-            raise BadRequest(f"expected at most {self.settings.max_clips} clips, got {len(clips)}")
         good = {i: clip for i, clip in enumerate(clips) if isinstance(clip, Tensor)}
         for i, clip in good.items():
             media.check_clip_size(clip, self.settings, f"video {i}")

@@ -250,6 +250,18 @@ def test_a_full_queue_answers_429_and_the_client_comes_again(serve, client, slow
     torch.testing.assert_close(torch.cat([results["first"], results["second"]]), reward(videos[:3], prompts[:3]))
 
 
+def test_more_clips_than_the_queue_holds_are_refused_for_good(serve, slow_decoding, asking, videos):
+    begun, _ = slow_decoding
+    path, body = asking
+    server = serve(queue_size=1)
+    tensors = {"content": encode_clips(list(videos[:2]), ["a", "b"]), "headers": HEADERS}
+    with server.http() as http:
+        for answer in (http.post(path, **body), http.post("/score", **tensors)):
+            assert answer.status_code == 413
+            assert "expected at most 1 clips, the whole queue, got 2" in answer.json()["detail"]
+    assert not begun
+
+
 def test_bytes_at_work_are_bounded_too(serve, client, videos, prompts):
     server = serve(max_body=60_000, max_memory=100_000)
     with server.connect() as held:

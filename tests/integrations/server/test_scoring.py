@@ -87,6 +87,14 @@ def test_requests_are_small_in_bytes_too(serve, client, reward, videos, prompts,
     assert found.isfinite().all()
 
 
+def test_a_request_that_is_too_large_for_the_server_goes_in_halves(serve, client, reward, videos, prompts, mp4):
+    server = serve(queue_size=2)
+    torch.testing.assert_close(client(server)(videos[:5], prompts[:5]), reward(videos[:5], prompts[:5]))
+    torch.testing.assert_close(client(server)([mp4] * 5, prompts[:5]), reward([mp4] * 5, prompts[:5]))
+    with pytest.raises(RewardError, match=r"413: .*at most 20000 bytes"):
+        client(serve(max_body=20_000))(videos[:2], prompts[:2])
+
+
 def ask_in_child(client, video, prompt, answers):
     answers.put((prompt, [client(video, prompt).item() for _ in range(5)]))
 
