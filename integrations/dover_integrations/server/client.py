@@ -29,6 +29,7 @@ TOO_LARGE = 413
 CLIPS_PER_REQUEST = 16
 BYTES_PER_REQUEST = 64 * 2**20
 REQUESTS_AT_ONCE = 4
+MOST = torch.finfo(torch.float32).max
 
 
 class _TooLarge(RewardError):
@@ -150,6 +151,8 @@ class DoverRewardClient(DoverReward):
             wait = 0.5 * 2**attempt * random.uniform(0.8, 1.2)
             try:
                 response = request(self._client())
+            except httpx.DecodingError as error:
+                raise RewardError(f"expected an answer that can be read from {self.url}, got {error}") from error
             except httpx.TransportError as error:
                 problem = f"{type(error).__name__}: {error}"
             else:
@@ -236,7 +239,7 @@ def _post_files(http: httpx.Client, paths: Sequence[Path], prompts: list[str]) -
 def _json(response: httpx.Response) -> dict[str, Any]:
     try:
         answer = response.json()
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RewardError(f"expected JSON from {response.url}, got {response.text[:80]!r}") from error
     if not isinstance(answer, dict):
         raise RewardError(f"expected a JSON object from {response.url}, got {response.text[:80]!r}")
@@ -249,8 +252,18 @@ def _rows(answer: dict[str, Any], count: int) -> list[Tensor | Failure]:
         raise RewardError(f"expected {count} results and errors, got {str(answer)[:200]}")
     rows: list[Tensor | Failure] = []
     for result, error in zip(results, errors, strict=True):
+        if not isinstance(result, dict) or not isinstance(error, dict):
+            raise RewardError(f"expected objects as result and error, got {str(result)[:100]} and {str(error)[:100]}")
         if REWARD_NAME in result:
-            rows.append(torch.tensor([result[REWARD_NAME][name] for name in SCORE_NAMES]))
+            rows.append(_row(result[REWARD_NAME]))
         else:
             rows.append(Failure(error.get(REWARD_NAME, "the server gave neither scores nor a reason")))
     return rows
+
+
+def _row(found: Any) -> Tensor:
+    scores: list[Any] = [found.get(name) for name in SCORE_NAMES] if isinstance(found, dict) else []
+    # JSON as Python reads it has NaN, and whole numbers of any length.
+    if not scores or not all(type(score) in (int, float) and abs(score) <= MOST for score in scores):
+        raise RewardError(f"expected a finite number for each of {SCORE_NAMES}, got {str(found)[:200]}")
+    return torch.tensor(scores, dtype=torch.float32)
