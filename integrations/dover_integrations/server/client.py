@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -68,6 +69,8 @@ class DoverRewardClient(DoverReward):
         super().__init__(
             weights=weights, layout=layout, value_range=value_range, mean=mean, std=std, nan_policy=nan_policy
         )
+        if not re.match(r"https?://[^/]", url, re.IGNORECASE):
+            raise ValueError(f'expected a URL such as "http://127.0.0.1:8000", got "{url}"')
         self.url = url.rstrip("/")
         self.retries = retries
         if token is not None and not (token.isascii() and token.strip()):

@@ -131,6 +131,12 @@ def test_a_client_is_picklable_and_has_no_gradients(serve, client, reward, video
         remote.differentiable(videos, prompts)
 
 
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "localhost", "ftp://localhost", "unix:///tmp/x", "http://", ""])
+def test_a_url_of_another_form_is_refused_at_once(client, url):
+    with pytest.raises(ValueError, match="expected a URL such as"):
+        client(url)
+
+
 def test_one_tensor_of_videos_is_a_body_too(serve, reward, videos, prompts):
     body = save({"videos": videos}, metadata={"prompts": '["' + '", "'.join(prompts) + '"]'})
     with serve().http() as http:
