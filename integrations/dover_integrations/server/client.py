@@ -47,7 +47,7 @@ class DoverRewardClient(DoverReward):
         url: such as "http://127.0.0.1:8000".
         weights, layout, value_range, mean, std, nan_policy: as in `DoverReward`.
         token: the server's bearer token.
-        timeout: seconds that one answer may take.
+        timeout: seconds that one answer may take; one that takes longer is not asked for again.
         retries: how often a request is sent again after a broken connection or an answer of 429, 502, 503 or 504,
             after 0.5, 1, 2, 4, ... seconds or what the server asks for. Scoring again changes nothing.
     """
@@ -158,6 +158,8 @@ class DoverRewardClient(DoverReward):
                 raise RewardError(f"expected an answer that can be read from {self.url}, got {error}") from error
             except httpx.TransportError as error:
                 problem = f"{type(error).__name__}: {error}"
+                if isinstance(error, httpx.ReadTimeout):  # the server may be at it still, and would begin once more
+                    break
             else:
                 if response.status_code == 200:
                     return _json(response)

@@ -81,3 +81,12 @@ def test_an_answer_that_is_no_gzip_as_it_says_is_an_error(stub, client, videos, 
     with pytest.raises(RewardError, match=r"expected an answer that can be read from .*incorrect header check"):
         client(server, retries=5)(videos[:1], prompts[:1])
     assert server.asked == 1
+
+
+def test_an_answer_that_takes_too_long_is_not_asked_for_again(stub, client, videos, prompts):
+    late = threading.Event()
+    server = stub(answer(SCORES), wait=late)
+    with pytest.raises(RewardError, match="ReadTimeout"):
+        client(server, timeout=0.2, retries=5)(videos[:1], prompts[:1])
+    late.set()
+    assert server.asked == 1
