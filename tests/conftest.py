@@ -84,10 +84,12 @@ def write_video(tmp_path: Path) -> WriteVideo:
         times: list[int] | None = None,
         codec: str = "libx264",
         options: dict[str, str] | None = None,
+        metadata: dict[str, str] | None = None,
     ) -> Path:
         path = tmp_path / name
         options = options or ({"crf": "4", "preset": "ultrafast"} if codec == "libx264" else {})
         with av.open(str(path), "w") as container:
+            container.metadata.update(metadata or {})
             stream = container.add_stream(codec, rate=1000 if times else rate, options=options)
             stream.height, stream.width = frames.shape[1:3]
             stream.time_base = Fraction(1, 1000 if times else rate)

@@ -143,7 +143,7 @@ def _open_video(container: av.container.InputContainer, path: Path) -> av.VideoS
 
 def _frame_times(path: Path) -> tuple[list[float], float]:
     """When each frame appears, in order, and when the last one ends, from the packets alone, without decoding."""
-    with av.open(str(path)) as container:
+    with av.open(str(path), metadata_errors="replace") as container:
         stream = _open_video(container, path)
         promised = stream.frames
         unit = stream.time_base
@@ -201,7 +201,7 @@ def _frame_times_by_decoding(path: Path) -> tuple[list[float], float]:
 
 
 def _dated_frames(path: Path) -> Iterator[tuple[av.VideoFrame, float]]:
-    with av.open(str(path)) as container:
+    with av.open(str(path), metadata_errors="replace") as container:
         stream = _open_video(container, path)
         rate = float(stream.average_rate or stream.guessed_rate or 25)
         places = _frame_times(path)[0] if _is_avi(container) else []

@@ -90,6 +90,15 @@ def test_a_raw_stream_without_timestamps(write_video, tmp_path):
     assert levels_of(decode_clip(source, 4)) == [40, 80, 120, 160]
 
 
+def test_a_title_that_is_not_utf8_does_no_harm(write_video, moving_frames):
+    """Old cameras and editors write Latin-1."""
+    path = write_video(moving_frames, metadata={"title": "CAFETERIA"})
+    data = path.read_bytes()
+    assert data.count(b"CAFETERIA") == 1
+    path.write_bytes(data.replace(b"CAFETERIA", b"CAF\xe9TERIA"))
+    assert len(decode_clip(path, 4).frames) == 4
+
+
 @pytest.mark.parametrize("quarter_turns", [0, 1, 2, 3])
 def test_rotation_metadata_are_obeyed(write_video, quarter_turns):
     """A phone held sideways: the matrix of the track's header turns the picture clockwise."""
