@@ -23,8 +23,8 @@ REPOSITORY = Path(__file__).parents[2]
 # (prompt, A, B), of two contents, and the share of the votes for A.
 PAIRS = (
     (HEART, "heart_clean.mp4", "heart_blurred.mp4", 0.9),
-    (HEART, "heart_flickering.mp4", "heart_clean.mp4", 0.25),
-    (STAR, "star_clean.mp4", "star_noisy.mp4", 0.5),
+    (HEART, "heart_flickering.mp4", "heart_clean.mp4", 0.5),
+    (STAR, "star_noisy.mp4", "star_clean.mp4", 0.25),
 )
 
 
@@ -144,7 +144,7 @@ def test_rapidata_and_datapoint_become_pairs_with_shares(tmp_path):
         "share": "0.9",
         "content": HEART,
     }
-    assert [row["label"] for row in table if row["aspect"] == "Temporal"] == ["A", "B", "tie"]
+    assert [row["label"] for row in table if row["aspect"] == "Temporal"] == ["A", "tie", "B"]
     table = rows(work / "datapoint" / "pairs.csv")
     assert {row["aspect"] for row in table} == {"Temporal", "Aesthetic", "Alignment"}
     clips = {row["video_a"] for row in table} | {row["video_b"] for row in table}
@@ -170,7 +170,7 @@ def test_mj_bench_video_becomes_pairs(tmp_path):
     table = rows(prepared(tmp_path, "mj_bench_video") / "mj_bench_video" / "pairs.csv")
     assert len(table) == 11  # four verdicts of three pairs, less one that was hard to judge, and nothing discarded
     labels = {aspect: [row["label"] for row in table if row["aspect"] == aspect] for aspect in ("Overall", "Temporal")}
-    assert labels == {"Overall": ["A", "B", "tie"], "Temporal": ["tie", "tie", "tie"]}
+    assert labels == {"Overall": ["A", "tie", "B"], "Temporal": ["tie", "tie", "tie"]}
     assert {row["share"] for row in table} == {""}
 
 
