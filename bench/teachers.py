@@ -69,7 +69,7 @@ def judge(clip: Path) -> dict[str, dict[str, Any]]:
                 write(distort(frames, defect, strength, np.random.default_rng(0)), place / "spoiled.mp4")
                 for name, teacher in teachers.items():
                     (value,) = teacher(str(place / "spoiled.mp4"), "").values()
-                    verdicts[name].append(round(value, 4))
+                    verdicts[name].append(round(float(value), 4))
             for name, values in verdicts.items():
                 correlation = spearmanr(values, [-strength for strength in STRENGTHS]).statistic
                 found.setdefault(name, {})[defect] = {"verdicts": values, "correlation": round(float(correlation), 2)}
