@@ -21,9 +21,14 @@ def checkpoint(model, tmp_path_factory):
     return folder
 
 
+def make(model, **settings):
+    """Clips as floats in 0-1, unless the settings say otherwise."""
+    return DoverReward(model, **({"layout": "BTCHW", "value_range": (0, 1), "device": "cpu"} | settings))
+
+
 @pytest.fixture
 def reward(model):
-    return DoverReward(model, layout="BTCHW", value_range=(0, 1), device="cpu")
+    return make(model)
 
 
 @pytest.fixture(scope="session")

@@ -126,3 +126,15 @@ def mp4(tmp_path_factory, videos):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame.permute(1, 2, 0).numpy(), format="rgb24")))
         container.mux(stream.encode())
     return path
+
+
+@pytest.fixture
+def still_serves(client, videos, prompts):
+    """A good request after the bad one is answered, and nothing is left waiting."""
+
+    def check(server):
+        assert client(server)(videos[:2], prompts[:2]).isfinite().all()
+        with server.http() as http:
+            assert http.get("/health").json()["waiting"] == 0
+
+    return check
