@@ -65,6 +65,29 @@ class Shared:
         return self.content.copy()
 
 
+class AsyncCopy:
+    """Copies to shared memory, which arrive when they are waited for and not before."""
+
+    asked: list[tuple[Shared, Block]] = []
+    groups: list[list[tuple[Shared, Block]]] = []
+
+    @classmethod
+    def async_copy_global_to_shared(cls, shared: Shared, pointer: Pointer, mask: Any) -> None:
+        shared.content = None
+        cls.asked.append((shared, load(pointer, mask)))
+
+    @classmethod
+    def commit_group(cls) -> None:
+        cls.groups.append(cls.asked)
+        cls.asked = []
+
+    @classmethod
+    def wait_group(cls, outstanding: int) -> None:
+        while len(cls.groups) > outstanding:
+            for shared, content in cls.groups.pop(0):
+                shared.store(content)
+
+
 def mma_v2(a: Block, b: Block, accumulator: Block) -> Block:
     return accumulator + a.astype(np.float32) @ b.astype(np.float32)
 
@@ -109,7 +132,10 @@ def _no_layout(*_arguments: Any) -> None:
 
 GL = SimpleNamespace(
     **dict.fromkeys(
-        ("NVMMADistributedLayout", "DotOperandLayout", "SliceLayout", "DistributedLinearLayout", "SharedLinearLayout"),
+        (
+            "NVMMADistributedLayout", "DotOperandLayout", "SliceLayout", "DistributedLinearLayout",
+            "SharedLinearLayout", "SwizzledSharedLayout",
+        ),
         _no_layout,
     ),
     constexpr=None, float32=np.float32, int32=np.int32, int64=np.int64, uint16=np.uint16,
@@ -130,6 +156,6 @@ def on_numpy(module: ModuleType) -> SimpleNamespace:
     lines = Path(str(module.__file__)).read_text().splitlines()
     source = "\n".join("" if line.startswith("from triton") else line for line in lines)
     shim = SimpleNamespace(jit=jit, constexpr_function=lambda function: function)
-    namespace: dict[str, Any] = {"gluon": shim, "gl": GL, "mma_v2": mma_v2, "__name__": module.__name__}
+    namespace: dict[str, Any] = {"gluon": shim, "gl": GL, "mma_v2": mma_v2, "async_copy": AsyncCopy, "__name__": module.__name__}
     exec(compile(source, module.__file__, "exec"), namespace)
     return SimpleNamespace(**{name: value for name, value in namespace.items() if isinstance(value, Kernel)})

@@ -71,6 +71,9 @@ SHAPES = {
     "one_position": ((1, 8, 1, 1, 1), 1, 7, 1),
     "32_channels_a_program": ((1, 32, 2, 5, 9), 1, 7, 1),
     "16_channels_a_program": ((1, 16, 2, 5, 9), 3, 7, 1),
+    "one_tap_in_time_of_a_kernel_of_5": ((1, 8, 2, 14, 9), 1, 5, 1),
+    "one_tap_in_time_of_a_kernel_of_3": ((1, 8, 2, 11, 9), 1, 3, 1),
+    "one_tap_in_time_and_frames_cut_into_rows": ((1, 8, 1, 29, 9), 1, 7, 64),
 }
 
 
@@ -93,18 +96,19 @@ def test_convolution_and_its_gradients_agree_with_fp64(name, on_cpu):
     assert error(got, want) < 1e-5
 
 
-@pytest.mark.parametrize(("H", "steps"), [(7, 7), (14, 14), (20, 21), (1, 7)])
-def test_a_whole_frame_is_multiplied_row_by_row_and_nothing_beyond_it(H, steps, on_cpu, monkeypatch):
+@pytest.mark.parametrize(("H", "steps", "gradient_steps"), [(7, 8, 7), (14, 16, 14), (20, 20, 21), (1, 4, 7)])
+def test_a_whole_frame_is_multiplied_row_by_row_and_nothing_beyond_it(H, steps, gradient_steps, on_cpu, monkeypatch):
     products = []
     add = gluon_on_numpy.mma_v2
     monkeypatch.setattr(gluon_on_numpy, "mma_v2", lambda *operands: products.append(operands) or add(*operands))
     monkeypatch.setattr(tensor_cores, "kernels", gluon_on_numpy.on_numpy(tensor_core_kernels))
     x, weight, bias = draw(1, 8, 2 * STRIPS, H, 8), torch.randn(8, 1, 1, 7, 7), torch.randn(8)
     tensor_cores.convolve(x, weight, bias, torch.empty_like(x), multiprocessors=1)
-    assert len(products) == 2 * 7 * steps
+    late = 3 * 3  # the last rows of x, and the first half of the kernel
+    assert len(products) == 2 * (7 * steps + late)
     products.clear()
     tensor_cores.weight_gradient(x, x, 1, 7)
-    assert len(products) == 2 * 7 * steps
+    assert len(products) == 2 * 7 * gradient_steps
 
 
 def test_a_clip_gets_the_same_bits_in_any_batch_and_in_any_configuration(on_cpu):
@@ -183,15 +187,15 @@ def test_every_layer_has_configurations_that_fit(C, k_t, K, multiprocessors, sha
     for config in configs:
         assert C % config.BC == 0
         assert config.BC % config.num_warps == 0, "a warp owns whole channels"
-        assert config.shared_bytes(K) <= shared
+        assert config.shared_bytes(k_t, K) <= shared
     for shape in ((1, C, 64, 160, 160), (1, C, 32, 7, 7), (2, C, 1, 1, 1)):
-        assert tensor_cores.choose(configs, torch.Size(shape), K, multiprocessors) in configs
+        assert tensor_cores.choose(configs, torch.Size(shape), k_t, K, multiprocessors) in configs
 
 
 def test_few_frames_are_spread_over_more_programs_than_many():
     configs = tensor_cores.candidates(768, 1, 7, H100[1])
-    many = tensor_cores.choose(configs, torch.Size((1, 768, 64, 160, 160)), 7, H100[0])
-    few = tensor_cores.choose(configs, torch.Size((1, 768, 32, 7, 7)), 7, H100[0])
+    many = tensor_cores.choose(configs, torch.Size((1, 768, 64, 160, 160)), 1, 7, H100[0])
+    few = tensor_cores.choose(configs, torch.Size((1, 768, 32, 7, 7)), 1, 7, H100[0])
     assert many == CONVOLUTION[1][0]
     assert few.BC < many.BC
 
@@ -199,7 +203,7 @@ def test_few_frames_are_spread_over_more_programs_than_many():
 @pytest.mark.parametrize("shape", [(1, 96, 64, 160, 160), (1, 96, 32, 56, 56), (3, 96, 5, 13, 9), (1, 96, 1, 1, 1)])
 def test_programs_take_every_strip(shape):
     config = CONVOLUTION[1][0]
-    cut = tensor_cores.cut(config, torch.Size(shape), 7, H100[0])
+    cut = tensor_cores.cut(config, torch.Size(shape), 1, 7, H100[0])
     assert cut.rows * cut.height >= shape[3]
     assert cut.columns * COLUMNS >= shape[4]
     assert tensor_cores.programs(config, cut, 96) * STRIPS >= cut.count * (96 // config.BC)

@@ -3,8 +3,8 @@
 A depthwise convolution has no channels to multiply matrices over, but along a row it is a product with a banded matrix:
 8 outputs of one channel are 16 inputs (the last two, which no output needs, read as zeros) times a (16,8) Toeplitz
 block of the kernel's row. So a matrix product m16n8k16 takes 16 strips of 8 columns through one kernel row of one
-channel, and channels are the batch. As in `triton_kernels`, a program marches down its strips, and the K output rows
-that an input row reaches are accumulated side by side; here the loop is unrolled K times, so that none has to move.
+channel, and channels are the batch. As in `triton_kernels`, a program marches down its strips, and the output rows that
+an input row reaches are accumulated side by side; here the loop is unrolled, so that none has to move.
 
 A fragment wants neighbouring columns (in the weight gradient: strips) of a channel in a register, where memory has
 neighbouring channels. Two loaded words of two channels give two words of two columns; shared memory, swizzled so that
@@ -18,14 +18,21 @@ bits of two 16-bit numbers.
 # ruff: noqa: RUF005
 # mypy: ignore-errors
 
+import math
+
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.ampere import mma_v2
+from triton.experimental.gluon.language.nvidia.ampere import async_copy, mma_v2
 
 
 @gluon.constexpr_function
 def _bits(n):
     return n.bit_length() - 1
+
+
+@gluon.constexpr_function
+def _lcm(a, b):
+    return math.lcm(a, b)
 
 
 @gluon.constexpr_function
@@ -111,17 +118,39 @@ def _operand(b_words, layout: gl.constexpr, dtype: gl.constexpr, B: gl.constexpr
 
 
 @gluon.jit
-def _load_pairs(
-    p_x, m_even, m_odd, m_strip, i_t, h0, i, kt, T, H, W, C: gl.constexpr, KT: gl.constexpr, K: gl.constexpr
-):  # fmt: skip
-    """Even and odd columns of row h0 + i - K // 2 of the frame that tap kt meets: words [16, 8, BC // 2]."""
+def _pairs(p_x, m_even, m_odd, m_strip, i_t, h0, i, kt, T, H, W, C: gl.constexpr, KT: gl.constexpr, K: gl.constexpr):
+    """Row h0 + i - K // 2 of the frame that tap kt meets: pointers to its even columns, words [16, 8, BC // 2], and
+    which even and which odd columns exist."""
     h = h0 + (i - K // 2)
     t = i_t + (kt - KT // 2)
     m_row = m_strip & (h >= 0) & (h < H) & (t >= 0) & (t < T)
     p = p_x + ((kt - KT // 2) * H.to(gl.int64) + (i - K // 2)) * W * (C // 2)
-    b_even = gl.load(p, mask=(m_row[:, None] & m_even)[:, :, None], other=0)
-    b_odd = gl.load(p + C // 2, mask=(m_row[:, None] & m_odd)[:, :, None], other=0)
-    return b_even, b_odd
+    return p, (m_row[:, None] & m_even)[:, :, None], (m_row[:, None] & m_odd)[:, :, None]
+
+
+@gluon.jit
+def _load_pairs(pairs, C: gl.constexpr):
+    """Even and odd columns, which come into registers."""
+    p, m_even, m_odd = pairs
+    return gl.load(p, mask=m_even, other=0), gl.load(p + C // 2, mask=m_odd, other=0)
+
+
+@gluon.jit
+def _copy_pairs(s_even, s_odd, pairs, C: gl.constexpr):
+    """Even and odd columns, which come into shared memory; zeros in place of columns that do not exist."""
+    p, m_even, m_odd = pairs
+    async_copy.async_copy_global_to_shared(s_even, p, m_even)
+    async_copy.async_copy_global_to_shared(s_odd, p + C // 2, m_odd)
+    async_copy.commit_group()
+
+
+@gluon.jit
+def _add_row(b_acc, b_x, b_w, first: gl.constexpr, n: gl.constexpr):
+    """Adds a row of x, times kernel rows `first` and those after it, to the n output rows that were begun last."""
+    b_new = ()
+    for a in gl.static_range(n):
+        b_new = b_new + (mma_v2(b_x, b_w[first + a], b_acc[a]),)
+    return b_new + b_acc[n:]
 
 
 @gluon.jit
@@ -142,8 +171,12 @@ def convolution_kernel(
     """y = conv(x) + bias, or with FLIP the adjoint of conv, without a bias. p_x: words; p_weight: (C,KT,K,K), rounded
     to y's dtype here. Program: (16 strips, BC channels); AHEAD rows of x are on their way while one is multiplied.
 
+    A row of x meets K rows of y, whose sums fill the registers. Where there is one tap in time, a row meets the
+    K // 2 + 1 that were begun first as it comes, and the others K // 2 steps later, when they have been begun as well:
+    K // 2 + 1 sums are held at a time, and shared memory keeps the row, and takes those on their way.
+
     A strip that is as high as its frame meets no row above or below it: its march begins K // 2 steps later, and its
-    last rows are stored without it."""
+    last rows are finished without it."""
     NW: gl.constexpr = gl.num_warps()
     PER: gl.constexpr = BC // NW
     dtype: gl.constexpr = p_y.dtype.element_ty
@@ -152,6 +185,11 @@ def convolution_kernel(
     B: gl.constexpr = gl.DotOperandLayout(1, MMA, 2)
     IN: gl.constexpr = _memory_layout((16, 8, BC // 2), NW, 2)
     OUT: gl.constexpr = _memory_layout((16, 8, BC), NW, 3)
+    PLAIN: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0])
+    FRAGMENT: gl.constexpr = _fragment_layout(16, BC, NW)
+    HALVES: gl.constexpr = KT == 1
+    LIVE: gl.constexpr = K // 2 + 1 if HALVES else K  # rows of y that are being summed, and of x in fragments
+    UNROLL: gl.constexpr = _lcm(LIVE, AHEAD) if HALVES else K
     pid = gl.program_id(0)
     c0 = (pid % (C // BC)) * BC
     first = (pid // (C // BC)) * 16
@@ -193,9 +231,9 @@ def convolution_kernel(
         i_c = gl.arange(0, BC, layout=gl.SliceLayout(1, gl.SliceLayout(2, MMA)))
         b_start += gl.load(p_bias + c0 + i_c % NW * PER + i_c // NW).to(gl.float32)[:, None, None]
 
-    b_acc = ()
+    b_acc = ()  # the row that was begun last comes first
     s_x = ()
-    for _ in gl.static_range(K):
+    for _ in gl.static_range(LIVE):
         b_acc = b_acc + (b_start,)
         s_x = s_x + (gl.allocate_shared_memory(gl.int32, [BC, 16, 8], _shared_layout(16, BC, NW)),)
     i0 = 0
@@ -203,30 +241,53 @@ def convolution_kernel(
         i0 += K // 2
     end = height + (K - 1) - i0
     b_next = ()
+    s_even = ()
+    s_odd = ()
     for a in gl.static_range(AHEAD):
-        b_next = b_next + (_load_pairs(p_x, m_even, m_odd, m_strip, i_t, h0, i0 + a // KT, a % KT, T, H, W, C, KT, K),)
+        pairs = _pairs(p_x, m_even, m_odd, m_strip, i_t, h0, i0 + a // KT, a % KT, T, H, W, C, KT, K)
+        if HALVES:
+            s_even = s_even + (gl.allocate_shared_memory(gl.int32, [16, 8, BC // 2], PLAIN),)
+            s_odd = s_odd + (gl.allocate_shared_memory(gl.int32, [16, 8, BC // 2], PLAIN),)
+            _copy_pairs(s_even[a], s_odd[a], pairs, C)
+        else:
+            b_next = b_next + (_load_pairs(pairs, C),)
+    if HALVES:
+        for r in gl.static_range(1, LIVE):  # rows above the first
+            s_x[r].store(gl.zeros([BC, 16, 8], gl.int32, FRAGMENT))
     while i0 < end:
-        for s in gl.static_range(K):
+        for s in gl.static_range(UNROLL):
             i = i0 + s
             for kt in gl.static_range(KT):
-                s_x[(s * KT + kt) % K].store(_transpose_pairs(b_next[0][0], b_next[0][1], BC, NW))
-                b_next = b_next[1:] + (
-                    _load_pairs(
-                        p_x, m_even, m_odd, m_strip, i_t, h0, i + (kt + AHEAD) // KT, (kt + AHEAD) % KT,
-                        T, H, W, C, KT, K,
-                    ),
-                )  # fmt: skip
-                b_x = _operand(s_x[(s * KT + kt) % K].load(_fragment_layout(16, BC, NW)), A, dtype, False)
-                b_new = ()
-                for a in gl.static_range(K):  # the output row of accumulator a takes kernel row (s - a) mod K
-                    b_new = b_new + (mma_v2(b_x, b_w[kt * K + (s - a + K) % K], b_acc[a]),)
-                b_acc = b_new
-            _store_row(p_y, b_acc[(s + 1) % K], i - (K - 1), h0_out, m_out, height, H, W, C, OUT)
-            b_acc = b_acc[: (s + 1) % K] + (b_start,) + b_acc[(s + 1) % K + 1 :]
-        i0 += K
+                pairs = _pairs(
+                    p_x, m_even, m_odd, m_strip, i_t, h0, i + (kt + AHEAD) // KT, (kt + AHEAD) % KT, T, H, W, C, KT, K
+                )
+                if HALVES:
+                    async_copy.wait_group(AHEAD - 1)
+                    b_even, b_odd = s_even[s % AHEAD].load(IN), s_odd[s % AHEAD].load(IN)
+                else:
+                    b_even, b_odd = b_next[0]
+                s_x[(s * KT + kt) % LIVE].store(_transpose_pairs(b_even, b_odd, BC, NW))
+                if not HALVES:
+                    b_next = b_next[1:] + (_load_pairs(pairs, C),)
+                b_x = _operand(s_x[(s * KT + kt) % LIVE].load(FRAGMENT), A, dtype, False)
+                if HALVES:  # after the barrier before that fragment, with which the place is free
+                    _copy_pairs(s_even[s % AHEAD], s_odd[s % AHEAD], pairs, C)
+                b_acc = _add_row(b_acc, b_x, b_w, kt * K + (K - LIVE), LIVE)
+            if HALVES:
+                b_x = _operand(s_x[(s + 1) % LIVE].load(FRAGMENT), A, dtype, False)
+                b_acc = _add_row(b_acc, b_x, b_w, 0, K - LIVE)
+            _store_row(p_y, b_acc[LIVE - 1], i - (K - 1), h0_out, m_out, height, H, W, C, OUT)
+            b_acc = (b_start,) + b_acc[: LIVE - 1]
+        i0 += UNROLL
+    if HALVES:
+        async_copy.wait_group(0)
     if n_rows == 1:
         for s in gl.static_range(K // 2):
-            _store_row(p_y, b_acc[s + 1], i0 + (s - (K - 1)), h0_out, m_out, height, H, W, C, OUT)
+            if HALVES:
+                b_x = _operand(s_x[(s + 1) % LIVE].load(FRAGMENT), A, dtype, False)
+                b_acc = _add_row(b_acc, b_x, b_w, 0, K - LIVE)
+            _store_row(p_y, b_acc[LIVE - 1], i0 + (s - (K - 1)), h0_out, m_out, height, H, W, C, OUT)
+            b_acc = (b_start,) + b_acc[: LIVE - 1]
 
 
 @gluon.jit

@@ -44,14 +44,20 @@ class Config:
         """Programs that share a multiprocessor."""
         return max(1, 65536 // ((self.maxnreg or 255) * 32 * self.num_warps))
 
-    def shared_bytes(self, K: int) -> int:
-        """Shared memory of the convolution: K rows of words, and one row of results."""
-        return (2 * K + 1) * self.BC * STRIPS * COLUMNS * 2
+    def unroll(self, k_t: int, K: int) -> int:
+        """Steps of the convolution's march that are taken at a time."""
+        return math.lcm(K // 2 + 1, self.ahead) if k_t == 1 else K
+
+    def shared_bytes(self, k_t: int, K: int) -> int:
+        """Shared memory of the convolution: rows of words in fragments, at k_t = 1 also on their way; and one row of
+        results."""
+        rows = K // 2 + 1 + self.ahead if k_t == 1 else K
+        return (2 * rows + 1) * self.BC * STRIPS * COLUMNS * 2
 
 
 #: By taps in time, in the order in which they are tried where a layer has not been tuned.
 CONVOLUTION = {
-    1: (Config(32, 16, 2), Config(16, 16, 4), Config(8, 8, 4)),
+    1: (Config(32, 16, 4), Config(16, 8, 4), Config(16, 8, 8), Config(8, 8, 4)),
     3: (Config(16, 16, 4), Config(8, 8, 4), Config(16, 16, 3)),
     5: (Config(8, 8, 8, None), Config(8, 8, 5, None)),
     7: (Config(8, 8, 10, None), Config(8, 8, 7, None)),
@@ -109,23 +115,23 @@ def shared_memory(device: torch.device) -> int:
 def candidates(C: int, k_t: int, K: int, shared: int) -> tuple[Config, ...]:
     """The configurations for a layer that fit into `shared` bytes, best first."""
     configs = CONVOLUTION[min(taps for taps in CONVOLUTION if taps >= k_t)]
-    return tuple(config for config in configs if C % config.BC == 0 and config.shared_bytes(K) <= shared)
+    return tuple(config for config in configs if C % config.BC == 0 and config.shared_bytes(k_t, K) <= shared)
 
 
 @lru_cache(maxsize=1024)
-def choose(configs: tuple[Config, ...], shape: torch.Size, K: int, multiprocessors: int) -> Config:
+def choose(configs: tuple[Config, ...], shape: torch.Size, k_t: int, K: int, multiprocessors: int) -> Config:
     """The first whose programs fill half of the device, else the one that has most: smaller programs fill more of it,
     but load less at a time (NOTES.md)."""
-    counts = [programs(config, cut(config, shape, K, multiprocessors), shape[1]) for config in configs]
+    counts = [programs(config, cut(config, shape, k_t, K, multiprocessors), shape[1]) for config in configs]
     return next(
         (config for config, count in zip(configs, counts, strict=True) if 2 * count >= multiprocessors),
         configs[counts.index(max(counts))],
     )
 
 
-def cut(config: Config, shape: torch.Size, K: int, multiprocessors: int) -> Strips:
+def cut(config: Config, shape: torch.Size, k_t: int, K: int, multiprocessors: int) -> Strips:
     slots = multiprocessors * config.per_sm
-    return plan(COLUMNS, STRIPS, shape[1] // config.BC, shape, slots, K, unroll=K)
+    return plan(COLUMNS, STRIPS, shape[1] // config.BC, shape, slots, K, unroll=config.unroll(k_t, K))
 
 
 def programs(config: Config, strips: Strips, C: int) -> int:
@@ -145,8 +151,8 @@ def convolve(
     (C,1,k_t,K,K), which is rounded to x's dtype. `tuned` is taken in place of a choice."""
     C, T, H, W = x.shape[1:]
     k_t, K = weight.shape[2], weight.shape[3]
-    config = tuned or choose(candidates(C, k_t, K, shared_memory(x.device)), x.shape, K, multiprocessors)
-    strips = cut(config, x.shape, K, multiprocessors)
+    config = tuned or choose(candidates(C, k_t, K, shared_memory(x.device)), x.shape, k_t, K, multiprocessors)
+    strips = cut(config, x.shape, k_t, K, multiprocessors)
     weight = weight.contiguous()
     kernels.convolution_kernel[(programs(config, strips, C),)](
         _words(x), weight, weight if bias is None else bias, y, T, H, W,
