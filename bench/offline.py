@@ -49,8 +49,8 @@ class Case:
     def __str__(self) -> str:
         shown = ("C", "KT", "R", "BP", "BC", "NC", "EVEN", "BM", "AHEAD")
         constants = " ".join(f"{k}={v}" for k, v in self.constants.items() if k in shown)
-        several = self.on_tensor_cores or self.role == "rows"  # configurations that differ in it alone
-        return f"{self.role} {self.dtype} {constants}" + (f" warps={self.num_warps}" if several else "")
+        # Configurations that differ in it alone.
+        return f"{self.role} {self.dtype} {constants}" + (f" warps={self.num_warps}" if self.on_tensor_cores else "")
 
     @property
     def on_tensor_cores(self) -> bool:
@@ -60,7 +60,7 @@ class Case:
 @dataclass(frozen=True)
 class Report:
     """What the compiler made of it: registers a thread, bytes of stack, and the share of the instructions of its
-    longest loop, of `row_kernel` its inner one, that multiply (FFMA; on sm_100 also FFMA2, which does two; HMMA)."""
+    longest loop that multiply (FFMA; on sm_100 also FFMA2, which does two; HMMA)."""
 
     registers: int
     stack: int
@@ -78,11 +78,6 @@ def cases(C: int, k_t: int, dtype: str) -> Iterator[Case]:
         tiles = launch.candidates(role, C, k_t, itemsize)
         for tile, even in [*((tile, True) for tile in tiles), (launch.fits(tiles, 1)[0], False)]:
             yield march(role, tile, C, k_t, dtype, even)
-    side = 56 * 96 // C  # of a frame, in the stages of 224x224
-    for tile in launch.row_tiles(C, side):
-        constants = {"C": C, "KT": k_t, "K": 7, "R": tile.R, "BP": tile.BP, "BC": tile.BC, "NC": tile.NC, "EVEN": True}
-        constants |= {"WHOLE": side == tile.R, "SAVE": True}
-        yield Case("rows", kernels.row_kernel, constants, dtype, tile.num_warps)
     config = launch.normalize_config(C)
     num_warps = config.pop("num_warps")
     yield Case("layernorm", kernels.layernorm_kernel, {"C": C, **config, "SAVE": True}, dtype, num_warps)
@@ -101,14 +96,14 @@ def tensor_core_cases(C: int, k_t: int, dtype: str) -> Iterator[Case]:
         for role, flip in (("convolution", False), ("input_gradient", True)):
             kernel = tensor_cores.kernels.convolution_kernel
             yield Case(role, kernel, constants | {"FLIP": flip}, dtype, config.num_warps, config.maxnreg)
-    config = tensor_cores.WEIGHT_GRADIENT
-    constants = layer | {
-        "BC": config.BC,
-        "AHEAD": config.ahead,
-        "dtype": {"bf16": tl.bfloat16, "fp16": tl.float16}[dtype],
-    }
-    kernel = tensor_cores.kernels.weight_gradient_kernel
-    yield Case("weight_gradient", kernel, constants, dtype, config.num_warps, config.maxnreg)
+    for config in tensor_cores.WEIGHT_GRADIENT:
+        constants = layer | {
+            "BC": config.BC,
+            "AHEAD": config.ahead,
+            "dtype": {"bf16": tl.bfloat16, "fp16": tl.float16}[dtype],
+        }
+        kernel = tensor_cores.kernels.weight_gradient_kernel
+        yield Case("weight_gradient", kernel, constants, dtype, config.num_warps, config.maxnreg)
 
 
 def march(role: str, tile: launch.Tile, C: int, k_t: int, dtype: str, even: bool) -> Case:
@@ -153,16 +148,15 @@ def compile_case(case: Case, architecture: int) -> Report:
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     if found is None:
         raise RuntimeError(f"cuobjdump reports no registers for {case}: {usage!r}")
-    return Report(int(found[1]), int(found[2]), _share_of_products(assembly, case.role == "rows"))
+    return Report(int(found[1]), int(found[2]), _share_of_products(assembly))
 
 
 def _dump(path: str, what: str) -> str:
     return subprocess.run([CUOBJDUMP, what, path], capture_output=True, text=True, check=True).stdout
 
 
-def _share_of_products(assembly: str, inner: bool) -> float:
-    """Multiplications' share of the longest loop: of the row step, that is, with everything in it; or of the loop in
-    that."""
+def _share_of_products(assembly: str) -> float:
+    """Multiplications' share of the longest loop: of the row step, that is, with everything in it."""
     instructions = [(int(m[1], 16), m[2]) for m in re.finditer(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", assembly)]
     loops: list[list[str]] = []
     for address, text in instructions:
@@ -171,8 +165,7 @@ def _share_of_products(assembly: str, inner: bool) -> float:
             loops.append([t for a, t in instructions if int(target[1], 16) <= a <= address])
     if not loops:
         return 0.0
-    loops.sort(key=len)
-    loop = loops[-2 if inner else -1]
+    loop = max(loops, key=len)
     opcodes = collections.Counter(re.sub(r"^@!?U?P\w+\s+", "", text).split()[0].split(".")[0] for text in loop)
     return sum(opcodes[name] for name in ("FFMA", "FFMA2", "HMMA")) / len(loop)
 

@@ -9,9 +9,9 @@ versions, after every kernel of a layer: a run that was cut short goes on where 
 layers asked for. Other models' entries stay.
 
 Where the convolutions run on tensor cores, their few configurations are all timed, against the choice by the number of
-programs; then in small frames those of `row_kernel`, inference and training together, against the layer without it.
-These must be faster for eight clips as well, since the table has no batch size. For every other kernel, configurations
-are compiled, those that spill or do not compile are dropped, and the best by the compiler's figures are timed.
+programs; another must be faster for eight clips as well, since the table has no batch size. For every other kernel,
+configurations are compiled, those that spill or do not compile are dropped, and the best by the compiler's figures are
+timed.
 
 Each is first compiled, and checked in fp64, in a process of its own: one that the GPU breaks at takes no other along.
 The fastest must also agree, at full size, with the standard, and gain more than noise. When the time is up nothing more
@@ -51,34 +51,31 @@ from bench.verify import GRADIENT_TOLERANCE, WrongResult, verify
 
 #: What is tuned in place of `ROLES` where the convolutions run on tensor cores.
 TENSOR_CORES = "convolution"
-#: The whole forward pass of layers with `launch.row_tiles`, for which the table may have no configuration: not faster.
-ROWS = "rows"
-#: Clips at which they must be faster too: the table has no batch size, so that no score depends on its batch.
+#: Clips at which these must be faster too: the table has no batch size, so that no score depends on its batch.
 SEVERAL = 8
 #: The share of the standard's time that another must save.
 LEAST_GAIN = 0.03
 REPETITIONS = 100
 #: Layers whose configurations are compiled and checked at the same time, before they are timed.
 TOGETHER = 16
-#: A configuration; None is a layer that takes the choice of `tensor_cores`, or no rows.
+#: A configuration; None is a layer that takes the choice of `tensor_cores`.
 Choice = Tile | Config | None
 
 
 @contextmanager
 def only(role: str, config: Choice) -> Iterator[None]:
-    """Launches of `role` take `config`, whatever the table says, and nothing takes the place of what does not compile.
-    Rows are left to the other kernels, unless they are the role."""
-    before = launch.candidates, launch.tensor_core_config, tensor_cores.attempt, launch.row_tile
-    launch.row_tile = lambda *key: config if role == ROWS else None
+    """Launches of `role` take `config`, whatever the table says, and nothing takes the place of what does not
+    compile."""
+    before = launch.candidates, launch.tensor_core_config, tensor_cores.attempt
     tensor_cores.attempt = lambda run: run()
     if role == TENSOR_CORES:
         launch.tensor_core_config = lambda *key: config
-    elif role != ROWS:
+    else:
         launch.candidates = lambda asked, *key: [config] if asked == role else before[0](asked, *key)
     try:
         yield
     finally:
-        launch.candidates, launch.tensor_core_config, tensor_cores.attempt, launch.row_tile = before
+        launch.candidates, launch.tensor_core_config, tensor_cores.attempt = before
 
 
 def call(role: str, problem: Problem, device: str) -> Callable[[], object]:
@@ -90,8 +87,6 @@ def call(role: str, problem: Problem, device: str) -> Callable[[], object]:
         return lambda: launch.input_gradient(dz, parameters[0])
     if role == "weight_gradient":
         return lambda: launch.weight_gradient(x, dz, problem.k_t, 7)
-    if role == ROWS:  # which serve both
-        return lambda: tuple(t for save in (False, True) for t in launch.forward(x, *parameters, EPS, save))
     return lambda: launch.forward(x, *parameters, EPS, role == "training")
 
 
@@ -242,7 +237,7 @@ def _tune(problems: list[Problem], table: Table, end: float, most: int) -> None:
     spawn = multiprocessing.get_context("spawn")
     figures: Figures = {}
     with ProcessPoolExecutor(mp_context=spawn) as compilers, spawn.Pool(maxtasksperchild=1) as checkers:
-        for role in (TENSOR_CORES, *ROLES, ROWS):  # which are timed against what the others were tuned to
+        for role in (TENSOR_CORES, *ROLES):
             layers = [problem for problem, lacked in lacking if lacked == role]
             for group in (layers[i : i + TOGETHER] for i in range(0, len(layers), TOGETHER)):
                 asked = {p: choices(p, role, compilers, figures, device, most, end) for p in group}
@@ -256,8 +251,6 @@ def choices(
     problem: Problem, role: str, compilers: Executor, figures: Figures, device: torch.device, most: int, end: float
 ) -> Sequence[Choice]:
     """What may be fastest, after the standard; adds to the compiler's `figures` what it needs of them."""
-    if role == ROWS:
-        return [None, *launch.row_tiles(problem.C, problem.W)]
     if role == TENSOR_CORES:
         return [None, *tensor_cores.candidates(problem.C, problem.k_t, 7, tensor_cores.shared_memory(device))]
     properties = torch.cuda.get_device_properties(device)
@@ -270,7 +263,7 @@ def decide(problem: Problem, role: str, right: Sequence[Choice], end: float) -> 
     """The one of `right` to take, and its times in words."""
     config, milliseconds = fastest(role, problem, "cuda", right, gpu_clock, end)
     found = f"{milliseconds:8.3f} ms  {config}"
-    if role in (TENSOR_CORES, ROWS) and config != right[0]:
+    if role == TENSOR_CORES and config != right[0]:
         several = replace(problem, B=SEVERAL)
         config, milliseconds = fastest(role, several, "cuda", [right[0], config], gpu_clock, end)
         found += f", and for {SEVERAL} clips {milliseconds:.3f} ms  {config}"
@@ -281,10 +274,7 @@ def roles(problem: Problem) -> tuple[str, ...]:
     """What is to be tuned for the layer on this GPU."""
     device = torch.device("cuda", torch.cuda.current_device())
     obstacle = tensor_cores.obstacle(device, problem.dtype, problem.C, problem.k_t, 7)
-    # Rows read x 7 k_t times: no gain is expected of them where k_t = 3 is not the least work of all (NOTES.md).
-    least = problem.k_t == 1 or (problem.k_t == 3 and problem.W <= 7)
-    rows = (ROWS,) if least and launch.row_tiles(problem.C, problem.W) else ()
-    return (*(ROLES if obstacle else (TENSOR_CORES,)), *rows)
+    return ROLES if obstacle else (TENSOR_CORES,)
 
 
 def gpu_clock(run: Callable[[], object]) -> float:

@@ -68,23 +68,21 @@ class Shared:
 class AsyncCopy:
     """Copies to shared memory, which arrive when they are waited for and not before."""
 
-    asked: list[tuple[Shared, Block]] = []
-    groups: list[list[tuple[Shared, Block]]] = []
+    def __init__(self) -> None:
+        self.asked: list[tuple[Shared, Block]] = []
+        self.groups: list[list[tuple[Shared, Block]]] = []
 
-    @classmethod
-    def async_copy_global_to_shared(cls, shared: Shared, pointer: Pointer, mask: Any) -> None:
+    def async_copy_global_to_shared(self, shared: Shared, pointer: Pointer, mask: Any) -> None:
         shared.content = None
-        cls.asked.append((shared, load(pointer, mask)))
+        self.asked.append((shared, load(pointer, mask)))
 
-    @classmethod
-    def commit_group(cls) -> None:
-        cls.groups.append(cls.asked)
-        cls.asked = []
+    def commit_group(self) -> None:
+        self.groups.append(self.asked)
+        self.asked = []
 
-    @classmethod
-    def wait_group(cls, outstanding: int) -> None:
-        while len(cls.groups) > outstanding:
-            for shared, content in cls.groups.pop(0):
+    def wait_group(self, outstanding: int) -> None:
+        while len(self.groups) > outstanding:
+            for shared, content in self.groups.pop(0):
                 shared.store(content)
 
 
@@ -156,6 +154,7 @@ def on_numpy(module: ModuleType) -> SimpleNamespace:
     lines = Path(str(module.__file__)).read_text().splitlines()
     source = "\n".join("" if line.startswith("from triton") else line for line in lines)
     shim = SimpleNamespace(jit=jit, constexpr_function=lambda function: function)
-    namespace: dict[str, Any] = {"gluon": shim, "gl": GL, "mma_v2": mma_v2, "async_copy": AsyncCopy, "__name__": module.__name__}
+    namespace: dict[str, Any] = {"gluon": shim, "gl": GL, "mma_v2": mma_v2, "async_copy": AsyncCopy()}
+    namespace["__name__"] = module.__name__
     exec(compile(source, module.__file__, "exec"), namespace)
     return SimpleNamespace(**{name: value for name, value in namespace.items() if isinstance(value, Kernel)})

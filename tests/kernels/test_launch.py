@@ -28,26 +28,6 @@ def test_a_strip_that_divides_the_row_is_preferred_then_the_narrowest(W, R):
     assert launch.fits(launch.candidates("training", 96, 3, 2), W)[0].R == R
 
 
-@pytest.mark.parametrize("W", [1, 3, 4, 7, 11, 14, 20, 28, 56, 160])
-def test_rows_hold_all_channels_in_a_program(W):
-    for C, _k_t in LAYERS:
-        tiles = launch.row_tiles(C, W)
-        assert len(set(tiles)) == len(tiles) <= 4
-        for tile in tiles:
-            assert tile.BC * tile.NC == C, tile
-            assert tile.BC in (32 * tile.num_warps, 64 * tile.num_warps), tile
-            assert W % tile.R == 0, tile
-            assert tile.R > 3, "a strip is wider than the kernel's halo"
-    assert bool(launch.row_tiles(768, W)) == (W in (4, 7, 11, 14, 20, 28))
-
-
-def test_rows_cost_nothing_beside_themselves_and_are_spread_until_they_fill_the_device():
-    tile = launch.row_tiles(768, 7)[0]
-    frames = torch.Size((1, 768, 32, 7, 7))
-    assert launch.plan(tile, frames, 132, 1).height == 1
-    assert launch.plan(tile, frames, 1, 1).height > 1
-
-
 @pytest.mark.parametrize("rows", [1, 2, 3, 5])
 @pytest.mark.parametrize(("H", "W", "R"), [(1, 1, 8), (7, 7, 7), (20, 20, 10), (13, 9, 4)])
 def test_strips_cover_every_position_once(H, W, R, rows):

@@ -31,15 +31,6 @@ def test_compiles_without_a_spill(role, architecture, monkeypatch):
         assert report.products > 0.5, report
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_rows_compile_without_a_spill(architecture):
-    case = next(case for case in cases(768, 1, "bf16") if case.role == "rows")
-    report = compile_case(case, architecture)
-    assert report.stack == 0, report
-    assert report.products > 0.3, report
-
-
 #: The first choice of each number of frames, forward, and the weight gradient; none where Triton lacks Gluon.
 ON_TENSOR_CORES = [case for k_t in (1, 3, 5, 7) for case in islice(tensor_core_cases(96, k_t, "bf16"), 1)]
 ON_TENSOR_CORES += list(tensor_core_cases(96, 3, "fp16"))[-1:]

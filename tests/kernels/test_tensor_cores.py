@@ -8,6 +8,7 @@ import pytest
 import torch
 import triton
 from dover_kernels.dwconv3d_layernorm import tensor_core_kernels, tensor_cores
+from dover_kernels.dwconv3d_layernorm.strips import Strips
 from dover_kernels.dwconv3d_layernorm.tensor_core_kernels import (
     _fragment_layout,
     _memory_layout,
@@ -96,7 +97,21 @@ def test_convolution_and_its_gradients_agree_with_fp64(name, on_cpu):
     assert error(got, want) < 1e-5
 
 
-@pytest.mark.parametrize(("H", "steps", "gradient_steps"), [(7, 8, 7), (14, 16, 14), (20, 20, 21), (1, 4, 7)])
+def test_the_weight_gradient_takes_many_channels_a_program_where_enough_programs_are_left(on_cpu, monkeypatch):
+    def config(C, T, side, k_t):
+        cut = Strips.cut(T, side, side, COLUMNS, 1)
+        return tensor_cores.plan_weight_gradient(cut, C, k_t)[0]
+
+    many, few = WEIGHT_GRADIENT
+    assert config(96, 64, 160, 1) == config(96, 32, 56, 3) == many
+    assert config(96, 32, 56, 1) == config(8, 64, 160, 1) == few
+    x, dy = draw(1, 16, 3, 9, 10), draw(1, 16, 3, 9, 10, seed=1)
+    want = tensor_cores.weight_gradient(x, dy, 3, 7).sum(0)
+    monkeypatch.setattr(tensor_cores, "ENOUGH_PROGRAMS", 1)
+    assert error(tensor_cores.weight_gradient(x, dy, 3, 7).sum(0), want.double()) < 1e-6
+
+
+@pytest.mark.parametrize(("H", "steps", "gradient_steps"), [(7, 8, 8), (14, 16, 14), (20, 20, 20), (1, 4, 2)])
 def test_a_whole_frame_is_multiplied_row_by_row_and_nothing_beyond_it(H, steps, gradient_steps, on_cpu, monkeypatch):
     products = []
     add = gluon_on_numpy.mma_v2
@@ -163,11 +178,13 @@ def _conflicts(p, N: gl.constexpr, BC: gl.constexpr):
     fragment = shared.load(_fragment_layout(N, BC, NW))
     gl.static_assert(gl.bank_conflicts(words.type, shared.type) == 0, "conflicts as words are stored")
     gl.static_assert(gl.bank_conflicts(fragment.type, shared.type) == 0, "conflicts as a fragment is loaded")
+    copied = gl.allocate_shared_memory(gl.int32, [N, 8, BC // 2], gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0]))
+    gl.static_assert(gl.bank_conflicts(loaded.type, copied.type) == 0, "conflicts as copied words are loaded")
 
 
-@pytest.mark.parametrize("config", dict.fromkeys([*sum(CONVOLUTION.values(), ()), WEIGHT_GRADIENT]), ids=str)
+@pytest.mark.parametrize("config", dict.fromkeys([*sum(CONVOLUTION.values(), ()), *WEIGHT_GRADIENT]), ids=str)
 def test_shared_memory_is_written_and_read_without_conflicts(config):
-    for N in (16, 8) if config == WEIGHT_GRADIENT else (16,):
+    for N in (16, 8) if config in WEIGHT_GRADIENT else (16,):
         triton.compile(
             GluonASTSource(
                 _conflicts, {"p": "*i32", "N": "constexpr", "BC": "constexpr"}, {(1,): N, (2,): config.BC}, attrs={}

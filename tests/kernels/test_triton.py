@@ -85,59 +85,6 @@ def test_a_frame_cut_into_strips_agrees_and_keeps_its_bits(device, tile, monkeyp
     assert_agrees(operands.run(dwconv3d_layernorm), operands)
 
 
-@pytest.fixture
-def rows(monkeypatch):
-    """Fixes the configuration of `row_kernel`, which then does the forward pass."""
-    from dover_kernels.dwconv3d_layernorm import launch
-
-    def fix(*fields: int) -> None:
-        monkeypatch.setattr(launch, "row_tile", lambda *_key: launch.Tile(*fields))
-
-    return fix
-
-
-# shape, kernel, tile of row_kernel (R, BP, BC, NC)
-ROWS = {
-    "a_row_is_a_strip": ((2, 24, 1, 3, 4), (1, 7, 7), (4, 1, 8, 3)),
-    "strips_divide_the_row": ((1, 24, 2, 2, 8), (3, 7, 7), (4, 2, 8, 3)),
-    "strips_overhang_the_row": ((1, 16, 1, 3, 7), (1, 3, 3), (4, 2, 16)),
-    "fewer_frames_than_taps": ((1, 8, 2, 3, 5), (5, 3, 3), (5, 4, 8)),
-    "one_position": ((2, 8, 1, 1, 1), (3, 7, 7), (4, 2, 8)),
-}
-
-
-@pytest.mark.parametrize("name", ROWS)
-def test_rows_with_all_their_channels_agree_with_fp64(name, device, tile, rows, poisoned):
-    shape, kernel, config = ROWS[name]
-    tile(3, 4, 8)
-    rows(*config)
-    operands = make_operands(shape, kernel, device)
-    assert_agrees(operands.run(dwconv3d_layernorm), operands)
-    with torch.no_grad():
-        z = dwconv3d_layernorm(*operands.tensors)
-    assert relative_errors({"z": z}, {"z": operands.oracle()["z"]})["z"] < TOLERANCE[torch.float32]
-
-
-def test_rows_have_the_march_s_convolution_to_the_last_bit(device, tile, rows):
-    from dover_kernels.dwconv3d_layernorm.op import forward_op
-
-    tile(3, 4, 8)
-    operands = make_operands((1, 8, 3, 3, 5), (3, 3, 3), device)
-    march = forward_op(*operands.tensors, 1e-6, True)
-    rows(5, 2, 8)
-    z, y, mean, rstd = forward_op(*operands.tensors, 1e-6, True)
-    assert torch.equal(y, march[1])
-    for got, want in ((z, march[0]), (mean, march[2]), (rstd, march[3])):
-        assert torch.allclose(got, want, atol=1e-5)
-
-
-def test_rows_of_half_precision(device, tile, rows):
-    tile(3, 4, 8)
-    rows(4, 2, 8)
-    operands = make_operands((1, 8, 1, 3, 4), (1, 7, 7), device, torch.bfloat16, parameters=torch.float32)
-    assert_agrees(operands.run(dwconv3d_layernorm), operands)
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_keeps_its_dtype_and_precision(dtype, device, tile):
     tile(3, 4, 8)

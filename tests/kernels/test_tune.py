@@ -170,9 +170,9 @@ def test_after_an_error_of_the_gpu_the_process_checks_nothing_more(checked):
 def test_configurations_are_checked_in_processes_of_their_own():
     small = Problem(1, 8, 2, 5, 6, 1, torch.float32)
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        assert tune.check_all(pool, tune.ROWS, {small: [None]}, "cpu", float("inf")) == {small: [None]}
+        assert tune.check_all(pool, tune.TENSOR_CORES, {small: [None]}, "cpu", float("inf")) == {small: [None]}
         with pytest.raises(shortlist.TimeIsUp):
-            tune.check_all(pool, tune.ROWS, {small: [None]}, "cpu", time.monotonic())
+            tune.check_all(pool, tune.TENSOR_CORES, {small: [None]}, "cpu", time.monotonic())
 
 
 @pytest.fixture
@@ -185,7 +185,7 @@ def h100(monkeypatch):
     context = SimpleNamespace(Pool=lambda maxtasksperchild: ThreadPool(1))
     monkeypatch.setattr(tune.multiprocessing, "get_context", lambda method: context)
     monkeypatch.setattr(tune, "verify", lambda *_arguments: None)
-    monkeypatch.setattr(tune.tensor_cores, "shared_memory", lambda device: 2**17)
+    monkeypatch.setattr(tune.tensor_cores, "shared_memory", lambda device: 227 * 1024)
 
 
 def test_nothing_is_compiled_or_timed_when_the_time_is_up(timed, configs, h100, monkeypatch):
@@ -203,7 +203,6 @@ def test_nothing_is_compiled_or_timed_when_the_time_is_up(timed, configs, h100, 
 
 @pytest.mark.parametrize("faster_for_several", [True, False])
 def test_what_is_faster_for_one_clip_must_be_so_for_several(configs, h100, monkeypatch, faster_for_several):
-    """Rows come last, against the layer as the others have been tuned."""
     asked = []
 
     def fastest(role, problem, device, tiles, clock, end):
@@ -217,28 +216,11 @@ def test_what_is_faster_for_one_clip_must_be_so_for_several(configs, h100, monke
     for role, choices in (
         (tune.TENSOR_CORES, tune.tensor_cores.CONVOLUTION[3]),
         (tune.TENSOR_CORES, tune.tensor_cores.CONVOLUTION[1]),
-        (tune.ROWS, launch.row_tiles(768, 7)),
     ):
         expected += [(role, 1, [None, *choices]), (role, tune.SEVERAL, [None, choices[-1]])]
     assert asked == expected
-    rows, convolution = launch.row_tile(768, 1, 2, 7, H200), launch.tensor_core_config(768, 1, 2, 7, H200)
-    assert (rows, convolution) == ((asked[4][2][-1], asked[2][2][-1]) if faster_for_several else (None, None))
-    assert launch.row_tile(96, 3, 2, 56, H200) is None
-    assert not tune.Table(configs, H200, VERSIONS).lacks(small, (tune.TENSOR_CORES, tune.ROWS))
-
-
-@pytest.mark.parametrize(
-    ("k_t", "W", "rows"), [(1, 28, True), (3, 7, True), (3, 14, False), (7, 7, False), (1, 56, False)]
-)
-def test_rows_are_timed_where_they_may_gain(h100, k_t, W, rows):
-    problem = Problem(1, 384, 32, W, W, k_t, torch.bfloat16)
-    assert (tune.ROWS in tune.roles(problem)) == rows
-
-
-def test_rows_are_timed_at_inference_and_in_training_together(monkeypatch):
-    monkeypatch.setattr(launch, "forward", lambda *operands: (operands[-1], operands[0].shape))
-    call = tune.call(tune.ROWS, Problem(2, 8, 3, 5, 6, 1, torch.float32), "cpu")
-    assert call() == (False, (2, 8, 3, 5, 6), True, (2, 8, 3, 5, 6))
+    assert launch.tensor_core_config(768, 1, 2, 7, H200) == (asked[2][2][-1] if faster_for_several else None)
+    assert not tune.Table(configs, H200, VERSIONS).lacks(small, (tune.TENSOR_CORES,))
 
 
 def test_only_names_that_are_there(capsys):
@@ -331,29 +313,6 @@ def test_the_launcher_finds_what_was_tuned_on_tensor_cores(configs):
     with tune.only(tune.TENSOR_CORES, tune.Config(8, 8, 4)):
         assert launch.tensor_core_config(*asked, A100) == tune.Config(8, 8, 4)
     assert launch.tensor_core_config(*asked, A100) == config
-
-
-def test_rows_are_taken_where_they_were_timed_as_faster_and_nowhere_else(configs):
-    asked = 96, 3, 2, 56
-    tile = Tile(14, 1, 32, 3, num_warps=1)
-    table = tune.Table(configs, A100, VERSIONS)
-    assert tune.ROWS in table.lacks(PROBLEM, (tune.TENSOR_CORES, tune.ROWS))
-    table.put(PROBLEM, tune.ROWS, None)
-    assert launch.row_tile(*asked, A100) is None
-    assert tune.ROWS not in table.lacks(PROBLEM, (tune.TENSOR_CORES, tune.ROWS))
-    table.put(PROBLEM, tune.ROWS, tile)
-    assert launch.row_tile(*asked, A100) == tile
-    assert launch.row_tile(*asked, H200) is launch.row_tile(96, 3, 2, 57, A100) is None
-
-
-def test_no_other_kernel_is_timed_through_rows_that_were_tuned(configs):
-    asked = 96, 3, 2, 56, A100
-    tile = Tile(14, 1, 32, 3, num_warps=1)
-    tune.Table(configs, A100, VERSIONS).put(PROBLEM, tune.ROWS, tile)
-    for role, config in (("training", Tile(8, 8, 32)), (tune.TENSOR_CORES, tune.Config(8, 8, 4)), (tune.ROWS, None)):
-        with tune.only(role, config):
-            assert launch.row_tile(*asked) is None
-    assert launch.row_tile(*asked) == tile
 
 
 def test_a_march_is_never_timed_in_place_of_a_tensor_core_configuration():

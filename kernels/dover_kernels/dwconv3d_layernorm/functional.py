@@ -82,14 +82,11 @@ def explain(x: Tensor | None = None, weight: Tensor | None = None) -> Explanatio
     kernel = (1, 7, 7) if weight is None else tuple(weight.shape[2:])
     path, reason = _select(os.environ.get("DOVER_KERNELS"), device.type, device.index, dtype, channels, kernel)
     if path == "triton" and device.type == "cuda":
-        from dover_kernels.dwconv3d_layernorm import launch, tensor_cores
+        from dover_kernels.dwconv3d_layernorm import tensor_cores
 
         k_t = 1 if x is not None and x.shape[2] == 1 else kernel[0]  # a single frame meets but the middle
         obstacle = tensor_cores.obstacle(device, dtype, channels, k_t, kernel[1])
         reason += "; on tensor cores" if obstacle is None else f"; without tensor cores: {obstacle}"
-        if x is not None:
-            layer = channels, k_t, dtype.itemsize, x.shape[4], launch.gpu(device)
-            reason += "; forward a row at a time" if launch.row_tile(*layer) else ""
     return Explanation(path, reason, str(device))
 
 

@@ -127,29 +127,6 @@ def _tuned_for(C: int, k_t: int, itemsize: int, W: int | None, on: Gpu | None) -
     return {}
 
 
-def row_tile(C: int, k_t: int, itemsize: int, W: int, on: Gpu | None) -> Tile | None:
-    """What rows are convolved and normalised with, all channels in a program, in place of a march or tensor cores with
-    LayerNorm after them; None where that has not been timed as faster."""
-    entry = _tuned_for(C, k_t, itemsize, W, on).get("rows")
-    return Tile(**entry) if entry else None
-
-
-def row_tiles(C: int, W: int) -> list[Tile]:
-    """The configurations of `row_kernel` worth a try, at most four: strips of up to 14 and of up to 8 columns, one or
-    two channels of each chunk a thread. None for long rows, where the other kernels read x less often, and for channels
-    that are no power of two nor three of them."""
-    chunk = C & -C
-    widths = {max((R for R in range(4, most + 1) if W % R == 0), default=0) for most in (14, 8)} - {0}
-    if C // chunk not in (1, 3) or W > 28:
-        return []
-    return [
-        Tile(R, 1, chunk, C // chunk, chunk // (32 * each), per_sm=512 // chunk)
-        for R in sorted(widths, reverse=True)
-        for each in (1, 2)
-        if 1 <= chunk // (32 * each) <= 8
-    ]
-
-
 def fits(tiles: list[Tile], W: int) -> list[Tile]:
     """Those whose strips tile a row of W columns exactly; where none does all, the narrowest first, which overhang the
     least and have registers left for the masks."""
@@ -249,24 +226,11 @@ def forward(
         weight = _frames_met(weight, T)
         parameters = [p.contiguous() for p in (bias, ln_weight, ln_bias)]
         with _on(x):
-            tile = row_tile(x.shape[1], weight.shape[2], x.element_size(), W, gpu(x.device))
-            if tile is not None:
-                _rows(x, weight, (*parameters, y, z, mean, rstd), tile, eps, save)
-            elif _convolved_on_tensor_cores(x, weight, parameters[0], y):
+            if _convolved_on_tensor_cores(x, weight, parameters[0], y):
                 _normalize(y, z, parameters[1], parameters[2], mean, rstd, eps, save)
             else:
                 _march_forward(x, weight, parameters, y, z, mean, rstd, eps, save)
     return z, y if save else x.new_empty(0), mean, rstd
-
-
-def _rows(x: Tensor, weight: Tensor, pointers: tuple[Tensor, ...], tile: Tile, eps: float, save: bool) -> None:
-    _B, C, T, H, W = x.shape
-    cut = plan(tile, x.shape, _multiprocessors(x.device), 1)
-    kernels.row_kernel[(triton.cdiv(cut.count, tile.BP),)](
-        x, _taps(weight), *pointers, T, H, W, cut.rows, cut.columns, cut.count, cut.height, eps,
-        C=C, KT=weight.shape[2], K=weight.shape[3], R=tile.R, BP=tile.BP, BC=tile.BC, NC=tile.NC, EVEN=cut.even,
-        WHOLE=tile.R == W, SAVE=save, num_warps=tile.num_warps, **OPTIONS,
-    )  # fmt: skip
 
 
 def _march_forward(

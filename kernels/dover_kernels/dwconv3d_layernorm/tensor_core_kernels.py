@@ -310,22 +310,27 @@ def _strips(
 
 
 @gluon.jit
-def _load_row(strips, h, d_t, H, W, C: gl.constexpr):
-    """Row h of strips, of the frame at distance d_t."""
+def _copy_row(s_row, strips, h, d_t, H, W, C: gl.constexpr):
+    """Row h of strips, of the frame at distance d_t, which comes into shared memory."""
     p, m = strips
-    return gl.load(p + (d_t * H.to(gl.int64) + h) * W * (C // 2), mask=(m & (h < H))[:, :, None], other=0)
+    m_row = (m & (h < H))[:, :, None]
+    async_copy.async_copy_global_to_shared(s_row, p + (d_t * H.to(gl.int64) + h) * W * (C // 2), m_row)
 
 
 @gluon.jit
-def _load_rows(strips, h, d_t, H, W, C: gl.constexpr):
-    """Row h of even and of odd strips."""
-    return _load_row(strips[0], h, d_t, H, W, C), _load_row(strips[1], h, d_t, H, W, C)
+def _copy_step(s_raw, strips_x, strips_dy, h, d_t, H, W, C: gl.constexpr, K: gl.constexpr):
+    """Row h of x, and the lowest row of dy that it meets, of even and of odd strips."""
+    for e in gl.static_range(2):
+        _copy_row(s_raw[e], strips_x[e], h, d_t, H, W, C)
+        _copy_row(s_raw[2 + e], strips_dy[e], h + K // 2, 0, H, W, C)
+    async_copy.commit_group()
 
 
 @gluon.jit
-def _load_step(strips_x, strips_dy, h, d_t, H, W, C: gl.constexpr, K: gl.constexpr):
-    """Row h of x, and the lowest row of dy that it meets."""
-    return _load_rows(strips_x, h, d_t, H, W, C), _load_rows(strips_dy, h + K // 2, 0, H, W, C)
+def _load_row(strips, h, H, W, C: gl.constexpr):
+    """Row h of strips, which comes into registers."""
+    p, m = strips
+    return gl.load(p + h * W.to(gl.int64) * (C // 2), mask=(m & (h < H))[:, :, None], other=0)
 
 
 @gluon.jit(do_not_specialize=["T", "H", "W", "n_columns", "n_strips", "n_slabs"])
@@ -356,13 +361,27 @@ def weight_gradient_kernel(
     o_n = gl.arange(0, 8, layout=gl.SliceLayout(1, gl.SliceLayout(2, DY)))
     o_c_x = c0 // 2 + gl.arange(0, BC // 2, layout=gl.SliceLayout(0, gl.SliceLayout(1, X)))
     o_c_dy = c0 // 2 + gl.arange(0, BC // 2, layout=gl.SliceLayout(0, gl.SliceLayout(1, DY)))
+    PLAIN: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0])
+    FRAGMENT_X: gl.constexpr = _fragment_layout(16, BC, NW)
+    FRAGMENT_DY: gl.constexpr = _fragment_layout(8, BC, NW)
     b_acc = ()
-    s_x = ()
-    s_dy = ()
     for _ in gl.static_range(K):
         b_acc = b_acc + (gl.zeros([BC, 16, 8], gl.float32, MMA),)
+    s_x = ()
+    s_dy = ()
+    for _ in gl.static_range(2):  # in turns, so that one is written while the other is still read
         s_x = s_x + (gl.allocate_shared_memory(gl.int32, [BC, 16, 8], _shared_layout(16, BC, NW)),)
         s_dy = s_dy + (gl.allocate_shared_memory(gl.int32, [BC, 8, 8], _shared_layout(8, BC, NW)),)
+    s_raw = ()
+    for _ in gl.static_range(AHEAD):
+        s_raw = s_raw + (
+            (
+                gl.allocate_shared_memory(gl.int32, [16, 8, BC // 2], PLAIN),
+                gl.allocate_shared_memory(gl.int32, [16, 8, BC // 2], PLAIN),
+                gl.allocate_shared_memory(gl.int32, [8, 8, BC // 2], PLAIN),
+                gl.allocate_shared_memory(gl.int32, [8, 8, BC // 2], PLAIN),
+            ),
+        )
     first = i_slab * 16
     while first < n_strips:
         strips_x = ()
@@ -374,32 +393,31 @@ def weight_gradient_kernel(
             strips_dy = strips_dy + (
                 _strips(p_dy, first + e + i_pair_dy, o_n, o_c_dy, d_t, n_columns, n_strips, T, H, W, C, K, HALO=False),
             )
-        b_first = ()
-        for h in gl.static_range(K // 2):
-            b_first = b_first + (_load_rows(strips_dy, h, 0, H, W, C),)
-        b_next = ()
         for h in gl.static_range(AHEAD):
-            b_next = b_next + (_load_step(strips_x, strips_dy, h, d_t, H, W, C, K),)
-        b_dy = ()
-        for _ in gl.static_range(K - K // 2):
-            b_dy = b_dy + (gl.zeros([BC, 8, 8], gl.int32, _fragment_layout(8, BC, NW)),)
+            _copy_step(s_raw[h], strips_x, strips_dy, h, d_t, H, W, C, K)
+        b_dy = ()  # the lowest row comes first; those above the frame are zeros
         for h in gl.static_range(K // 2):
-            s_dy[K - K // 2 + h].store(_transpose_pairs(b_first[h][0], b_first[h][1], BC, NW))
-            b_dy = b_dy + (s_dy[K - K // 2 + h].load(_fragment_layout(8, BC, NW)),)
+            b_even = _load_row(strips_dy[0], h, H, W, C)
+            b_odd = _load_row(strips_dy[1], h, H, W, C)
+            s_dy[h % 2].store(_transpose_pairs(b_even, b_odd, BC, NW))
+            b_dy = (s_dy[h % 2].load(FRAGMENT_DY),) + b_dy
+        for _ in gl.static_range(K - K // 2):
+            b_dy = b_dy + (gl.zeros([BC, 8, 8], gl.int32, FRAGMENT_DY),)
         h0 = 0
         while h0 < H:
-            for s in gl.static_range(K):
-                b_rows_x, b_rows_dy = b_next[0]
-                s_dy[s].store(_transpose_pairs(b_rows_dy[0], b_rows_dy[1], BC, NW))
-                s_x[s].store(_transpose_pairs(b_rows_x[0], b_rows_x[1], BC, NW))
-                b_next = b_next[1:] + (_load_step(strips_x, strips_dy, h0 + (s + AHEAD), d_t, H, W, C, K),)
-                b_dy = b_dy[:s] + (s_dy[s].load(_fragment_layout(8, BC, NW)),) + b_dy[s + 1 :]
-                b_x = _operand(s_x[s].load(_fragment_layout(16, BC, NW)), A, dtype, False)
+            for s in gl.static_range(AHEAD):
+                async_copy.wait_group(AHEAD - 1)
+                s_x[s % 2].store(_transpose_pairs(s_raw[s][0].load(X), s_raw[s][1].load(X), BC, NW))
+                s_dy[s % 2].store(_transpose_pairs(s_raw[s][2].load(DY), s_raw[s][3].load(DY), BC, NW))
+                b_dy = (s_dy[s % 2].load(FRAGMENT_DY),) + b_dy[: K - 1]
+                b_x = _operand(s_x[s % 2].load(FRAGMENT_X), A, dtype, False)
+                _copy_step(s_raw[s], strips_x, strips_dy, h0 + (s + AHEAD), d_t, H, W, C, K)
                 b_new = ()
                 for kh in gl.static_range(K):
-                    b_new = b_new + (mma_v2(b_x, _operand(b_dy[(s - kh + K) % K], B, dtype, True), b_acc[kh]),)
+                    b_new = b_new + (mma_v2(b_x, _operand(b_dy[kh], B, dtype, True), b_acc[kh]),)
                 b_acc = b_new
-            h0 += K
+            h0 += AHEAD
+        async_copy.wait_group(0)
         first += n_slabs * 16
     i_c = gl.arange(0, BC, layout=gl.SliceLayout(1, gl.SliceLayout(2, MMA)))
     i_k = gl.arange(0, 16, layout=gl.SliceLayout(0, gl.SliceLayout(2, MMA)))

@@ -57,12 +57,22 @@ class Config:
 
 #: By taps in time, in the order in which they are tried where a layer has not been tuned.
 CONVOLUTION = {
-    1: (Config(32, 16, 4), Config(16, 8, 4), Config(16, 8, 8), Config(8, 8, 4)),
+    1: (
+        Config(32, 16, 4),
+        Config(32, 16, 2),
+        Config(16, 8, 4),
+        Config(16, 8, 2),
+        Config(16, 8, 8),
+        Config(8, 8, 4),
+    ),
     3: (Config(16, 16, 4), Config(8, 8, 4), Config(16, 16, 3)),
     5: (Config(8, 8, 8, None), Config(8, 8, 5, None)),
     7: (Config(8, 8, 10, None), Config(8, 8, 7, None)),
 }
-WEIGHT_GRADIENT = Config(8, 8, 4)
+#: Many channels a program, and few for where those are too few programs.
+WEIGHT_GRADIENT = Config(16, 8, 2), Config(8, 8, 2)
+#: Programs of the first that are enough: about three for four of the places that an H100 has.
+ENOUGH_PROGRAMS = 200
 
 
 #: Why this process does without tensor cores, once a kernel did not compile.
@@ -163,15 +173,24 @@ def convolve(
     return y
 
 
+def plan_weight_gradient(strips: Strips, C: int, k_t: int) -> tuple[Config, int]:
+    """The configuration, and the slabs. They fix the order of sums, so they are no property of the device."""
+    for config in WEIGHT_GRADIENT:
+        if C % config.BC == 0:
+            chunks = C // config.BC * k_t
+            n_slabs = slabs(strips, STRIPS, chunks)
+            if n_slabs * chunks >= ENOUGH_PROGRAMS:
+                break
+    return config, n_slabs
+
+
 def weight_gradient(x: Tensor, dy: Tensor, k_t: int, K: int) -> Tensor:
     """Partial sums [slab, k_t * K * K, C] in fp32, to be added up."""
     C, T, H, W = x.shape[1:]
-    config = WEIGHT_GRADIENT
     strips = Strips.cut(x.shape[0] * T, H, W, COLUMNS, 1)
-    chunks = C // config.BC * k_t
-    n_slabs = slabs(strips, STRIPS, chunks)
+    config, n_slabs = plan_weight_gradient(strips, C, k_t)
     partial = x.new_empty((n_slabs, k_t * K * K, C), dtype=torch.float32)
-    kernels.weight_gradient_kernel[(n_slabs * chunks,)](
+    kernels.weight_gradient_kernel[(n_slabs * k_t * (C // config.BC),)](
         _words(x), _words(dy), partial, T, H, W, strips.columns, strips.count, n_slabs,
         C=C, KT=k_t, K=K, BC=config.BC, AHEAD=config.ahead, dtype=_DTYPES[x.dtype],
         num_warps=config.num_warps, maxnreg=config.maxnreg, enable_fp_fusion=True,

@@ -52,17 +52,12 @@ def _column_mask(m_row, w0, W, OFFSET: tl.constexpr, R: tl.constexpr, EVEN: tl.c
 def _load_row(
     p_row, m_row, w0, W,
     C: tl.constexpr, FIRST: tl.constexpr, N: tl.constexpr, R: tl.constexpr, EVEN: tl.constexpr,
-    WHOLE: tl.constexpr = False,
 ):  # fmt: skip
-    """Columns FIRST ... FIRST + N - 1 of a row, a tuple of fp32 blocks [BP, BC] with zeros outside of the frame; where
-    a row is R columns (WHOLE), nothing but a 0 in their place."""
+    """Columns FIRST ... FIRST + N - 1 of a row, a tuple of fp32 blocks [BP, BC] with zeros outside of the frame."""
     b_x = ()
     for j in tl.static_range(N):
-        if WHOLE and ((FIRST + j < 0) or (FIRST + j >= R)):
-            b_x = b_x + (0.0,)
-        else:
-            mask = _column_mask(m_row, w0, W, FIRST + j, R, EVEN)
-            b_x = b_x + (tl.load(p_row + (FIRST + j) * C, mask=mask, other=0.0).to(tl.float32),)
+        mask = _column_mask(m_row, w0, W, FIRST + j, R, EVEN)
+        b_x = b_x + (tl.load(p_row + (FIRST + j) * C, mask=mask, other=0.0).to(tl.float32),)
     return b_x
 
 
@@ -79,15 +74,13 @@ def _zeros(N: tl.constexpr, M: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr)
 
 
 @triton.jit
-def _correlate(b_acc, b_x, b_w, N: tl.constexpr, M: tl.constexpr, WHOLE: tl.constexpr = False):
-    """acc[i] + the sum over j < M of x[i + j] * w[j], for i < N; if WHOLE, x has M // 2 zeros at either end, which are
-    left out."""
+def _correlate(b_acc, b_x, b_w, N: tl.constexpr, M: tl.constexpr):
+    """acc[i] + the sum over j < M of x[i + j] * w[j], for i < N."""
     b_out = ()
     for i in tl.static_range(N):
         b_sum = b_acc[i]
         for j in tl.static_range(M):
-            if not WHOLE or ((i + j >= M // 2) and (i + j < N + M // 2)):
-                b_sum = tl.fma(b_x[i + j], b_w[j], b_sum)
+            b_sum = tl.fma(b_x[i + j], b_w[j], b_sum)
         b_out = b_out + (b_sum,)
     return b_out
 
@@ -260,62 +253,6 @@ def convolution_kernel(
         for n in tl.static_range(NC):
             b_rotated = b_rotated + (_zeros(1, R, BP, BC) + b_acc[n][: K - 1],)
         b_acc = b_rotated
-        i += 1
-
-
-@triton.jit(do_not_specialize=_STRIPS)
-def row_kernel(
-    p_x, p_taps, p_bias, p_gamma, p_beta, p_y, p_z, p_mean, p_rstd,
-    T, H, W, n_rows, n_columns, n_strips, height, eps,
-    C: tl.constexpr, KT: tl.constexpr, K: tl.constexpr, R: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
-    NC: tl.constexpr, EVEN: tl.constexpr, WHOLE: tl.constexpr, SAVE: tl.constexpr,
-):  # fmt: skip
-    """Program: BP strips, all NC * BC = C channels. z = LayerNorm(y) of y = conv(x) + bias; if SAVE, also y, and mean
-    and rstd in fp32. WHOLE: W is R.
-
-    For frames so small that the march's K rows of sums would leave most of the device idle: a program owns a few rows
-    of y, which cost no row beyond them, and reads the K rows of x that each needs, which are in its cache or in L2."""
-    o_c = tl.arange(0, BC)
-    i_strip = tl.program_id(0) * BP + tl.arange(0, BP)
-    m_strip = i_strip < n_strips
-    i_frame, h0, w0 = _locate(i_strip, n_rows, n_columns, height, R)
-    i_t = i_frame % T
-    o_strip = (i_frame.to(tl.int64) * H + h0) * W + w0  # [BP], in positions
-    i = 0
-    while i < height:
-        m_out = m_strip & (h0 + i < H)
-        o_out = o_strip + tl.cast(i, tl.int64) * W
-        b_acc = _zeros(NC, R, BP, BC)
-        for row in range(K * KT):
-            kh, kt = row // KT, row % KT
-            h_in, t_in = h0 + (i + kh - K // 2), i_t + (kt - KT // 2)
-            m_x = m_out & (h_in >= 0) & (h_in < H) & (t_in >= 0) & (t_in < T)
-            o_row = (o_out + (tl.cast(kt - KT // 2, tl.int64) * H + (kh - K // 2)) * W) * C
-            b_new = ()
-            for n in tl.static_range(NC):
-                p_row = p_x + o_row[:, None] + (o_c + n * BC)[None, :]  # [BP, BC]
-                b_x = _load_row(p_row, m_x, w0, W, C, -(K // 2), R + K - 1, R, EVEN, WHOLE)
-                b_w = ()
-                for kw in tl.static_range(K):
-                    b_w = b_w + (tl.load(p_taps + ((kt * K + kh) * K + kw) * C + o_c + n * BC)[None, :],)
-                b_new = b_new + (_correlate(b_acc[n], b_x, b_w, R, K, WHOLE),)
-            b_acc = b_new
-        b_y = ()
-        for n in tl.static_range(NC):
-            b_y = b_y + (_add_bias(b_acc[n], p_bias + o_c + n * BC, p_y.dtype.element_ty, R, True),)
-        b_mean = _row_mean(b_y, C, NC, R)
-        b_rstd = _row_rstd(b_y, b_mean, eps, C, NC, R)
-        for n in tl.static_range(NC):
-            o_tile = (o_out * C)[:, None] + (o_c + n * BC)[None, :]
-            if SAVE:
-                _store_row(p_y + o_tile, b_y[n], m_out, w0, W, C, R, EVEN)
-            b_z = _normalize_row(b_y[n], b_mean, b_rstd, p_gamma + o_c + n * BC, p_beta + o_c + n * BC, R)
-            _store_row(p_z + o_tile, b_z, m_out, w0, W, C, R, EVEN)
-        if SAVE:
-            for r in tl.static_range(R):
-                m_column = m_out & (w0 + r < W)
-                tl.store(p_mean + o_out + r, b_mean[r], mask=m_column)
-                tl.store(p_rstd + o_out + r, b_rstd[r], mask=m_column)
         i += 1
 
 
