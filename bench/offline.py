@@ -60,7 +60,7 @@ class Case:
 @dataclass(frozen=True)
 class Report:
     """What the compiler made of it: registers a thread, bytes of stack, and the share of the instructions of its
-    longest loop that multiply (FFMA; on sm_100 also FFMA2, which does two; HMMA)."""
+    loop over rows that multiply (FFMA; on sm_100 also FFMA2, which does two; HMMA)."""
 
     registers: int
     stack: int
@@ -148,15 +148,15 @@ def compile_case(case: Case, architecture: int) -> Report:
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     if found is None:
         raise RuntimeError(f"cuobjdump reports no registers for {case}: {usage!r}")
-    return Report(int(found[1]), int(found[2]), _share_of_products(assembly))
+    return Report(int(found[1]), int(found[2]), _share_of_products(assembly, case.role == "weight_gradient"))
 
 
 def _dump(path: str, what: str) -> str:
     return subprocess.run([CUOBJDUMP, what, path], capture_output=True, text=True, check=True).stdout
 
 
-def _share_of_products(assembly: str) -> float:
-    """Multiplications' share of the longest loop: of the row step, that is, with everything in it."""
+def _share_of_products(assembly: str, inner: bool) -> float:
+    """Multiplications' share of the row step, with everything in it: of the longest loop, or of the one inside that."""
     instructions = [(int(m[1], 16), m[2]) for m in re.finditer(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", assembly)]
     loops: list[list[str]] = []
     for address, text in instructions:
@@ -165,7 +165,8 @@ def _share_of_products(assembly: str) -> float:
             loops.append([t for a, t in instructions if int(target[1], 16) <= a <= address])
     if not loops:
         return 0.0
-    loop = max(loops, key=len)
+    loops.sort(key=len)
+    loop = loops[-2 if inner and len(loops) > 1 else -1]
     opcodes = collections.Counter(re.sub(r"^@!?U?P\w+\s+", "", text).split()[0].split(".")[0] for text in loop)
     return sum(opcodes[name] for name in ("FFMA", "FFMA2", "HMMA")) / len(loop)
 
