@@ -148,7 +148,8 @@ def compile_case(case: Case, architecture: int) -> Report:
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     if found is None:
         raise RuntimeError(f"cuobjdump reports no registers for {case}: {usage!r}")
-    return Report(int(found[1]), int(found[2]), _share_of_products(assembly, case.role == "weight_gradient"))
+    within_strips = case.on_tensor_cores and case.role == "weight_gradient"
+    return Report(int(found[1]), int(found[2]), _share_of_products(assembly, within_strips))
 
 
 def _dump(path: str, what: str) -> str:
