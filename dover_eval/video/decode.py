@@ -48,8 +48,9 @@ def decode_clip(path: str | Path, num_frames: int, windows: int = 1) -> Clip:
     sampled frames, whatever the length.
 
     Raises VideoError for a missing, empty or audio-only file, one that is no video or whose frames change size, and for
-    a truncated one where its container tells: MP4, MOV, AVI and FLV count their frames, Matroska and WebM their bytes
-    (but for live streams), a GIF has an end. Of MPEG streams, WMV and fragmented MP4 none does.
+    a truncated one where its container tells: MP4, MOV, AVI and FLV count their frames (MP4 in fragments the bytes of
+    each), Matroska and WebM their bytes (but for live streams), a GIF has an end. Of MPEG streams and WMV none does,
+    nor MP4 that is cut exactly between two fragments.
     """
     path = Path(path)
     times, end = frame_times(path)

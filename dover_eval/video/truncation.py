@@ -7,6 +7,8 @@ from typing import BinaryIO
 
 #: Identifiers of Matroska's elements: all of a file but its header lies in one segment.
 SEGMENT = b"\x18\x53\x80\x67"
+#: The boxes of MP4 that have frames, or tell where they are.
+MEDIA = {b"moov", b"moof", b"mdat"}
 
 
 def lost_end(path: Path, container: str) -> str | None:
@@ -16,6 +18,9 @@ def lost_end(path: Path, container: str) -> str | None:
         if "matroska" in container:
             told = _matroska_bytes(file)
             return f"found {size} of {told} bytes" if told is not None and size < told else None
+        if "mp4" in container:
+            told = _mp4_bytes(file, size)
+            return f"found {size} of {told} bytes" if size < told else None
         if container == "gif":
             file.seek(max(size - 64, 0))
             return None if file.read().rstrip(b"\0").endswith(b";") else "a GIF without its end"
@@ -33,6 +38,24 @@ def _matroska_bytes(file: BinaryIO) -> int | None:
             return None
         file.seek(size, 1)
     return None
+
+
+def _mp4_bytes(file: BinaryIO, size: int) -> int:
+    """How long a file of `size` bytes must be for its last box: MP4, MOV and their kin are boxes, and one in fragments,
+    which counts no frames in front, is cut in one of them, unless it is cut between two."""
+    end = 0
+    while size - end >= 8:
+        file.seek(end)
+        header = file.read(16)
+        length, kind = int.from_bytes(header[:4], "big"), header[4:8]
+        if length == 1:  # the real one follows
+            length = int.from_bytes(header[8:16], "big")
+        if length < 8 or not kind.isalnum():  # to the end of the file, or no box: something was appended
+            return size
+        end += length
+        if end > size:
+            return end if kind in MEDIA else size
+    return size
 
 
 def _number(file: BinaryIO) -> tuple[bytes, int | None]:

@@ -230,6 +230,27 @@ def test_containers_that_count_no_frames_are_found_truncated_too(write_video, na
         decode_clip(path, 8)
 
 
+@pytest.mark.parametrize(
+    "flags", ["frag_keyframe+empty_moov", "dash", "cmaf", "frag_every_frame+empty_moov+separate_moof"]
+)
+def test_an_mp4_in_fragments_is_found_truncated_wherever_it_is_cut_within_one(tmp_path, flags):
+    path = tmp_path / "fragments.mp4"
+    with av.open(str(path), "w", container_options={"movflags": flags}) as container:
+        stream = container.add_stream("libx264", rate=8, width=64, height=48, pix_fmt="yuv420p", options={"g": "6"})
+        for pixels in np.random.default_rng(0).integers(0, 256, (24, 48, 64, 3), dtype=np.uint8):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    whole = path.read_bytes()
+    assert b"moof" in whole
+    assert len(decode_clip(path, 8).frames) == 8
+    path.write_bytes(whole + b"\0" * 100)  # what was appended is not a part that is missing
+    assert len(decode_clip(path, 8).frames) == 8
+    for share in (0.95, 0.7, 0.4):
+        path.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(VideoError, match=r"truncated"):
+            decode_clip(path, 8)
+
+
 def with_sound(path, frames, codec, sound):
     """A file of `frames`, eight a second, and as much silence."""
     with av.open(str(path), "w") as container:
