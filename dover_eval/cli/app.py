@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dover_eval.cli.exits import extra, usage
+from dover_eval.cli.exits import extra, failure, usage
 
 
 def app(
@@ -35,7 +35,11 @@ def app(
 
         from dover_eval.looking.app import launch_options, make_app
     scorer = load_scorer(model, device)
-    make_app(scorer).launch(**launch_options(host, port, (name, password) if auth else None))
+    page = make_app(scorer)
+    try:
+        page.launch(**launch_options(host, port, (name, password) if auth else None))
+    except OSError as error:
+        failure(f"nothing listens on {host} port {port}: {error}")
 
 
 def _loopback(host: str) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from dover_eval.cli.exits import failure
+from dover_eval.cli.exits import failure, usage
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from dover_eval.scorer import VideoScorer
@@ -18,17 +19,35 @@ if TYPE_CHECKING:
 def load_scorer(model: str | None, device: str | None, calibration: Path | None = None) -> VideoScorer:
     """The scorer of a checkpoint, or an exit with its reason. Warnings (fallbacks) still go to standard error."""
     logging.basicConfig(format="%(name)s: %(message)s", level=logging.WARNING)
+    from dover_eval.scorer import VideoScorer
+
+    with loading(model, device):
+        return VideoScorer.from_pretrained(model, device=device, calibration=calibration)
+
+
+def check_device(device: str | None) -> None:
+    import torch
+
+    try:
+        torch.device(device or "cpu")
+    except RuntimeError as error:
+        usage(f"--device {device}: {str(error).splitlines()[0]}")
+
+
+@contextmanager
+def loading(model: str | None, device: str | None) -> Iterator[None]:
+    """Around what loads a checkpoint onto a device: an exit that says why it cannot."""
     from transformers.utils import logging as transformers_logging
 
     from dover_eval.models.text import TextEncoderError
-    from dover_eval.scorer import VideoScorer
     from dover_eval.weights import WeightsError
 
+    check_device(device)
     transformers_logging.disable_progress_bar()
     try:
-        return VideoScorer.from_pretrained(model, device=device, calibration=calibration)
+        yield
     except (OSError, WeightsError, TextEncoderError, ValueError, RuntimeError, AssertionError) as error:
-        failure(f"{model or 'the embedded model'} cannot be loaded: {error}")
+        failure(f"{model or 'the embedded model'} cannot be loaded{f' on {device}' if device else ''}: {error}")
 
 
 def score_with_progress(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, extra, usage, writing
+from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, extra, failure, usage, writing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,7 +70,7 @@ def sanity(
             with writing(plot), replacing(plot) as draft:
                 draw_report(report, draft)
         except ValueError as error:
-            usage(f"--plot {plot}: {error}")
+            failure(f"--plot {plot}: {error}")
     if not report.ok:
         raise typer.Exit(EXIT_FAILED)
 

@@ -7,7 +7,11 @@ from typing import Annotated
 
 import typer
 
+from dover_eval.cli.exits import extra, failure, usage
+from dover_eval.cli.loading import check_device, loading
+
 MIB = 2**20
+LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
 
 
 def serve(
@@ -44,12 +48,17 @@ def serve(
     body_timeout: Annotated[float, typer.Option(min=1, help="Seconds in which a request must arrive.")] = 60.0,
     log_level: Annotated[str, typer.Option(help="critical, error, warning, info, debug or trace.")] = "info",
 ) -> None:
-    """Serve rewards over HTTP: POST /score and /compute, GET /health, /metrics and /docs."""
-    try:
+    """Serve rewards over HTTP: POST /score and /compute, GET /health, /metrics and /docs.
+
+    Exit status: 0 when it was stopped, 1 when the model cannot be loaded or the address not be listened on, 2 when the
+    command was not understood.
+    """
+    with extra("server"):
         from dover_integrations.rewards import DoverReward
-        from dover_integrations.server import ServerSettings, run
-    except ImportError as error:
-        raise typer.BadParameter(f"{error}; install it with: pip install 'dover-eval[server]'") from error
+        from dover_integrations.server import ServerSettings, check_open, run
+    if log_level not in LOG_LEVELS:
+        usage(f"--log-level {log_level}: expected one of {', '.join(LOG_LEVELS)}")
+    check_device(device)
     try:
         settings = ServerSettings(
             token=token,
@@ -72,9 +81,16 @@ def serve(
             device=device,
             batch_size=batch_size,
         )
-        run(reward, settings, host=host, port=port, log_level=log_level)
+        check_open(settings, host)
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+        usage(error)
+    with loading(model, device):
+        reward.load()
+    try:
+        run(reward, settings, host=host, port=port, log_level=log_level)
+    except SystemExit as error:  # uvicorn's, which has said why
+        if error.code:
+            failure(f"nothing listens on {host} port {port}")
 
 
 def _weights(pairs: list[str] | None) -> dict[str, float] | None:

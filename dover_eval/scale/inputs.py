@@ -63,11 +63,14 @@ def with_prompts(
     prompt: str | None = None,
     prompts: Mapping[str, str] | None = None,
 ) -> list[Clip]:
-    """Clips of (video, its own prompt, its place in a shard). Raises NoPromptError, which names some that have none."""
+    """Clips of (video, its own prompt, its place in a shard). Raises NoPromptError, which names some without one, and
+    InputError for one that has none because there is no such file."""
     clips, lacking = [], []
     for video, own, shard in found:
         text = own or prompt or (match_prompt(video, prompts) if prompts else None)
         if text is None:
+            if shard is None and not is_url(video) and not os.path.lexists(video):
+                raise InputError(f"{video}: there is no such file or folder")
             lacking.append(video if prompts else video_file_name(video))
         else:
             check_unicode(video, text)

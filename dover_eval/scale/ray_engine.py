@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -58,6 +59,7 @@ class RayEngine:
         self.model, self.calibration, self.threads = model, calibration, threads
         try:
             if not ray.is_initialized():
+                _reach(address)
                 local: dict[str, Any] = {} if address else {"include_dashboard": False}
                 ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **local)
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -244,6 +246,16 @@ def _span(batch: int, batch_size: int, count: int) -> range:
 
 def _cut(batches: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     return (batches[i : i + size] for i in range(0, len(batches), size))
+
+
+def _reach(address: str | None) -> None:
+    """Raises ConnectionError where nobody answers at HOST:PORT or ray://HOST:PORT: Ray itself would ask for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            raise ConnectionError(f"nobody answers: {error}") from error
 
 
 def _short(error: BaseException) -> str:

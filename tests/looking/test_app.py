@@ -107,6 +107,16 @@ def test_it_listens_on_loopback_alone(address):
         pass
 
 
+def test_a_taken_port_is_a_failure_with_its_reason(dover, checkpoint):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = dover("app", "--port", port, "--model", checkpoint)
+    assert result.exit_code == 1
+    assert f"nothing listens on 127.0.0.1 port {port}" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -348,3 +348,9 @@ def test_half_a_character_is_refused_before_anything_is_scored(tmp_path):
     path.write_text(path.read_text() + "\n")  # and an empty last line is nothing
     with pytest.raises(InputError, match="a prompt that is not UTF-8"):
         list_clips([str(path)])
+
+
+@pytest.mark.parametrize("prompts", [None, {"a.mp4": "x"}])
+def test_a_mistyped_name_is_said_to_be_missing_and_not_to_lack_a_prompt(clips, prompts):
+    with pytest.raises(InputError, match="nosuch: there is no such file or folder"):
+        list_clips([str(clips / "nosuch")], prompts=prompts)

@@ -90,3 +90,13 @@ def test_ray_that_is_not_installed_says_how_to_get_it(dover, clips, monkeypatch)
     result = dover(clips, "--prompt", "x", "--engine", "ray", device=False)
     assert result.exit_code == 1
     assert "ray is not installed: pip install 'dover-eval[ray]'" in result.stderr
+
+
+@pytest.mark.parametrize("address", ["nosuch.invalid:1", "ray://127.0.0.1:1"])
+def test_a_cluster_where_nobody_answers_is_refused_at_once(address):
+    from dover_eval.scale.ray_engine import _reach
+
+    with pytest.raises(ConnectionError, match="nobody answers"):
+        _reach(address)
+    _reach("auto")
+    _reach(None)

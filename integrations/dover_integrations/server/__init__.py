@@ -10,9 +10,11 @@ if TYPE_CHECKING:
     from dover_integrations.server.app import create_app as create_app
     from dover_integrations.server.client import DoverRewardClient as DoverRewardClient
     from dover_integrations.server.settings import ServerSettings as ServerSettings
+    from dover_integrations.server.uvicorn_runner import check_open as check_open
     from dover_integrations.server.uvicorn_runner import run as run
 
-_HOME = {"DoverRewardClient": "client", "ServerSettings": "settings", "create_app": "app", "run": "uvicorn_runner"}
+_HOME = {"DoverRewardClient": "client", "ServerSettings": "settings", "create_app": "app"}
+_HOME |= dict.fromkeys(("check_open", "run"), "uvicorn_runner")
 
 __all__ = [*_HOME]
 

@@ -23,8 +23,7 @@ def run(
 
     Raises ValueError for a host other than loopback without a token.
     """
-    if settings.token is None and not is_loopback(host):
-        raise ValueError(f"expected a token (--token or DOVER_EVAL_TOKEN) to listen on {host}: anyone could ask")
+    check_open(settings, host)
     uvicorn.run(
         create_app(reward, settings),
         host=host,
@@ -34,6 +33,12 @@ def run(
         limit_concurrency=4 * settings.queue_size,
         server_header=False,
     )
+
+
+def check_open(settings: ServerSettings, host: str) -> None:
+    """Raises ValueError for a host other than loopback without a token."""
+    if settings.token is None and not is_loopback(host):
+        raise ValueError(f"expected a token (--token or DOVER_EVAL_TOKEN) to listen on {host}: anyone could ask")
 
 
 def is_loopback(host: str) -> bool:

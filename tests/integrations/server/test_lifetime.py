@@ -89,6 +89,40 @@ def test_the_command_refuses_to_listen_to_everyone_without_a_token(checkpoint):
     result = CliRunner().invoke(app, ["serve", "--model", str(checkpoint), "--host", "0.0.0.0"], env={"COLUMNS": "200"})
     assert result.exit_code == 2
     assert "expected a token" in result.output
-    result = CliRunner().invoke(app, ["serve", "--weight", "Alignment=much"], env={"COLUMNS": "200"})
-    assert result.exit_code == 2
-    assert "expected a weight such as" in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "words"),
+    [
+        (["--weight", "Alignment=much"], 2, "expected a weight such as"),
+        (["--log-level", "loud"], 2, "--log-level loud: expected one of critical, error"),
+        (["--device", "gpu"], 2, "--device gpu: "),
+        (["--model", "FOLDER"], 1, "FOLDER cannot be loaded"),
+    ],
+)
+def test_the_command_says_what_is_wrong_before_it_listens(tmp_path, options, status, words):
+    from typer.testing import CliRunner
+
+    from dover_eval.cli import app
+
+    folder = str(tmp_path)
+    options = [option.replace("FOLDER", folder) for option in options]
+    result = CliRunner().invoke(app, ["serve", *options])
+    assert result.exit_code == status, result.output
+    assert words.replace("FOLDER", folder) in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_taken_port_is_a_failure_with_its_reason(checkpoint):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code = "import sys; from dover_eval.cli import main; sys.argv[0] = 'dover-eval'; main()"
+        arguments = ["serve", "--model", str(checkpoint), "--device", "cpu", "--port", str(port)]
+        environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment)
+    assert done.returncode == 1, done.stderr
+    assert f"nothing listens on 127.0.0.1 port {port}" in done.stderr
+    assert "in use" in done.stderr
+    assert "Traceback" not in done.stderr
