@@ -24,6 +24,9 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy, mma_v2
 
+#: Its name from Triton 3.9 on, and before.
+copy_to_shared = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
+
 
 @gluon.constexpr_function
 def _bits(n):
@@ -139,8 +142,8 @@ def _load_pairs(pairs, C: gl.constexpr):
 def _copy_pairs(s_even, s_odd, pairs, C: gl.constexpr):
     """Even and odd columns, which come into shared memory; zeros in place of columns that do not exist."""
     p, m_even, m_odd = pairs
-    async_copy.async_copy_global_to_shared(s_even, p, m_even)
-    async_copy.async_copy_global_to_shared(s_odd, p + C // 2, m_odd)
+    copy_to_shared(s_even, p, m_even)
+    copy_to_shared(s_odd, p + C // 2, m_odd)
     async_copy.commit_group()
 
 
@@ -314,7 +317,7 @@ def _copy_row(s_row, strips, h, d_t, H, W, C: gl.constexpr):
     """Row h of strips, of the frame at distance d_t, which comes into shared memory."""
     p, m = strips
     m_row = (m & (h < H))[:, :, None]
-    async_copy.async_copy_global_to_shared(s_row, p + (d_t * H.to(gl.int64) + h) * W * (C // 2), m_row)
+    copy_to_shared(s_row, p + (d_t * H.to(gl.int64) + h) * W * (C // 2), m_row)
 
 
 @gluon.jit
