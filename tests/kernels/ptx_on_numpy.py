@@ -9,15 +9,14 @@ access beside them, or one that is not aligned, is an error. Nothing is said of 
 
 import re
 from collections.abc import Callable
-from functools import cache
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 _TYPES = {
     "s32": np.int32, "u32": np.uint32, "b32": np.uint32, "s64": np.int64, "u64": np.uint64, "b64": np.uint64,
@@ -442,44 +441,40 @@ def _from_fp16(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return halves[..., 0], halves[..., 1]
 
 
-_POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int32: "*i32"}
+class Driver:
+    """What Triton asks about the device that it compiles for."""
 
+    def get_current_device(self) -> str:  # kernels are kept by device: a GPU's are others
+        return "NumPy"
 
-@cache
-def _compiled(kernel: Any, signature: tuple[str, ...], constants: tuple[tuple[str, Any], ...], **options: Any) -> Any:
-    """For sm_90, with pointers that are multiples of 16 as those of PyTorch are."""
-    values, names = dict(constants), kernel.arg_names
-    kinds = iter(signature)
-    types = {name: "constexpr" if name in values else next(kinds) for name in names}
-    source: Any = ASTSource
-    if "gluon" in type(kernel).__module__:
-        from triton.experimental.gluon._runtime import GluonASTSource as source
-    return triton.compile(
-        source(
-            kernel, types, constexprs={(names.index(name),): value for name, value in values.items()},
-            attrs={(names.index(name),): [["tt.divisibility", 16]] for name in names if types[name].startswith("*")},
-        ),
-        target=GPUTarget("cuda", 90, 32), options=options,
-    )  # fmt: skip
+    def get_current_stream(self, device: str) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
 
 
 class Kernel:
-    """A kernel of Triton or Gluon that launches on CPU tensors."""
+    """A kernel of Triton or Gluon that launches on CPU tensors: bound, specialised and compiled by Triton as for an
+    H100."""
 
     def __init__(self, kernel: Any) -> None:
         self.kernel = kernel
 
     def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
         def launch(*arguments: Any, **named: Any) -> None:
-            constants = tuple((name, named.pop(name)) for name in list(named) if name in self.kernel.arg_names)
-            kinds = tuple(
-                _POINTERS[a.dtype] if isinstance(a, torch.Tensor) else "fp32" if isinstance(a, float) else "i32"
-                for a in arguments
-            )
-            compiled = _compiled(self.kernel, kinds, constants, **named)
-            run(compiled.asm["ptx"], grid[0], list(arguments), compiled.metadata.shared)
+            compiled = self.compiled(*arguments, **named)
+            bound = named | dict(zip(self.kernel.arg_names, arguments, strict=False))
+            signature = compiled.src.signature
+            given = [bound[name] for name in self.kernel.arg_names if signature[name] != "constexpr"]
+            run(compiled.asm["ptx"], grid[0], given, compiled.metadata.shared)
 
         return launch
+
+    def compiled(self, *arguments: Any, **named: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(triton.runtime.driver, "_active", Driver())
+            return self.kernel.warmup(*arguments, grid=(1,), **named)
 
 
 def on_numpy(module: ModuleType) -> SimpleNamespace:

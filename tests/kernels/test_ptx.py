@@ -11,6 +11,7 @@ from torch import Tensor
 from . import ptx_on_numpy
 from .conftest import INTERPRETED, make_operands, relative_errors
 
+pytestmark = pytest.mark.filterwarnings("error:.*slower ones run")
 if INTERPRETED:
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
@@ -85,12 +86,11 @@ def test_a_missing_barrier_or_wait_and_a_wrong_address_are_found():
     x = torch.randn(1, 32, 1, 7, 8).bfloat16().contiguous(memory_format=torch.channels_last_3d)
     y, weight = torch.empty_like(x), torch.randn(32, 1, 1, 7, 7)
     config = tensor_cores.Config(32, 16, 4)
-    constants = {"C": 32, "KT": 1, "K": 7, "BC": config.BC, "AHEAD": config.ahead, "FLIP": True}
-    compiled = ptx_on_numpy._compiled(
-        tensor_core_kernels.convolution_kernel, ("*i32", "*fp32", "*fp32", "*bf16", *["i32"] * 7),
-        tuple(constants.items()), num_warps=config.num_warps, maxnreg=config.maxnreg, enable_fp_fusion=True,
-    )  # fmt: skip
     arguments = [tensor_cores._words(x), weight, weight, y, 1, 7, 8, 1, 1, 1, 7]
+    compiled = ptx_on_numpy.Kernel(tensor_core_kernels.convolution_kernel).compiled(
+        *arguments, C=32, KT=1, K=7, BC=config.BC, AHEAD=config.ahead, FLIP=True,
+        num_warps=config.num_warps, maxnreg=config.maxnreg, enable_fp_fusion=True,
+    )  # fmt: skip
     ptx, shared = compiled.asm["ptx"], compiled.metadata.shared
     ptx_on_numpy.run(ptx, 1, arguments, shared)
     assert y.isfinite().all()

@@ -1,5 +1,7 @@
 """The operator on a CPU: plain PyTorch, so right by definition if it agrees with the definition."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from dover_kernels import dwconv3d_layernorm
@@ -107,6 +109,21 @@ def test_a_clip_scores_the_same_bits_in_any_batch(threads):
             assert torch.equal(dwconv3d_layernorm(x[i : i + 1], *parameters), together[i : i + 1])
     finally:
         torch.set_num_threads(before)
+
+
+def test_pytorch_kernel_on_cuda_meets_a_single_position_in_strides_that_it_can_walk(monkeypatch):
+    """It takes its first address by strides and goes on by sizes, so both must say the same; on a CPU nothing shows."""
+    strides = []
+
+    def conv3d(x, *arguments, of=torch.nn.functional.conv3d, **named):
+        strides.append(x.contiguous().stride())
+        return of(x, *arguments, **named)
+
+    monkeypatch.setattr(torch.nn.functional, "conv3d", conv3d)
+    operands = make_operands((2, 8, 1, 1, 1), (3, 7, 7), dtype=torch.float64)
+    x = operands.tensors[0].as_strided((2, 8, 1, 1, 1), (8, 1, 8, 8, 8))  # as channels_last_3d has it
+    replace(operands, tensors=(x, *operands.tensors[1:])).run(dwconv3d_layernorm)
+    assert strides == [(8, 1, 1, 1, 1)] * 2, "of x, and of dy for dx"
 
 
 def test_memory_formats_give_the_same_result_in_channels_last():

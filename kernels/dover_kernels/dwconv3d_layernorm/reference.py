@@ -34,10 +34,15 @@ def dwconv3d_layernorm_reference(
 
 def _channels_last(x: Tensor) -> Tensor:
     """`x` in channels_last_3d, in words that vmap knows."""
+    if x.shape[2:] == (1, 1, 1):  # whatever the strides are, it is dense, and stays as it is: see `_convolve`
+        return x.flatten(1)[..., None, None, None]
     return x.permute(0, 2, 3, 4, 1).contiguous().permute(0, 4, 1, 2, 3)
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Of a single position, x must have strides of 1 in time and space: PyTorch's depthwise kernel on CUDA finds its
+    first address by strides and goes on by sizes, and its `contiguous()` leaves such a tensor any strides it has, so
+    that it would read memory beside x (aten/src/ATen/native/cuda/DepthwiseConv3d.cu)."""
     padding = [size // 2 for size in weight.shape[2:]]
     with _true_fp32(x):
         return F.conv3d(x, weight, bias, padding=padding, groups=weight.shape[0])
