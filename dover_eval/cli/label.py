@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, failure, usage
+from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, failure, usage, writing
 from dover_eval.scale.inputs import find_videos, match_prompts, read_prompts
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ def label(
         return
     if teacher is None or not videos or output is None:
         usage("--teacher, --videos and --output are needed; --list tells the teachers")
+    if not all(teacher.partition(":")):
+        usage(f"--teacher {teacher}: expected module:callable; --list tells those that come along")
     if (prompt is None) == (prompts is None):
         usage("give either --prompt TEXT or --prompts FILE.csv")
     if prompt is not None and not prompt.strip():
@@ -68,7 +70,7 @@ def label(
             assert prompts is not None
             texts = match_prompts(files, read_prompts(prompts))
         clips = list(zip(_names(files, videos), files, texts, strict=True))
-        with _progress(len(clips), show=not quiet) as progress:
+        with writing(output), _progress(len(clips), show=not quiet) as progress:
             done = run(
                 teacher,
                 clips,
@@ -108,11 +110,13 @@ def _option(text: str) -> tuple[str, Any]:
 
 
 def _scale(text: str) -> tuple[str, Scale]:
-    from dover_eval.distillation.teacher import parse_scale
+    from dover_eval.distillation.teacher import SCORE_NAMES, parse_scale
 
     aspect, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"--scale {text}: expected SCORE=WORST:BEST or SCORE=logistic:CENTER:WIDTH")
+    if aspect not in SCORE_NAMES:
+        raise ValueError(f"--scale {text}: expected a score of {', '.join(SCORE_NAMES)}")
     return aspect, parse_scale(value)
 
 
@@ -137,9 +141,10 @@ def _report(done: Labels, output: Path) -> None:
     for aspect, given in done.teacher.scales.items():
         told = ", ".join(f"{name} {value:g}" for name, value in given.items() if name != "kind")
         typer.echo(f"{aspect}: {given['kind'].lower()}, {told}")
+    untold = f", {done.untold} of which the teacher could tell nothing" if done.untold else ""
     typer.echo(
-        f"{output}: {done.judged + done.kept} clips, {done.kept} of them from before, {len(done.errors)} without a "
-        f"verdict; teacher {done.teacher.fingerprint}"
+        f"{output}: {done.judged + done.kept} clips, {done.kept} of them from before, {len(done.errors)} failed"
+        f"{untold}; teacher {done.teacher.fingerprint}"
     )
     for (name, _), error in list(done.errors.items())[:SHOWN_ERRORS]:
         typer.echo(f"{name}: {error}", err=True)

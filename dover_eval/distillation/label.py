@@ -30,12 +30,14 @@ class LabelsError(ValueError):
 
 @dataclass(frozen=True)
 class Labels:
-    """What a run did. judged, kept: rows that it asked for, and that were there already. errors: by (clip, prompt)."""
+    """What a run did. judged, kept: rows that it asked for, and that were there already. errors: by (clip, prompt).
+    untold: rows without an error and without a score, of which the teacher could tell nothing."""
 
     teacher: Description
     judged: int
     kept: int
     errors: Mapping[Key, str]
+    untold: int
 
 
 def journal_of(output: Path) -> Path:
@@ -74,6 +76,7 @@ def label(
     Raises:
         LabelsError: the table is another teacher's or has no journal, or another run is writing it.
         TeacherError: the teacher cannot be had.
+        OSError: the table or its journal cannot be written.
         ValueError: a clip with its prompt comes twice, one of them is not UTF-8, or the output's name has no known
             ending.
     """
@@ -108,7 +111,8 @@ def label(
         }
         _write(output, list(rows.values()), pool.description)
     errors = {key: rows[key]["error"] for key in asked if rows[key]["error"] is not None}
-    return Labels(pool.description, judged, len(clips) - judged, errors)
+    untold = sum(rows[key]["error"] is None and not rows[key]["values"] for key in asked)
+    return Labels(pool.description, judged, len(clips) - judged, errors, untold)
 
 
 class _Journal:
@@ -181,8 +185,6 @@ def _locked(output: Path) -> Any:
         lock.acquire()
     except Timeout:
         raise LabelsError(f"another run is writing {output}") from None
-    except OSError as error:
-        raise LabelsError(f"{output}: cannot be written ({error})") from error
     return lock
 
 

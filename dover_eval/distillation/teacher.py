@@ -107,7 +107,7 @@ def load_teacher(name: str, options: Mapping[str, Any]) -> Teacher:
         raise TeacherError(f"{module_name} has no callable {attribute}")
     if not isinstance(made, type):
         if options:
-            raise TeacherError(f"{name} is a function: options go with a class, got {', '.join(options)}")
+            raise TeacherError(f"{name} is a function: options and devices go with a class, got {', '.join(options)}")
         return made
     try:
         inspect.signature(made).bind(**options)

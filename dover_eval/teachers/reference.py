@@ -37,7 +37,7 @@ class FullReference:
         metric: "ssim" or "ms-ssim"; the latter needs 161 pixels a side.
         frames: how many are compared, uniform in time.
 
-    Raises ValueError in a clip's row: no original, or one of another length.
+    Raises ValueError in a clip's row: no original, one of another length, or one too small for the metric.
     """
 
     scales: ClassVar[dict[str, Scale]] = {"Traditional": Linear(0.0, CEILING)}
@@ -49,6 +49,7 @@ class FullReference:
             raise ValueError(f"expected a metric of {', '.join(METRICS)}, got {metric}")
         self.frames = frames
         self._similarity: Any = ssim if metric == "ssim" else ms_ssim
+        self._least = 161 if metric == "ms-ssim" else 1
         place = Path(references)
         self._folder = place if place.is_dir() else place.parent
         self._table = None if place.is_dir() else _read(place)
@@ -58,6 +59,9 @@ class FullReference:
         clip, original = decode_clip(path, self.frames), decode_clip(reference, self.frames)
         if abs(clip.duration - original.duration) > TIME_TOLERANCE:
             raise ValueError(f"lasts {clip.duration:.2f} s, and its original {reference} {original.duration:.2f} s")
+        height, width = original.frames.shape[2:]
+        if min(height, width) < self._least:
+            raise ValueError(f"{reference} is {width}x{height}: ms-ssim needs 161 pixels a side, and ssim any number")
         values = []
         for spoiled, pristine in zip(clip.frames, original.frames, strict=True):
             a, b = spoiled[None].float() / 255, pristine[None].float() / 255

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import resource
 import shutil
 import signal
 import subprocess
@@ -60,6 +61,8 @@ class Counting:
             return {"Traditional": 300}
         if "undeclared" in name:
             return {"Beauty": 1}
+        if "silent" in name:
+            return {"Alignment": None}
         if "nan" in name:
             return {"Temporal": float("nan")}
         return {"Traditional": os.path.getsize(path) % 251, "Temporal": 0.5, "Alignment": None}
@@ -311,7 +314,7 @@ def test_parquet_holds_the_same_rows(place):
         ("toys", "expected a teacher as module:callable"),
         ("nowhere:x", "nowhere cannot be imported"),
         ("toys:nothing", "toys has no callable nothing"),
-        ("toys:length", "options go with a class, got log"),
+        ("toys:length", "options and devices go with a class, got log"),
         ("toys:Broken", "got an unexpected keyword argument 'log'; it takes"),
     ],
 )
@@ -334,7 +337,12 @@ def test_a_teacher_whose_weights_are_missing_says_so(place):
         (("--teacher", "a:b", "--videos", "clips", "--prompt", "x", "-o", "t.xlsx"), "ends in .csv or .parquet"),
         (("--teacher", "a:b", "--videos", "clips", "--prompt", "x", "-o", "no/t.csv"), "there is no folder no"),
         (("--teacher", "a:b", "--videos", "clips", "--prompt", "x", "-o", "t.csv", "--scale", "x"), "SCORE=WORST"),
+        (
+            ("--teacher", "a:b", "--videos", "clips", "--prompt", "x", "-o", "t.csv", "--scale", "X=0:1"),
+            "a score of Tra",
+        ),
         (("--teacher", "a:b", "--videos", "clips", "--prompt", "x", "-o", "t.csv", "--option", "x"), "NAME=VALUE"),
+        (("--teacher", "a", "--videos", "clips", "--prompt", "x", "-o", "t.csv"), "expected module:callable"),
         (("--teacher", "a:b", "--videos", "*.mkv", "--prompt", "x", "-o", "t.csv"), "dover-eval: *.mkv: no file"),
     ],
 )
@@ -346,6 +354,27 @@ def test_what_is_not_understood_is_said(place, arguments, reason):
     done = CliRunner().invoke(app, ["label", *arguments])
     assert done.exit_code == 2
     assert reason in done.output
+
+
+def test_a_table_that_cannot_be_written_is_a_failure_in_words(place):
+    """As on a full disk: no file grows beyond 600 bytes."""
+    done = subprocess.run(
+        command(*COUNTING, log="log"),
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600)),
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "dover-eval: table.csv cannot be written: File too large"
+    assert "Traceback" not in done.stderr
+
+
+def test_clips_of_which_the_teacher_can_tell_nothing_are_counted(place):
+    shutil.copy(CLIPS / "star_clean.mp4", place / "clips" / "silent.mp4")
+    done = run(*COUNTING, log="log")
+    assert done.returncode == 0
+    assert "0 failed, 1 of which the teacher could tell nothing" in done.stdout
 
 
 def test_the_score_names_are_the_models():

@@ -118,6 +118,8 @@ def test_the_original_is_found_and_fits(spoil, write_video, tmp_path):
     rate = len(frames) / decode_clip(CLIPS / "star_clean.mp4", 1).duration
     small = write_video(np.ascontiguousarray(frames[:, ::2, ::2]), "star_clean.mp4", rate=round(rate))
     assert 0 < teacher(str(small), "")["Traditional"] < 25  # of another size: compared at the original's
+    with pytest.raises(ValueError, match="is 160x160: ms-ssim needs 161 pixels a side, and ssim any number"):
+        FullReference(str(CLIPS))(str(CLIPS / "heart_clean.mp4"), "")
     with pytest.raises(ValueError, match="expected a metric of ssim, ms-ssim"):
         FullReference(str(CLIPS), metric="psnr")
 
