@@ -18,8 +18,14 @@ def compare(
     a: Annotated[Path, typer.Argument(help="The results that B is held against: .parquet, .jsonl, .csv.")],
     b: Annotated[Path, typer.Argument(help="The results of the other model or checkpoint, on the same prompts.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write a page as well: .html.")] = None,
-    folder_a: Annotated[Path | None, typer.Option(help="Where A's clips lie, if their names are relative.")] = None,
-    folder_b: Annotated[Path | None, typer.Option(help="Where B's clips lie, if their names are relative.")] = None,
+    folder_a: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="Where A's clips lie, if their names are relative."),
+    ] = None,
+    folder_b: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="Where B's clips lie, if their names are relative."),
+    ] = None,
     prompts: Annotated[int, typer.Option(min=0, help="Prompts to show side by side, by each score.")] = 6,
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap and of the permutation test.")] = 0,
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -154,4 +155,6 @@ def print_report(report: EvaluationReport) -> None:
 def _cell(figure: Interval | float) -> str:
     if isinstance(figure, float):
         return f"{figure:.3f}"
+    if math.isnan(figure.low):  # without resamples, or of too few
+        return f"{figure.value:.3f}"
     return f"{figure.value:.3f}\n{figure.low:.3f}-{figure.high:.3f}"

@@ -21,7 +21,10 @@ def report(
     results: Annotated[Path, typer.Argument(help="What `dover-eval score --output` wrote: .parquet, .jsonl, .csv.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The page, one self-contained HTML file.")],
     folder: Annotated[
-        Path | None, typer.Option(help="Where the clips lie, if their names in the file are relative.")
+        Path | None,
+        typer.Option(
+            exists=True, file_okay=False, help="Where the clips lie, if their names in the file are relative."
+        ),
     ] = None,
     clips: Annotated[int, typer.Option(min=0, help="Worst and best clips to show playing, by each score.")] = 6,
 ) -> None:

@@ -34,13 +34,20 @@ def main() -> int:
     parser.add_argument("--fresh", action="store_true", help="from random weights, not from ImageNet's ConvNeXt")
     parser.add_argument("--prepare", action="store_true", help="stop before the training")
     arguments = parser.parse_args()
-    sources = dict(given.split("=", 1) for given in arguments.source)
-    work = arguments.work
+    work, sources = arguments.work, {}
+    for given in arguments.source:
+        recipe, _, source = given.partition("=")
+        if recipe not in arguments.recipes or not source or not Path(source).is_dir():
+            parser.error(f"--source {given}: expected a recipe that is asked for, and a folder that is there")
+        place = work / recipe / "source"
+        if place.exists() and not place.samefile(source):
+            parser.error(f"--source {given}: {place} is another folder; name another --work, or remove it")
+        sources[recipe] = Path(source)
     try:
         for recipe in arguments.recipes:
             rows = prepare(recipe, work / recipe, sources.get(recipe))
             print(f"{recipe}: {rows} rows")
-    except SchemaError as error:
+    except (SchemaError, OSError) as error:  # the hub's errors are OSErrors
         print(f"examples.recipes: {error}", file=sys.stderr)
         return 1
     settings = work / "train.yaml"
@@ -50,18 +57,20 @@ def main() -> int:
     return 0 if arguments.prepare else subprocess.run(command, check=False).returncode
 
 
-def prepare(recipe: str, folder: Path, source: str | None = None) -> int:
-    """Fetch a recipe's repositories, unless they are there, and convert them. The number of rows."""
+def prepare(recipe: str, folder: Path, source: Path | None = None) -> int:
+    """Fetch a recipe's repositories, unless all are there, and convert them. The number of rows."""
     converter = import_module(f"examples.recipes.{recipe}")
     folder.mkdir(parents=True, exist_ok=True)
     place = folder / "source"
     if source is not None and not place.exists():
-        place.symlink_to(Path(source).resolve(), target_is_directory=True)
+        place.symlink_to(source.resolve(), target_is_directory=True)
     if not place.exists():
         from huggingface_hub import snapshot_download
 
+        part = folder / "source.part"  # what was cut off goes on there
         for repository in converter.REPOSITORIES:
-            snapshot_download(repository, repo_type="dataset", local_dir=place / repository.split("/")[1])
+            snapshot_download(repository, repo_type="dataset", local_dir=part / repository.split("/")[1])
+        part.rename(place)
     return converter.convert(place, folder)
 
 

@@ -165,7 +165,7 @@ def rated_folder(write_video, moving_frames, tmp_path, small_scorer):
 
     def run(*arguments):
         options = ["--model", tmp_path / "checkpoint", "--device", "cpu", "--resamples", 20]
-        return CliRunner().invoke(app, ["evaluate", *map(str, arguments), *map(str, options)])
+        return CliRunner().invoke(app, ["evaluate", *map(str, options), *map(str, arguments)])
 
     return tmp_path, table, run
 
@@ -186,6 +186,13 @@ def test_the_command_scores_a_folder_and_reports(rated_folder):
     again = json.loads(again.read_text())
     assert again["fingerprint"] == found["fingerprint"]
     assert again["aspects"]["Overall"]["srocc"] == found["aspects"]["Overall"]["srocc"]
+
+
+def test_without_resamples_figures_have_no_intervals(rated_folder):
+    folder, table, run = rated_folder
+    result = run(table, "--videos", folder / "clips", "--resamples", 0)
+    assert "1.000" in result.stdout
+    assert "nan" not in result.stdout
 
 
 def test_a_clip_that_was_scored_under_another_prompt_is_told_from_one_that_was_not_scored(rated_folder):

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -102,9 +107,10 @@ SOURCES: dict[str, Callable[[Path], None]] = {
 }
 
 
-def recipe(*arguments: object) -> subprocess.CompletedProcess[str]:
+def recipe(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "examples.recipes", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=250, check=False)
+    env = os.environ | environment
+    return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=250, check=False, env=env)
 
 
 def prepared(tmp_path: Path, *names: str) -> Path:
@@ -212,6 +218,83 @@ def test_a_recipes_settings_are_understood_as_they_stand(name, tmp_path):
     fresh = recipe(name, "--work", work, "--prepare", "--fresh")
     assert fresh.returncode == 0, fresh.stderr
     assert settings.TrainSettings.load(work / "train.yaml").start.kind == "fresh"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The hub, of data sets in the folder `server.root`; files named in `server.missing` are an error of its own."""
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        path = unquote(urlsplit(self.path).path)
+        if found := re.fullmatch(r"/api/datasets/[^/]+/([^/]+)(/revision/[^/]+|/tree/[^/]+)?", path):
+            folder = self.server.root / found[1]
+            files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
+            tree = [{"type": "file", "path": n, "size": p.stat().st_size, "oid": "b" * 40} for n, p in files.items()]
+            told = {"id": f"x/{found[1]}", "sha": "a" * 40, "siblings": [{"rfilename": name} for name in files]}
+            body = tree if "/tree/" in path else told
+            self.answer(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        elif found := re.fullmatch(r"/datasets/[^/]+/([^/]+)/resolve/[^/]+/(.*)", path):
+            body = (self.server.root / found[1] / found[2]).read_bytes()
+            status = 403 if Path(found[2]).name in self.server.missing else 200
+            self.answer(status, body, {"ETag": f'"{hash(path) % 10**10}"', "X-Repo-Commit": "a" * 40})
+        else:
+            self.answer(404, b"", {})
+
+    def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in (headers | {"Content-Length": str(len(body))}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.slow
+def test_a_data_set_is_fetched_and_a_fetch_that_was_cut_off_goes_on(tmp_path):
+    videofeedback(tmp_path / "hub")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.root, server.missing = tmp_path / "hub", {"train-00000-of-00002.parquet"}
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    environment = {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "NO_PROXY": "*",
+    }
+    run = lambda: recipe("videofeedback", "--work", tmp_path / "work", "--prepare", **environment)
+    try:
+        cut = run()
+        assert cut.returncode == 1
+        assert "\nexamples.recipes: " in "\n" + cut.stderr
+        assert "Traceback" not in cut.stderr
+        server.missing = set()
+        done = run()
+        assert done.returncode == 0, done.stderr
+    finally:
+        server.shutdown()
+        server.server_close()
+    table = rows(tmp_path / "work" / "videofeedback" / "ratings.csv")
+    videos = tmp_path / "work" / "videofeedback" / "source" / "VideoFeedback-videos-mp4"
+    assert table
+    assert all((videos / row["video_name"]).is_file() for row in table)
+
+
+def test_a_source_is_a_folder_of_a_recipe_that_is_asked_for_and_stays_the_same(tmp_path):
+    rapidata(tmp_path / "rapidata")
+    for wrong in (f"rapidata={tmp_path / 'nowhere'}", f"rapidatas={tmp_path}", "rapidata"):
+        done = recipe("rapidata", "--work", tmp_path / "work", "--prepare", "--source", wrong)
+        assert done.returncode == 2
+        assert f"--source {wrong}: expected a recipe that is asked for, and a folder" in done.stderr
+    work = prepared(tmp_path / "again", "rapidata")
+    done = recipe("rapidata", "--work", work, "--prepare", "--source", f"rapidata={tmp_path / 'rapidata'}")
+    assert done.returncode == 2
+    assert "is another folder; name another --work" in done.stderr
 
 
 def test_another_layout_is_refused_with_what_was_found(tmp_path):

@@ -263,6 +263,9 @@ def test_where_the_page_goes_is_checked_first(dover, tmp_path):
     path = write_rows(make_rows(2), tmp_path / "r.jsonl")
     assert "ends in .html" in dover("report", path, "-o", tmp_path / "r.pdf").stderr
     assert "there is no folder" in dover("report", path, "-o", tmp_path / "no" / "r.html").stderr
+    result = dover("report", path, "-o", tmp_path / "r.html", "--folder", tmp_path / "no")
+    assert result.exit_code == 2
+    assert "does not exist" in " ".join(result.stderr.split())
 
 
 def test_a_page_that_cannot_be_written_is_said_in_a_line(dover, tmp_path):
