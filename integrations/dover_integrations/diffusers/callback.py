@@ -11,6 +11,7 @@ changes nothing that the pipeline makes: frames with it are bit-equal to frames 
 from __future__ import annotations
 
 import math
+import operator
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,7 +24,7 @@ from torch import Tensor
 from dover_eval.models.heads import SCORE_NAMES
 from dover_eval.models.text import check_prompts
 from dover_integrations.diffusers.history import StepScores, plot_history
-from dover_integrations.diffusers.latents import FrameSelection, latent_decoder, latents_to_frames
+from dover_integrations.diffusers.latents import FrameSelection, check_decodes, latents_to_frames
 from dover_integrations.diffusers.running import number_of_steps, running_call
 from dover_integrations.diffusers.x0 import CleanEstimate, NoCleanEstimate, predict_x0
 
@@ -85,8 +86,8 @@ class DoverCallback(PipelineCallback):
         keep_frames: bool = False,
     ) -> None:
         super().__init__()
-        if every is not None and every < 1:
-            raise ValueError(f"expected every to be at least 1, got {every}")
+        if every is not None and (not hasattr(every, "__index__") or every < 1):
+            raise ValueError(f"expected every to be at least 1, a whole number, got {every}")
         if target not in ("x0", "latents"):
             raise ValueError(f'expected target to be "x0" or "latents", got {target!r}')
         if on_error not in ("raise", "warn"):
@@ -101,7 +102,7 @@ class DoverCallback(PipelineCallback):
         self.scorer = scorer
         self.prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         check_prompts(self.prompts)
-        self.every = every
+        self.every = None if every is None else operator.index(every)
         self.target = target
         self.last_step = last_step
         self.stop_below = stop_below
@@ -118,10 +119,16 @@ class DoverCallback(PipelineCallback):
         self.stopped_at: int | None = None
         self.last_frames: Tensor | None = None
         self._previous: Tensor | None = None
+        self._seen = -1  # the latest step that came
 
     def callback_fn(
         self, pipeline: Any, step_index: int, timesteps: Any, callback_kwargs: dict[str, Any]
     ) -> dict[str, Any]:
+        if "latents" not in callback_kwargs:
+            raise ValueError(
+                "expected 'latents' among callback_on_step_end_tensor_inputs, got "
+                f"{', '.join(callback_kwargs) or 'none'}"
+            )
         self.observe(pipeline, step_index, timesteps, callback_kwargs["latents"])
         return callback_kwargs
 
@@ -158,21 +165,28 @@ class DoverCallback(PipelineCallback):
         call: Mapping[str, Any] | None = None,
         step_count: int | None = None,
     ) -> None:
-        """Take in what a step left; score it where it is due. Loops of your own may call it, too.
+        """Take in what a step left; score it where it is due. Loops of your own may call it, too, after every step.
 
         Args:
-            step: from 0; step 0 begins a new history.
+            step: from 0; step 0 begins a new history. Where steps are left out, a clean estimate that needs the
+                latents before the step is not to be had, and a warning names those that were due.
             call: see `predict_x0` and `latents_to_frames`.
             step_count: the number of all steps, where the pipeline does not know it.
         """
         if step == 0:
             self.reset()
-            latent_decoder(pipe)  # what cannot work fails now, and not when the first score is due
+            # What cannot work fails now, and not when the first score is due.
+            check_decodes(pipe, self._how_to_decode["decode"])  # type: ignore[arg-type]
             repeat_prompts(self.prompts, len(latents))
         count = step_count or number_of_steps(pipe)
         due = self._due_steps(count)
-        if step == 0 and (never := sorted(due - set(range(count)))):
-            warnings.warn(f"never scored, since there are {count} steps: {never}", stacklevel=2)
+        if step == 0:
+            self._warn_of_what_is_never_due(due, count)
+        elif step != self._seen + 1:
+            self._previous = None
+            if missed := sorted(due & set(range(self._seen + 1, step))):
+                warnings.warn(f"never scored, since the callback was not called after them: {missed}", stacklevel=2)
+        self._seen = step
         if step in due:
             call = running_call(pipe) if call is None else call
             # A scorer, or a VAE, that draws random numbers must not shift those of the pipeline.
@@ -181,6 +195,15 @@ class DoverCallback(PipelineCallback):
             self._stop_where_bad(pipe, step, count)
         # A copy, since some pipelines write their latents in place; and only where the next step may need it.
         self._previous = latents.detach().clone() if step + 1 in due and self.target == "x0" else None
+
+    def _warn_of_what_is_never_due(self, due: set[int], count: int) -> None:
+        steps = set(range(count))
+        if never := sorted(due - steps):
+            warnings.warn(f"never scored, since there are {count} steps: {never}", stacklevel=3)
+        elif not due and self.every is not None:
+            warnings.warn(f"nothing is scored: of {count} steps none is due with every={self.every}", stacklevel=3)
+        if self.stop_below is not None and not due & steps - {count - 1}:
+            warnings.warn(f"never stopped, since before the last of {count} steps none is scored", stacklevel=3)
 
     def _due_steps(self, count: int) -> set[int]:
         due = set() if self.every is None else set(range(self.every - 1, count, self.every))
@@ -210,6 +233,8 @@ class DoverCallback(PipelineCallback):
             with clock("score"):
                 scores = self.scorer.score(frames, list(prompts), layout="BTCHW")
             record |= {"names": tuple(scores.names), "values": torch.as_tensor(scores.values).detach().float().cpu()}
+            if reasons := [reason for reason in getattr(scores, "errors", None) or () if reason]:
+                raise RuntimeError(reasons[0])
         except NoCleanEstimate as reason:  # no fault of anyone's, and no reason to lose the video
             record["error"] = str(reason)
             warnings.warn(f"step {step} is not scored: {reason}", stacklevel=2)

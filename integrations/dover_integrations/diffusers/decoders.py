@@ -30,6 +30,15 @@ def _to_wan(pipe: Any, z: Tensor, call: Call) -> Tensor:
     return z / inverse_std + _per_channel(pipe.vae.config.latents_mean, z)
 
 
+def _without_references(pipe: Any, z: Tensor, call: Call) -> Tensor:
+    return z[:, :, call.get("num_reference_images") or 0 :]
+
+
+def _to_wan_modular(pipe: Any, z: Tensor, call: Call) -> Tensor:
+    inverse_std = 1.0 / _per_channel(pipe.vae.config.latents_std, z)
+    return (z / inverse_std + _per_channel(pipe.vae.config.latents_mean, z)).to(pipe.vae.dtype)
+
+
 def _to_hunyuan(pipe: Any, z: Tensor, call: Call) -> Tensor:
     return z.to(pipe.vae.dtype) / pipe.vae.config.scaling_factor
 
@@ -247,7 +256,7 @@ DECODERS = {
     "SkyReelsV2DiffusionForcingPipeline": replace(_WAN, model_output=None),
     "TextToVideoSDPipeline": LatentDecoder(decode=_decode_by_method),
     "WanPipeline": _WAN,
-    "WanModularPipeline": _WAN,
+    "WanModularPipeline": LatentDecoder(unpack=_without_references, to_vae=_to_wan_modular),
 }
 if Version(diffusers.__version__) < Version("0.39"):  # where its latents_std held the deviations themselves
     del DECODERS["Cosmos2_5_PredictBasePipeline"]

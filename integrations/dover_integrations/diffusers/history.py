@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ class StepScores:
 
     step: counted from 0. timestep, sigma: the noise level that the scheduler had before and after the step; sigma is
     None where the scheduler has none. prompts: one a sample.
-    values: (B, len(names)), NaN where there is a reason in `error`.
+    values: (B, len(names)); where there is a reason in `error`, NaN for the samples without scores.
     obtained: what was decoded: "final latents", "noisy latents", or the clean estimate's method: "scheduler", "model
     output" or "finite difference". rounding_error: see `CleanEstimate.error`, in the scale of the latents.
     seconds: of "estimate", "decode" and "score".
@@ -40,13 +41,13 @@ class StepScores:
         return self.values[:, self.names.index(name)]
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """A dictionary a sample, fit for JSON; scores are None where there is an error."""
+        """A dictionary a sample, fit for JSON; None for a score that the sample does not have."""
         rows = []
         for sample, prompt in enumerate(self.prompts):
             row: dict[str, Any] = {"step": self.step, "timestep": self.timestep, "sigma": self.sigma}
             row |= {"sample": sample, "Prompt": prompt}
             for name, value in zip(self.names, self.values[sample].tolist(), strict=True):
-                row[name] = None if self.error else round(value, 6)
+                row[name] = round(value, 6) if math.isfinite(value) else None
             row |= {"obtained": self.obtained, "rounding_error": self.rounding_error}
             row |= {f"{name}_seconds": round(seconds, 6) for name, seconds in self.seconds.items()}
             rows.append(row | {"error": self.error})

@@ -9,6 +9,7 @@ The pipelines' own recipes are in `decoders`; `register_latent_decoder` adds one
 
 from __future__ import annotations
 
+import operator
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -88,6 +89,14 @@ def latent_decoder(pipe: Any) -> LatentDecoder:
     )
 
 
+def check_decodes(pipe: Any, decode: Callable[[Tensor], Tensor] | None) -> None:
+    """Raises NotImplementedError as `latent_decoder` does, and ValueError where `pipe` lacks what decodes latents."""
+    own = latent_decoder(pipe).decode is _decode
+    needs = ("vae",) * own + ("video_processor",)
+    if decode is None and (lacking := [name for name in needs if getattr(pipe, name, None) is None]):
+        raise ValueError(f"{type(pipe).__name__} has no {lacking[0]} to decode latents with: add it, or pass decode=")
+
+
 @torch.no_grad()
 def latents_to_frames(
     pipe: Any,
@@ -103,8 +112,9 @@ def latents_to_frames(
     Args:
         latents: clean ones, or a clean estimate (`predict_x0`); noisy latents decode to static. Never written to.
         frames: decode some latent frames alone: the first so many (int), a slice, or indices. They are decoded as if
-            they were the whole clip: exact for a start of the clip where the VAE is causal in time, and for any
-            choice where it decodes each frame alone; near, elsewhere.
+            they were the whole clip: exact for a start of the clip where no part of the VAE looks ahead in time (Wan's
+            and Mochi's), and for any choice where it decodes each frame alone; near, elsewhere. CogVideoX's decodes
+            two latent frames at a time behind an odd one, so take an odd number there.
         decode: a decoder of your own instead of the pipeline's VAE: it gets (B,C,F,H,W) in the denoiser's scale and
             returns (B,T,3,H,W), float in [0,1].
         batch_size: videos that go through the VAE together; by default all, as in the pipeline.
@@ -113,8 +123,10 @@ def latents_to_frames(
 
     Raises:
         NotImplementedError: a pipeline that is not registered.
-        ValueError: a needed argument is missing, or `decode` returned something else than frames.
+        ValueError: an argument is missing or cannot be, or `decode` returned something else than frames.
     """
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"expected a batch_size of at least 1, got {batch_size}")
     call = running_call(pipe) if call is None else call
     decoder = latent_decoder(pipe)
     z = decoder.unpack(pipe, latents, call)
@@ -134,8 +146,11 @@ def latents_to_frames(
 
 
 def _select(z: Tensor, frames: FrameSelection) -> Tensor:
-    if isinstance(frames, int):
-        frames = slice(frames)
+    if hasattr(frames, "__index__"):
+        count = operator.index(frames)
+        if count < 1:
+            raise ValueError(f"expected frames of at least 1, got {count}")
+        frames = slice(count)
     chosen = z[:, :, frames if isinstance(frames, slice) else list(frames)]
     if chosen.shape[2] == 0:
         raise ValueError(f"frames={frames} leaves none of {z.shape[2]} latent frames")

@@ -1,9 +1,10 @@
 """`DoverScoreStep`: the callback as a block, for modular pipelines, which take no callbacks.
 
->>> blocks = SequentialPipelineBlocks.from_blocks_dict(TEXT2VIDEO_BLOCKS)
+>>> blocks = WanBlocks()
 >>> callback = DoverCallback(scorer, prompt, every=10)
 >>> insert_score_step(blocks, DoverScoreStep(callback))
->>> video = blocks.init_pipeline()(prompt=prompt).videos
+>>> pipe = blocks.init_pipeline(repository)
+>>> video = pipe(prompt=prompt, output="videos")
 >>> callback.scores.overall
 """
 
@@ -37,7 +38,9 @@ class DoverScoreStep(ModularPipelineBlocks):
 
     @property
     def inputs(self) -> list[InputParam]:
-        return [InputParam("latents", required=True), InputParam("timesteps", required=True)]
+        # Reference images lie in front of the video's latents until the loop is over.
+        references = InputParam("num_reference_images", default=0)
+        return [InputParam("latents", required=True), InputParam("timesteps", required=True), references]
 
     def __call__(self, components: Any, block_state: Any, i: int, t: Any) -> tuple[Any, Any]:
         self.callback.observe(

@@ -14,6 +14,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -123,7 +124,8 @@ def best_of(
         prune_at: rising fractions of the steps, in (0,1), after which to drop.
         keep: for each of them, what is kept of those still there: a fraction (float, rounded up) or a number (int).
         seeds: n of them; by default 0 to n-1.
-        rank_by: the score that decides; greater is better. A seed whose frames hold NaN has none, and comes last.
+        rank_by: the score that decides; greater is better. A seed whose latents or frames hold NaN has none, and comes
+            last (PIL's frames cannot hold NaN: with them, the latents tell).
         decode, decode_frames: for the estimates: see decode and frames of `latents_to_frames`.
         generator_device: of the seeds' generators.
         pipe_kwargs: of the pipeline's call. With embeddings (`prompt_embeds` and the like) among them the prompt goes
@@ -134,19 +136,22 @@ def best_of(
         RuntimeError: at one of these steps the scheduler has no clean estimate to judge by.
     """
     seeds = list(range(n)) if seeds is None else [int(seed) for seed in seeds]
-    _check(pipe, n, seeds, prune_at, keep, pipe_kwargs)
+    keep = [getattr(share, "item", lambda share=share: share)() for share in keep]
+    _check(pipe, prompt, n, seeds, prune_at, keep, pipe_kwargs)
     if isinstance(scorer, VideoScorer) and rank_by not in SCORE_NAMES:
         raise ValueError(f"expected rank_by of {', '.join(SCORE_NAMES)}, got {rank_by!r}")
     scorer = _Finite(scorer, rank_by)
     embedded = any(name.startswith("prompt_embeds") for name in pipe_kwargs)
     pipe_kwargs = {"prompt": None if embedded else prompt, **pipe_kwargs}
-    runs = []
+    runs: list[_Run] = []
+    broken: set[int] = set()
     for seed in seeds:
         callback = DoverCallback(
             scorer, prompt, steps=[float(at) for at in prune_at], last_step=False, decode=decode, frames=decode_frames
         )
         generator = torch.Generator(generator_device).manual_seed(seed)
-        call = SuspendedCall(pipe, _scored_by(callback, prune_at), pipe_kwargs | {"generator": generator})
+        on_step = _scored_by(callback, prune_at, partial(broken.add, seed))
+        call = SuspendedCall(pipe, on_step, pipe_kwargs | {"generator": generator})
         runs.append(_Run(seed, callback, call))
 
     evaluations = _Evaluations(pipe)
@@ -157,7 +162,7 @@ def best_of(
                 evaluations.of(run)
                 run.call.advance()
             alive = _prune(alive, share, rank_by)
-        winner, output, scores = _finish(alive, evaluations, prompt, scorer, rank_by)
+        winner, output, scores = _finish(alive, evaluations, prompt, scorer, broken)
     finally:
         evaluations.stop()
         for run in runs:
@@ -174,8 +179,16 @@ def best_of(
 
 
 def _check(
-    pipe: Any, n: int, seeds: list[int], prune_at: Sequence[float], keep: Sequence[int | float], kwargs: dict[str, Any]
+    pipe: Any,
+    prompt: str,
+    n: int,
+    seeds: list[int],
+    prune_at: Sequence[float],
+    keep: Sequence[int | float],
+    kwargs: dict[str, Any],
 ) -> None:
+    if not isinstance(prompt, str):
+        raise ValueError(f"best_of samples the videos of one prompt, got a {type(prompt).__name__}: call it for each")
     if n < 1 or len(seeds) != n or len(set(seeds)) != n:
         raise ValueError(f"expected n of at least 1 and n different seeds, got n={n} and seeds {seeds}")
     if len(prune_at) != len(keep):
@@ -185,7 +198,7 @@ def _check(
     for share in keep:
         if share <= 0 or (isinstance(share, float) and share > 1):
             raise ValueError(f"expected keep of fractions in (0,1] or numbers from 1, got {tuple(keep)}")
-    for name in ("prompt", "generator", "callback_on_step_end", "callback", "callback_steps"):
+    for name in ("prompt", "generator", "latents", "callback_on_step_end", "callback", "callback_steps"):
         if name in kwargs:
             raise ValueError(f"best_of sets {name} itself")
     if any(kwargs.get(name, 1) != 1 for name in ("num_videos_per_prompt", "num_images_per_prompt")):
@@ -199,17 +212,23 @@ def _check(
             raise ValueError(f"{type(model).__name__} caches activations from step to step, and seeds would share them")
 
 
-def _scored_by(callback: DoverCallback, prune_at: Sequence[float]) -> Callable[[Any, int, Any, Tensor], bool]:
-    """Lets the callback score its steps, and suspends the call there."""
+def _scored_by(
+    callback: DoverCallback, prune_at: Sequence[float], on_broken: Callable[[], None]
+) -> Callable[[Any, int, Any, Tensor], bool]:
+    """Lets the callback score its steps, and suspends the call there. on_broken: for final latents that hold NaN."""
 
     def on_step(pipe: Any, step: int, timestep: Any, latents: Tensor) -> bool:
+        count = number_of_steps(pipe)
         if step == 0:
-            count = number_of_steps(pipe)
+            if len(latents) != 1:
+                raise ValueError(f"best_of samples one video a seed, and the pipeline's call samples {len(latents)}")
             pauses = {step_at_fraction(at, count) for at in prune_at}
             if len(pauses) < len(prune_at) or count - 1 in pauses:
                 raise ValueError(
                     f"{count} steps are too few to prune at {tuple(prune_at)}: two of these, or the end, meet"
                 )
+        if step == count - 1 and not latents.isfinite().all():
+            on_broken()
         before = len(callback.history) if step else 0
         callback.observe(pipe, step, timestep, latents)
         if len(callback.history) == before:
@@ -245,15 +264,16 @@ def _prune(alive: list[_Run], share: int | float, rank_by: str) -> list[_Run]:
 
 
 def _finish(
-    alive: list[_Run], evaluations: _Evaluations, prompt: str, scorer: Scorer, rank_by: str
+    alive: list[_Run], evaluations: _Evaluations, prompt: str, scorer: _Finite, broken: set[int]
 ) -> tuple[_Run, Any, Any]:
     """Run those that are left to their end: (the best of them, its output, the scores of that)."""
     finals: list[tuple[_Run, dict[str, float]]] = []
     output = scores = None
+    rank_by = scorer.rank_by
     for run in alive:
         evaluations.of(run)
         run.call.advance()
-        finished = score_pipeline_output(run.call.output, prompt, scorer)
+        finished = scorer.none if run.seed in broken else score_pipeline_output(run.call.output, prompt, scorer)
         values = torch.as_tensor(finished.values)[0].tolist()
         finals.append((run, dict(zip(finished.names, values, strict=True))))
         if _best_first(finals, rank_by)[0][0] is run:
@@ -280,13 +300,17 @@ class _Finite:
     """A scorer that gives NaN for frames that hold NaN or infinity, where others raise: one broken seed of many."""
 
     def __init__(self, scorer: Scorer, rank_by: str) -> None:
-        self._scorer, self._rank_by = scorer, rank_by
+        self._scorer, self.rank_by = scorer, rank_by
+        self.none = SimpleNamespace(names=(rank_by,), values=torch.full((1, 1), torch.nan))
 
     def score(self, videos: Any, prompts: Sequence[str], *, layout: str) -> Any:
         clips = videos if isinstance(videos, list) else [videos]
         if all(bool(torch.as_tensor(clip).isfinite().all()) for clip in clips):
-            return self._scorer.score(videos, prompts, layout=layout)
-        return SimpleNamespace(names=(self._rank_by,), values=torch.full((1, 1), torch.nan))
+            scores = self._scorer.score(videos, prompts, layout=layout)
+            if torch.as_tensor(scores.values).isfinite().all():
+                return scores
+            return SimpleNamespace(names=scores.names, values=scores.values)  # without errors, which a callback raises
+        return self.none
 
 
 def denoisers(pipe: Any) -> list[nn.Module]:

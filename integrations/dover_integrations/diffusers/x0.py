@@ -204,6 +204,8 @@ def _from_ddim(
         )
     if previous is None:
         raise NoCleanEstimate(f"{type(scheduler).__name__} needs the latents before this step")
+    if a == a_next:
+        raise NoCleanEstimate(f"this step moves nothing: alpha stays at {a:.4g}")
     ratio = noise_next / noise
     scale = root_next - ratio * root
     clean = (latents.float() - ratio * previous.float()) / scale

@@ -167,6 +167,7 @@ def test_a_fraction_outside_of_the_call_is_an_error(tiny: Any, fraction: float) 
     ("arguments", "message"),
     [
         ({"every": 0}, "every to be at least 1"),
+        ({"every": 2.5}, "every to be at least 1"),
         ({"target": "noise"}, "target"),
         ({"on_error": "ignore"}, "on_error"),
         ({"stop_after": 3}, "needs stop_below"),
@@ -189,6 +190,54 @@ def test_steps_beyond_the_call_are_warned_of_and_an_array_of_steps_will_do(tiny:
     with pytest.warns(UserWarning, match=r"never scored, since there are \d+ steps: \[100\]"):
         tiny("wan")(callback_on_step_end=callback)
     assert [step.step for step in callback.history] == [0]
+
+
+@pytest.mark.parametrize(
+    ("when", "words"),
+    [
+        ({"every": 10, "last_step": False}, "nothing is scored: of 4 steps none is due with every=10"),
+        ({"every": 10, "stop_below": 2.0}, "never stopped, since before the last of 4 steps none is scored"),
+    ],
+)
+def test_a_call_too_short_for_what_is_asked_is_warned_of(tiny: Any, when: dict[str, Any], words: str) -> None:
+    with pytest.warns(UserWarning, match=words):
+        tiny("wan")(callback_on_step_end=DoverCallback(Judge(), PROMPT, **when))
+
+
+def test_steps_that_are_left_out_are_warned_of_and_lead_to_no_wrong_estimate(tiny: Any) -> None:
+    callback = DoverCallback(Judge(), PROMPT, every=1)
+    pipeline = tiny("text_to_video_sd")
+    with pytest.warns(UserWarning, match=r"never scored, since the callback was not called after them: \[1\]"):
+        pipeline(callback=callback.legacy(pipeline.pipe), callback_steps=2, eta=1.0)
+    assert [(step.step, step.obtained) for step in callback.history] == [(0, "none"), (2, "none")]
+    assert "the latents before it" in str(callback.history[1].error)
+
+
+def test_latents_must_be_among_the_tensors_that_a_function_passes_on(tiny: Any) -> None:
+    callback = DoverCallback(Judge(), PROMPT)
+    with pytest.raises(ValueError, match="expected 'latents' among callback_on_step_end_tensor_inputs, got prompt_em"):
+        tiny("wan")(
+            callback_on_step_end=lambda *given: callback(*given), callback_on_step_end_tensor_inputs=["prompt_embeds"]
+        )
+
+
+def test_a_score_that_the_scorer_itself_calls_an_error_is_one(tiny: Any) -> None:
+    class Doubting(Judge):
+        def score(self, videos: torch.Tensor, prompts: Any, *, layout: str) -> Any:
+            scores = super().score(videos, prompts, layout=layout)
+            scores.values[1:] = torch.nan
+            return SimpleNamespace(**vars(scores), errors=(None, "the model gave a score that is not finite"))
+
+    two = {"num_videos_per_prompt": 2}
+    with pytest.raises(RuntimeError, match="not finite"):
+        tiny("wan")(callback_on_step_end=DoverCallback(Doubting(), PROMPT), **two)
+    callback = DoverCallback(Doubting(), PROMPT, on_error="warn")
+    with pytest.warns(UserWarning, match="not finite"):
+        tiny("wan")(callback_on_step_end=callback, **two)
+    good, bad = json.loads(json.dumps(callback.to_dicts(), allow_nan=False))
+    assert good["Overall"] is not None
+    assert bad["Overall"] is None
+    assert "not finite" in bad["error"]
 
 
 def _count_evaluations(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -175,6 +175,10 @@ def test_any_choice_of_frames_is_exact_where_frames_decode_alone(tiny: Any) -> N
 def test_no_frame_chosen_is_an_error(tiny: Any) -> None:
     with pytest.raises(ValueError, match="leaves none of 3 latent frames"):
         decoded_at_the_end(tiny("wan"), frames=slice(7, 9))
+    with pytest.raises(ValueError, match="frames of at least 1, got -1"):
+        decoded_at_the_end(tiny("wan"), frames=-1)
+    with pytest.raises(ValueError, match="batch_size of at least 1, got -1"):
+        decoded_at_the_end(tiny("wan"), batch_size=-1)
 
 
 def test_allegro_refuses_fewer_latent_frames_than_one_of_its_tiles(tiny: Any) -> None:

@@ -9,8 +9,10 @@ import pytest
 import torch
 from dover_integrations.diffusers import DoverCallback, DoverScoreStep, insert_score_step
 from packaging.version import Version
+from PIL import Image
 
 from tests.integrations.diffusers.test_callback import Judge
+from tests.integrations.diffusers.tiny import TEXT, wan_size, wan_vae
 
 if Version(diffusers.__version__) < Version("0.37"):
     pytest.skip("Wan's blocks have had their names since diffusers 0.37", allow_module_level=True)
@@ -77,6 +79,47 @@ def test_blocks_without_a_loop_are_an_error() -> None:
 
     with pytest.raises(ValueError, match="no denoising loop"):
         insert_score_step(NoLoop(), DoverScoreStep(DoverCallback(Judge(), PROMPT)))
+
+
+def test_a_pipeline_without_a_decoder_says_so_at_its_first_step(tiny: Any) -> None:
+    pipe, blocks, inputs = modular_wan(tiny)
+    del blocks.sub_blocks["decode"]
+    insert_score_step(blocks, DoverScoreStep(DoverCallback(Judge(), PROMPT, every=2)))
+    modular = blocks.init_pipeline()
+    modular.update_components(
+        transformer=pipe.transformer, scheduler=pipe.scheduler, guider=diffusers.ClassifierFreeGuidance(3.0)
+    )
+    del inputs["output_type"]
+    with pytest.raises(ValueError, match="has no vae to decode latents with: add it, or pass decode="):
+        modular(**inputs)
+
+
+@pytest.mark.parametrize("references", [0, 1])
+def test_reference_images_are_no_part_of_the_video(references: int) -> None:
+    vace = pytest.importorskip("diffusers.modular_pipelines.wan.modular_blocks_wan_vace")
+    blocks = vace.Wan22VaceBlocks()
+    del blocks.sub_blocks["text_encoder"]
+    judge = Judge()
+    insert_score_step(blocks, DoverScoreStep(DoverCallback(judge, PROMPT, every=2)))
+    torch.manual_seed(0)
+    transformers = (
+        diffusers.WanVACETransformer3DModel(**wan_size(), vace_layers=[0], vace_in_channels=96).eval() for _ in range(2)
+    )
+    modular = blocks.init_pipeline()
+    modular.update_components(
+        vae=wan_vae().eval(),
+        transformer=next(transformers),
+        transformer_2=next(transformers),
+        scheduler=diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
+        guider=diffusers.ClassifierFreeGuidance(3.0),
+        guider_2=diffusers.ClassifierFreeGuidance(3.0),
+    )
+    inputs: dict[str, Any] = {"num_inference_steps": 4, "height": 32, "width": 32, "num_frames": 9, "output_type": "pt"}
+    if references:
+        inputs["reference_images"] = [Image.new("RGB", (32, 32), "red")]
+    video = modular(**inputs, **TEXT, generator=torch.Generator().manual_seed(0)).values["videos"]
+    assert judge.seen[0].shape == judge.seen[-1].shape == video.shape
+    assert torch.allclose(judge.seen[-1], video, atol=1e-5)
 
 
 def test_a_modular_loop_cannot_be_stopped() -> None:

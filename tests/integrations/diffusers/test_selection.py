@@ -226,6 +226,8 @@ def test_without_a_clean_estimate_there_is_nothing_to_judge_by(tiny: Any) -> Non
         ({"prune_at": (0.5, 1.0)}, "within"),
         ({"keep": (0.5, 0)}, "expected keep"),
         ({"keep": (1.5, 1)}, "expected keep"),
+        ({"latents": torch.zeros(1)}, "best_of sets latents itself"),
+        ({"prompt_embeds": torch.zeros(2, 8, 32), "negative_prompt_embeds": torch.zeros(2, 8, 32)}, "call samples 2"),
         ({"generator": torch.Generator()}, "best_of sets generator itself"),
         ({"callback_on_step_end": print}, "best_of sets callback_on_step_end itself"),
         ({"num_videos_per_prompt": 2}, "one video a seed"),
@@ -305,6 +307,33 @@ def test_a_seed_whose_frames_are_no_numbers_loses_and_the_others_go_on(tiny: Any
     assert [candidate.fate == "dropped" for candidate in best.ledger] == [False, True, False]
     assert best.ledger[1].judgements[0].scores["Overall"] != best.ledger[1].judgements[0].scores["Overall"]
     assert json.loads(json.dumps(best.to_dicts(), allow_nan=False))[1]["judgements"][0]["scores"] == {"Overall": None}
+
+
+def test_a_seed_whose_pictures_were_no_numbers_loses_too(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PIL has no NaN: its frames are black, and a scorer may like them."""
+    pipeline, calls = tiny("wan"), []
+    scheduler = type(pipeline.pipe.scheduler)
+    step = scheduler.step
+
+    def breaks_at_the_first_seed_s_end(self: Any, *given: Any, **named: Any) -> Any:
+        calls.append(1)
+        stepped = step(self, *given, **named)
+        return (stepped[0] * torch.nan, *stepped[1:]) if len(calls) == STEPS else stepped
+
+    monkeypatch.setattr(scheduler, "step", breaks_at_the_first_seed_s_end)
+    dark = SimpleNamespace(score=lambda videos, *_, **__: score(-float(np.asarray(torch.as_tensor(videos[0])).mean())))
+    best = best_of(pipeline.pipe, dark, PROMPT, 2, prune_at=(), keep=(), **arguments(pipeline) | {"output_type": "pil"})
+    assert best.seed == 1
+    assert np.isnan(best.ledger[0].judgements[-1].scores["Overall"])
+
+
+def test_several_prompts_are_refused_and_numpy_fractions_are_fractions(tiny: Any) -> None:
+    pipeline = tiny("wan")
+    with pytest.raises(ValueError, match="the videos of one prompt, got a list"):
+        best_of(pipeline.pipe, SimpleNamespace(score=None), [PROMPT, PROMPT], 2, **arguments(pipeline))
+    judge = SimpleNamespace(score=lambda *_, **__: score(1))
+    best = best_of(pipeline.pipe, judge, PROMPT, 4, prune_at=(0.5,), keep=np.float32([0.5]), **arguments(pipeline))
+    assert [candidate.fate for candidate in best.ledger].count("dropped") == 2
 
 
 def test_a_score_that_does_not_exist_is_refused_before_anything_is_sampled(small_scorer: VideoScorer) -> None:

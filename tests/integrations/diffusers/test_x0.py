@@ -207,6 +207,12 @@ def test_dynamic_thresholding_has_none(tiny: Any, monkeypatch: pytest.MonkeyPatc
     assert all(isinstance(estimate, NoCleanEstimate) for estimate in seen.with_output + seen.by_difference)
 
 
+def test_a_last_step_that_moves_nothing_has_no_difference(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = diffusers.DDIMScheduler(timestep_spacing="linspace", clip_sample=False, set_alpha_to_one=False)
+    seen = watch(tiny("animatediff"), monkeypatch, scheduler)
+    assert "moves nothing" in str(seen.by_difference[-1])
+
+
 def test_cogvideox_dpm_hands_its_estimate_to_the_pipeline(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = watch(tiny("cogvideox_dpm"), monkeypatch)
     for estimate, expected in zip(seen.with_output, seen.expected, strict=True):
