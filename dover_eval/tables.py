@@ -6,11 +6,12 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping, Set
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
 
 Row = dict[str, str]
+SUFFIXES = (".csv", ".jsonl", ".json", ".parquet")
 
 
 class TableError(ValueError):
@@ -18,63 +19,115 @@ class TableError(ValueError):
 
 
 def read_rows(path: Path, columns: tuple[str, ...]) -> list[tuple[int, Row]]:
-    """(line, row) of a .csv, .jsonl, .json or .parquet table that has these columns; cells are stripped texts."""
-    records = _records(path)
-    found = [name for name in records[0] if name is not None] if records else []
+    """(line, row) of a .csv, .jsonl, .json or .parquet table that has these columns; cells are stripped texts.
+
+    Raises TableError, also for a row whose columns are not the first one's.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise TableError(f"{path}: expected a .csv, .jsonl, .json or .parquet table")
+    try:
+        with path.open("rb") as raw:
+            stream = stream_rows(str(path), raw)
+            found: list[str] = next(stream, [])
+            records = list(stream)
+    except (OSError, UnicodeDecodeError) as error:
+        raise TableError(f"{path}: cannot be read ({error})") from error
     if not records:
         raise TableError(f"{path}: a table without rows")
     if lacking := [column for column in columns if column not in found]:
         raise TableError(
             f"{path}: expected the columns {', '.join(columns)}; {', '.join(lacking)} not in {', '.join(found)}"
         )
-    cell = lambda value: "" if value is None or value != value else str(value).strip()
-    first = 2 if path.suffix == ".csv" else 1
-    rows = []
-    for line, record in enumerate(records, start=first):
-        if None in record or set(record) != set(found) or (path.suffix == ".csv" and None in record.values()):
+    for line, record in records:
+        if set(record) != set(found):
             raise TableError(f"{path}, line {line}: expected {len(found)} cells, as in the header")
-        rows.append((line, {name: cell(value) for name, value in record.items()}))
-    return rows
+    return [(line, {name: cell(value) for name, value in record.items()}) for line, record in records]
 
 
-def _records(path: Path) -> list[dict[str, Any]]:
+def stream_rows(name: str, raw: IO[bytes], only: Set[str] | None = None) -> Iterator[Any]:
+    """First the names of a table's columns, then (line, row), in bounded memory but for .json; a table without rows
+    may have no columns either. The row of a CSV that is cut short lacks the columns that it has no cell for.
+
+    name: its ending tells what `raw` holds; whatever is none of `SUFFIXES` is a CSV. only: columns of a Parquet table
+    that are wanted. Raises TableError, besides what reading `raw` raises.
+    """
+    suffix = PurePosixPath(name).suffix.lower()
+    if suffix == ".parquet":
+        return _parquet_rows(name, raw, only)
+    file = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
+    if suffix == ".jsonl":
+        return _json_rows(name, _json_lines(name, file))
+    if suffix == ".json":
+        return _json_rows(name, enumerate(_json_list(name, file), start=1))
+    return _csv_rows(name, file)
+
+
+def _csv_rows(name: str, file: io.TextIOWrapper) -> Iterator[Any]:
+    reader = csv.DictReader(file, strict=True)
     try:
-        if path.suffix == ".parquet":
-            import pyarrow.parquet
+        columns = list(reader.fieldnames or [])
+        if doubled := {column for column in columns if columns.count(column) > 1}:
+            raise TableError(f"{name}: the columns {', '.join(sorted(doubled))} are there twice")
+        yield columns
+        for row in reader:
+            if None in row:  # the rest of a text that holds a comma
+                raise TableError(
+                    f"{name}, line {reader.line_num}: {len(columns) + len(row[None])} cells for {len(columns)} "
+                    'columns; a text with a comma needs quotes, "a dog, running"'
+                )
+            yield reader.line_num, {column: value for column, value in row.items() if value is not None}
+    except csv.Error as error:
+        raise TableError(f"{name}, line {reader.reader.line_num}: no CSV ({error})") from error
 
+
+def _json_lines(name: str, file: io.TextIOWrapper) -> Iterator[tuple[int, Any]]:
+    for line, text in enumerate(file, start=1):
+        if text.strip():
             try:
-                return pyarrow.parquet.read_table(path).to_pylist()
-            except pyarrow.ArrowException as error:
-                raise TableError(f"{path}: no whole Parquet file ({error})") from error
-        if path.suffix == ".json":
-            return _objects(path, json.loads(read_text(path)))
-        if path.suffix == ".jsonl":
-            return _objects(path, _json_lines(path))
-        if path.suffix == ".csv":
-            return list(csv.DictReader(io.StringIO(read_text(path), newline="")))
-    except ImportError as error:
-        raise TableError(f"{path}: Parquet needs pyarrow: pip install 'dover-eval[evaluation]'") from error
-    except (OSError, csv.Error, json.JSONDecodeError) as error:
-        raise TableError(f"{path}: cannot be read ({error})") from error
-    raise TableError(f"{path}: expected a .csv, .jsonl, .json or .parquet table")
-
-
-def _json_lines(path: Path) -> list[Any]:
-    rows = []
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
+                yield line, json.loads(text)
             except json.JSONDecodeError as error:
-                cut = " (cut off?)" if error.pos >= len(line.rstrip()) or "Unterminated" in error.msg else ""
-                raise TableError(f"{path}, line {number}: no JSON{cut}: {error}") from error
-    return rows
+                cut = " (cut off?)" if error.pos >= len(text.rstrip()) or "Unterminated" in error.msg else ""
+                raise TableError(f"{name}, line {line}: no JSON{cut}: {error}") from error
 
 
-def _objects(path: Path, found: Any) -> list[dict[str, Any]]:
-    if not (isinstance(found, list) and all(isinstance(record, dict) for record in found)):
-        raise TableError(f"{path}: expected objects with a value for each column")
+def _json_list(name: str, file: io.TextIOWrapper) -> list[Any]:
+    try:
+        found = json.load(file)
+    except json.JSONDecodeError as error:
+        raise TableError(f"{name}: cannot be read ({error})") from error
+    if not isinstance(found, list):
+        raise TableError(f"{name}: expected a list of objects with a value for each column")
     return found
+
+
+def _json_rows(name: str, records: Iterator[tuple[int, Any]]) -> Iterator[Any]:
+    columns: list[str] | None = None
+    for line, row in records:
+        if not isinstance(row, dict):
+            raise TableError(f"{name}, line {line}: expected an object with a value for each column")
+        if columns is None:
+            columns = list(row)
+            yield columns
+        yield line, row
+
+
+def _parquet_rows(name: str, raw: IO[bytes], only: Set[str] | None) -> Iterator[Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise TableError(f"{name}: Parquet needs pyarrow: pip install 'dover-eval[parquet]'") from error
+    try:
+        table = pyarrow.parquet.ParquetFile(raw)
+        columns = table.schema_arrow.names
+        yield columns
+        line = 0
+        for batch in table.iter_batches(columns=[column for column in columns if only is None or column in only]):
+            for row in batch.to_pylist():
+                line += 1
+                yield line, row
+    except pyarrow.ArrowException as error:
+        raise TableError(f"{name}: no whole Parquet file ({error})") from error
 
 
 def read_text(path: Path) -> str:
@@ -82,6 +135,11 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise TableError(f"{path}: cannot be read ({error})") from error
+
+
+def cell(value: Any) -> str:
+    """A cell's text, stripped; empty for what is missing."""
+    return "" if value is None or value != value else str(value).strip()
 
 
 def text(path: Path, line: int, row: Row, column: str) -> str:

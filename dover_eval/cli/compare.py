@@ -39,9 +39,9 @@ def compare(
     with extra("report"):
         import scipy.stats  # noqa: F401
 
-        from dover_eval.evaluation.tables import TableError
         from dover_eval.looking.compare import compare_results
         from dover_eval.looking.results import read_results
+        from dover_eval.tables import TableError
 
         if output is not None:
             import vl_convert  # noqa: F401

@@ -121,29 +121,38 @@ def print_report(report: EvaluationReport) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from dover_eval.evaluation import PairMetrics
+    from dover_eval.evaluation import PairMetrics, RatingMetrics
 
-    figures = {
-        "srocc": "SROCC",
-        "plcc": "PLCC",
-        "plcc_fit": "PLCC fitted",
-        "krcc": "KRCC",
-        "rmse_fit": "RMSE fitted",
-        "challenge": "(S+P)/2",
+    of_kind = {
+        RatingMetrics: {
+            "count": "ratings",
+            "srocc": "SROCC",
+            "plcc": "PLCC",
+            "plcc_fit": "PLCC fitted",
+            "krcc": "KRCC",
+            "rmse_fit": "RMSE fitted",
+            "challenge": "(S+P)/2",
+        },
+        PairMetrics: {
+            "count": "pairs",
+            "without_ties": "without ties",
+            "with_ties": "with ties",
+            "tie_threshold": "tie up to",
+        },
     }
-    pairs = any(isinstance(found, PairMetrics) for found in report.aspects.values())
-    if pairs:
-        figures = {"without_ties": "without ties", "with_ties": "with ties", "tie_threshold": "tie up to"}
-    out = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    out.add_column(report.benchmark)
-    for name in report.aspects:
-        out.add_column(name, justify="right", no_wrap=True)
-    out.add_row("n", *(str(found.count) for found in report.aspects.values()))
-    for field, title in figures.items():
-        out.add_row(title, *(_cell(getattr(found, field)) for found in report.aspects.values()))
     console = Console()
-    console.print(out)
-    console.print(f"{report.used} of {report.items} {'pairs' if pairs else 'rows'}; fingerprint {report.fingerprint}")
+    for kind, figures in of_kind.items():
+        aspects = {name: found for name, found in report.aspects.items() if isinstance(found, kind)}
+        if not aspects:
+            continue
+        out = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        out.add_column(report.benchmark)
+        for name in aspects:
+            out.add_column(name, justify="right", no_wrap=True)
+        for field, title in figures.items():
+            out.add_row(title, *(_cell(getattr(found, field)) for found in aspects.values()))
+        console.print(out)
+    console.print(f"{report.used} of {report.items} rows; fingerprint {report.fingerprint}")
     for words, names in (("not found", report.missing), ("failed", report.failed)):
         if names:
             told = f"{len(names)} clips {words}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
@@ -153,6 +162,8 @@ def print_report(report: EvaluationReport) -> None:
 
 
 def _cell(figure: Interval | float) -> str:
+    if isinstance(figure, int):
+        return str(figure)
     if isinstance(figure, float):
         return f"{figure:.3f}"
     if math.isnan(figure.low):  # without resamples, or of too few

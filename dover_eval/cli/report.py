@@ -37,10 +37,10 @@ def report(
         import jinja2  # noqa: F401  before clips are read, not after
         import vl_convert  # noqa: F401
 
-        from dover_eval.evaluation.tables import TableError
         from dover_eval.looking.page import write_page
         from dover_eval.looking.report import report_page
         from dover_eval.looking.results import read_results
+        from dover_eval.tables import TableError
     try:
         table = read_results(results)
     except TableError as error:

@@ -10,7 +10,7 @@ from dover_eval.evaluation.metrics import (
     rating_metrics,
 )
 from dover_eval.evaluation.report import ClipIndex, EvaluationReport, evaluate, match_clips, read_scores, wanted_clips
-from dover_eval.evaluation.tables import TableError
+from dover_eval.tables import TableError
 
 __all__ = [
     "BENCHMARKS",

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dover_eval.evaluation.tables import TableError, choice, number, read_rows, read_text, text
 from dover_eval.models.heads import SCORE_NAMES
+from dover_eval.tables import TableError, choice, number, read_rows, read_text, text
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,8 @@ def read_pairs(path: Path) -> list[JudgedPair]:
     for line, row in read_rows(path, ("prompt", "video_a", "video_b", "aspect", "label")):
         aspect = choice(path, line, "aspect", row["aspect"], {name: name for name in SCORE_NAMES})
         key = tuple(text(path, line, row, column) for column in ("video_a", "video_b", "prompt"))
+        if key[0] == key[1]:
+            raise TableError(f"{path}, line {line}: {key[0]} is compared with itself")
         verdicts = pairs.setdefault(key, {})  # type: ignore[arg-type]
         if aspect in verdicts:
             raise TableError(f"{path}, line {line}: a second verdict on {aspect} for {key[0]} and {key[1]}")

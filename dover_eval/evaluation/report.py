@@ -22,9 +22,9 @@ from dover_eval.evaluation.metrics import (
     pair_metrics,
     rating_metrics,
 )
-from dover_eval.evaluation.tables import TableError, number, read_rows
 from dover_eval.models.heads import SCORE_NAMES
 from dover_eval.scale.files import own_path
+from dover_eval.tables import TableError, number, read_rows
 
 Items = Sequence[RatedClip | JudgedPair]
 Scores = Mapping[tuple[str, str], Mapping[str, float]]
@@ -36,13 +36,14 @@ class EvaluationReport:
 
     items: clips or pairs of the benchmark; used: those whose clips were all found and scored.
     missing: names of clips that were not found. failed: clips whose scores are NaN. left_out: reasons by score name
-    for which there are no figures, or only some that are no number. fingerprint: of the scorer, where one is known.
+    for which there are no figures, or some that are no number, or figures of a part. fingerprint: of the scorer, where
+    one is known.
     """
 
     benchmark: str
     items: int
     used: int
-    aspects: dict[str, RatingMetrics] | dict[str, PairMetrics]
+    aspects: dict[str, RatingMetrics | PairMetrics]
     missing: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
@@ -174,6 +175,10 @@ def evaluate(
     options: dict[str, Any] = {"resamples": resamples, "level": level, "seed": seed}
     figures: dict[str, Any] = {}
     left_out: dict[str, str] = {}
+
+    def remark(name: str, reason: str) -> None:
+        left_out[name] = f"{left_out[name]}; {reason}" if name in left_out else reason
+
     for name in SCORE_NAMES:
         opinions: dict[tuple[str, str], list[float]] = defaultdict(list)
         for item in used:
@@ -189,7 +194,9 @@ def evaluate(
             figures[name] = rating_metrics(predicted, ratings, groups=prompts, **options)
             for what, values in (("score", predicted), ("rating", ratings)):
                 if len(set(values)) == 1:
-                    left_out[name] = f"every {what} is {values[0]:g}, which correlates with nothing"
+                    remark(name, f"every {what} is {values[0]:g}, which correlates with nothing")
+            if judged:
+                remark(name, f"the figures are of its ratings, and not of its {len(judged)} pairs")
         elif judged:
             score = lambda video, prompt, name=name: scores[video, prompt][name]
             differences = [score(p.video_a, p.prompt) - score(p.video_b, p.prompt) for p, _ in judged]
@@ -198,11 +205,11 @@ def evaluate(
             figures[name] = pair_metrics(differences, verdicts, tie_threshold=threshold, groups=prompts, **options)
             if opinions:
                 few = f"{len(opinions)} rated clips, at least {FEWEST_RATINGS} are needed"
-                left_out[name] = f"{few}: the figures are of its pairs"
+                remark(name, f"{few}: the figures are of its pairs")
             if not any(verdicts):
-                left_out[name] = "every pair is a tie, which tells no preference"
+                remark(name, "every pair is a tie, which tells no preference")
         elif opinions:
-            left_out[name] = f"{len(opinions)} rated clips, at least {FEWEST_RATINGS} are needed"
+            remark(name, f"{len(opinions)} rated clips, at least {FEWEST_RATINGS} are needed")
     return EvaluationReport(benchmark, len(items), len(used), figures, missing, failed, left_out, fingerprint)
 
 

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from dover_eval.evaluation.metrics import LEVEL, Interval
-from dover_eval.evaluation.tables import TableError
 from dover_eval.looking.results import Results
 from dover_eval.models.heads import SCORE_NAMES
+from dover_eval.tables import TableError
 
 RESAMPLES = 9999
 BATCH_VALUES = 4_000_000  # resampled numbers in memory at once

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dover_eval.evaluation.tables import TableError, number, read_rows
 from dover_eval.models.heads import MOS_MAX, MOS_MIN, SCORE_NAMES
+from dover_eval.tables import TableError, number, read_rows
 
 COLUMNS = ("video_name", "Prompt", *SCORE_NAMES, "error", "fingerprint")
 

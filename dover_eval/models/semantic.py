@@ -124,6 +124,7 @@ def _load_clip(name: str, config: DOVERConfig) -> SemanticEncoder:
             raise SemanticEncoderError(f"{name} is a {kind}, expected {EFFICIENTNET_LITE0}, a CLIP or a SigLIP")
         net = AutoModel.from_pretrained(folder).float()
         processor = AutoImageProcessor.from_pretrained(folder, use_fast=False)
+        sha256 = _sha256(folder / "model.safetensors")
     except (OSError, ValueError) as error:
         raise SemanticEncoderError(f"{name} cannot be loaded: {' '.join(str(error).split())}") from error
 
@@ -133,7 +134,7 @@ def _load_clip(name: str, config: DOVERConfig) -> SemanticEncoder:
     return SemanticEncoder(
         net,
         name=name,
-        sha256=_sha256(folder / "model.safetensors"),
+        sha256=sha256,
         dim=dim,
         size=size,
         mean=torch.tensor(processor.image_mean),

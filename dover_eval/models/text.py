@@ -85,7 +85,7 @@ class TextEncoder(nn.Module):
         for candidate in [name, MINILM] if fallback and name != MINILM else [name]:
             try:
                 encoder = cls._load_one(candidate, trainable)
-            except (OSError, TextEncoderError) as error:
+            except (OSError, ValueError, TextEncoderError) as error:  # ValueError: a name that no repository can have
                 reasons.append(f"{candidate}: {' '.join(str(error).split())}")
                 continue
             if reasons:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import glob
-import io
 import json
 import os
 import posixpath
@@ -13,9 +11,10 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 from dover_eval.scale.files import Clip, FileError, Shard, is_url, locate, own_path
+from dover_eval.tables import TableError, cell, stream_rows
 
 VIDEO_SUFFIXES = frozenset(
     (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv")
@@ -171,7 +170,7 @@ def read_manifest(name: str) -> Iterator[tuple[str, str]]:
         )
     folder, line = posixpath.dirname(name), 0
     for line, row in rows:
-        video, text = _cell(row, column), _cell(row, PROMPT_COLUMN)
+        video, text = cell(row.get(column)), cell(row.get(PROMPT_COLUMN))
         if not video or not text:
             raise InputError(f"{name}, line {line}: an empty {PROMPT_COLUMN if video else column}")
         if not is_url(video) and not posixpath.isabs(video):
@@ -191,7 +190,7 @@ def read_prompts(path: Path) -> dict[str, str]:
         raise InputError(f"{path}: expected the columns {NAME_COLUMN} and {PROMPT_COLUMN}, found {found}")
     texts: dict[str, str] = {}
     for line, row in rows:
-        name, text = _cell(row, NAME_COLUMN), _cell(row, PROMPT_COLUMN)
+        name, text = cell(row.get(NAME_COLUMN)), cell(row.get(PROMPT_COLUMN))
         if not name or not text:
             raise InputError(f"{path}, line {line}: an empty {PROMPT_COLUMN if name else NAME_COLUMN}")
         if texts.setdefault(unicodedata.normalize("NFC", name), text) != text:
@@ -224,71 +223,13 @@ def _rows(name: str) -> Iterator[Any]:
     """First the names of a table's columns, then (line, row), in bounded memory."""
     try:
         with _open(name) as raw:
-            suffix = PurePosixPath(name).suffix.lower()
-            if suffix == ".parquet":
-                yield from _parquet_rows(name, raw)
-                return
-            file = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
-            if suffix == ".jsonl":
-                yield from _json_rows(name, file)
-                return
-            yield from _csv_rows(name, file)
+            yield from stream_rows(name, raw, {*NAME_COLUMNS, PROMPT_COLUMN})
     except InputError:
         raise
-    except Exception as error:  # each format and each file system has its own
+    except TableError as error:
+        raise InputError(str(error)) from error
+    except Exception as error:  # each file system has its own
         raise _unreadable(name, error) from error
-
-
-def _csv_rows(name: str, file: io.TextIOWrapper) -> Iterator[Any]:
-    reader = csv.DictReader(file, strict=True)
-    columns = list(reader.fieldnames or [])
-    if doubled := {column for column in columns if columns.count(column) > 1}:
-        raise InputError(f"{name}: the columns {', '.join(sorted(doubled))} are there twice")
-    yield columns
-    for row in reader:
-        if None in row:  # the rest of a text that holds a comma
-            raise InputError(
-                f"{name}, line {reader.line_num}: {len(columns) + len(row[None])} cells for {len(columns)} columns; "
-                'a text with a comma needs quotes, "a dog, running"'
-            )
-        yield reader.line_num, row
-
-
-def _json_rows(name: str, file: io.TextIOWrapper) -> Iterator[Any]:
-    columns: list[str] | None = None
-    for line, text in enumerate(file, start=1):
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{name}, line {line}: no JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise InputError(f"{name}, line {line}: expected an object with a value for each column")
-        if columns is None:
-            columns = list(row)
-            yield columns
-        yield line, row
-
-
-def _parquet_rows(name: str, raw: IO[bytes]) -> Iterator[Any]:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise InputError(f"{name}: Parquet needs pyarrow: pip install 'dover-eval[parquet]'") from error
-    table = pyarrow.parquet.ParquetFile(raw)
-    columns = table.schema_arrow.names
-    yield columns
-    line = 0
-    for batch in table.iter_batches(columns=[name for name in columns if name in (*NAME_COLUMNS, PROMPT_COLUMN)]):
-        for row in batch.to_pylist():
-            line += 1
-            yield line, row
-
-
-def _cell(row: Mapping[str, Any], column: str) -> str:
-    value = row.get(column)
-    return "" if value is None else str(value).strip()
 
 
 def read_shard(name: str) -> list[tuple[str, str | None, Shard | None]]:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from dover_eval.distillation import Linear, Scale, requires
-from dover_eval.evaluation.tables import read_rows, text
+from dover_eval.tables import read_rows, text
 from dover_eval.video.decode import decode_clip
 
 METRICS = ("ssim", "ms-ssim")

@@ -170,10 +170,7 @@ def _called(start: StartSettings) -> str:
 def _checkpoint(settings: TrainSettings) -> DOVERModel:
     start = settings.start
     source = str(resources.files("dover_eval") / "assets") if start.weights == "default" else str(start.weights)
-    try:
-        model = DOVERModel.from_pretrained(source)
-    except HFValidationError as error:  # neither a folder nor a name that a repository could have
-        raise FileNotFoundError(f"no folder {source}") from error
+    model = DOVERModel.from_pretrained(source)
     trained = settings.training.train_text_encoder
     config = settings.model_config(model.config)
     if config == model.config and not trained:

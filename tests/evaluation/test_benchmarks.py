@@ -100,8 +100,11 @@ def test_konvid_1k_in_both_of_its_tables(read, table):
         ("video_name,Prompt,Overall_MOS\nv.mp4,x,good\n", "line 2: expected a number in Overall_MOS, found 'good'"),
         ("video_name,Prompt,Overall_MOS\nv.mp4,x,inf\n", "expected a number"),
         ("video_name,Prompt,Overall_MOS\nv.mp4,,3\n", "line 2: an empty Prompt"),
-        ("video_name,Prompt,Overall_MOS\nv.mp4,x,3,4\n", "line 2: expected 3 cells"),
+        ("video_name,Prompt,Overall_MOS\nv.mp4,x,3,4\n", "line 2: 4 cells for 3 columns"),
         ("video_name,Prompt,Overall_MOS\nv.mp4,x\n", "line 2: expected 3 cells"),
+        ('video_name,Prompt,Overall_MOS\na.mp4,"a dog,\nrunning",3\n\nb.mp4,x,y\n', "line 5: expected a number"),
+        ("video_name,Prompt,Overall_MOS,Overall_MOS\na.mp4,x,1,5\n", "the columns Overall_MOS are there twice"),
+        ('video_name,Prompt,Overall_MOS\na.mp4,"x"y,1\n', "line 2: no CSV"),
         ("video_name,Prompt,Overall_MOS\nv.mp4,x,\n", "every cell of Overall_MOS is empty"),
     ],
 )

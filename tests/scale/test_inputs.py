@@ -80,7 +80,7 @@ def test_absent_columns_are_told_with_those_that_are_there(dover, suffix, tmp_pa
         ("m.jsonl", b'{"video": "a.mp4", "Prompt": "x"}\n{"video": "b.m', "line 2: no JSON"),
         ("m.jsonl", b'["a.mp4", "x"]\n', "line 1: expected an object"),
         ("m.jsonl", b'{"video": "a.mp4", "Prompt": "x"}\n{"video": "b.mp4"}\n', "line 2: an empty Prompt"),
-        ("m.parquet", b"PAR1 and then nothing", "cannot be read"),
+        ("m.parquet", b"PAR1 and then nothing", "no whole Parquet file"),
         ("m.tar", b"no tar file" * 100, "expected an uncompressed tar file"),
         ("m.tar", b"", "expected an uncompressed tar file"),
     ],
