@@ -161,7 +161,7 @@ class Calibration:
             }
             tuples = {name: tuple(found[name]) for name in ("frame_size", "views")}
             return cls(**found | {"aspects": aspects} | tuples)
-        except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CalibrationError(f"{path}: expected a calibration ({error})") from error
 
     def _has_map(self, name: str) -> bool:

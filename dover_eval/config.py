@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -107,6 +108,16 @@ class DOVERConfig:
         for name in ("mean", "std", "token_grid"):
             if len(getattr(self, name)) != 3:
                 raise ValueError(f"expected three numbers in {name}, got {getattr(self, name)}")
+        sizes = ("dims", "depths", "token_grid", "head_hidden", "feature_dim", "fusion_dim", "mos_dim", "text_dim")
+        for name in sizes:
+            found = getattr(self, name)
+            if min(found if isinstance(found, tuple) else (found,)) < 1:
+                raise ValueError(f"expected {name} of at least 1, got {found}")
+        if not all(map(math.isfinite, (*self.mean, *self.std, self.layer_scale_init))) or min(self.std) <= 0:
+            raise ValueError(
+                f"expected a finite mean, std and layer_scale_init, and std above 0, got {self.mean}, {self.std} and "
+                f"{self.layer_scale_init}"
+            )
         if len(self.dims) != len(self.depths) or len(self.dims) != 4:
             raise ValueError(f"expected four dims and four depths, got {self.dims} and {self.depths}")
         if len(self.stem_kernel) != 3 or min(self.stem_kernel) < 1:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import json
 import os
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +30,11 @@ from dover_eval.weights import WeightsError
 if TYPE_CHECKING:
     from dover_eval.explain import Explanation
 
+# Of a configuration: what only names things, only initialises them or only trains them.
+NOT_OF_A_SCORE = {
+    *("text_encoder_name", "text_encoder_sha256", "text_encoder_trained"),
+    *("semantic_encoder_name", "semantic_encoder_sha256", "layer_scale_init", "drop_path_rate"),
+}
 # What scoring takes from the model, and how wide each is.
 OUTPUTS = {"mos": len(SCORE_NAMES), "quality_weights": len(ASPECTS), "aesthetic_score": 1, "technical_score": 1}
 
@@ -58,6 +66,7 @@ class VideoScorer:
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.config = model.config
         self.calibration = calibration
+        self._digested: tuple[list[tuple[int, int]], str] | None = None
         if calibration is not None:
             calibration.check(self.fingerprint)
 
@@ -88,7 +97,6 @@ class VideoScorer:
         """Move the model. Not while another thread scores. Scores that follow carry the new fingerprint."""
         self.device = torch.device(device)
         self.model.to(self.device)
-        self.__dict__.pop("fingerprint", None)
         return self
 
     def score(
@@ -172,11 +180,11 @@ class VideoScorer:
 
         return explain_clip(self, video, prompt, windows=windows, seconds=seconds)
 
-    @cached_property
+    @property
     def fingerprint(self) -> Fingerprint:
-        """What decides a score besides the clip and the prompt."""
+        """What decides a score besides the clip and the prompt, as it is now."""
         return Fingerprint(
-            weights=weights_digest(self.model.state_dict()),
+            weights=self._digest(),
             text_encoder=self.model.text_encoder.sha256,
             num_frames=self.config.num_frames,
             frame_size=self.config.frame_size,
@@ -189,6 +197,19 @@ class VideoScorer:
             semantic_encoder=self.config.semantic_encoder_sha256,
             calibration=self.calibration.digest if self.calibration else None,
         )
+
+    def _digest(self) -> str:
+        """Of the model's weights and its configuration; counted again where a weight has been written to since."""
+        tensors = itertools.chain(self.model.parameters(), self.model.buffers())
+        versions = [(id(t), 0 if t.is_inference() else t._version) for t in tensors]
+        if self._digested is None or self._digested[0] != versions:
+            text_encoder = self.model.text_encoder
+            told = {name: value for name, value in asdict(self.config).items() if name not in NOT_OF_A_SCORE}
+            told |= {"pooling": text_encoder.pooling, "max_length": text_encoder.max_length}
+            read_by = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+            digest = hashlib.sha256((weights_digest(self.model.state_dict()) + read_by.hexdigest()).encode())
+            self._digested = versions, digest.hexdigest()
+        return self._digested[1]
 
     @property
     def kernel(self) -> dover_kernels.Explanation:

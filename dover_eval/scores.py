@@ -18,8 +18,9 @@ from dover_eval.models.heads import ASPECTS, SCORE_NAMES
 class Fingerprint:
     """Everything that decides a score besides the bytes of the clip and the prompt.
 
-    weights, text_encoder, semantic_encoder: sha256 of the weights. num_frames, frame_size, windows, views: the
-    sampling. dtype: of the computation.
+    weights: sha256 of the model's weights and of what its configuration does with them. text_encoder,
+    semantic_encoder: sha256 of their weights. num_frames, frame_size, windows, views: the sampling. dtype: of the
+    computation.
     device: its kind. kernel: the path of the depthwise convolution. torch: its version.
     calibration: sha256 of the calibration in use, if any.
     """

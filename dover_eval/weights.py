@@ -7,7 +7,6 @@ under the S-Lab License 1.0: non-commercial. Nothing of them is part of this pac
 from __future__ import annotations
 
 import logging
-import pickle
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,12 +123,13 @@ def load_checkpoint_file(path: str | Path) -> dict[str, Tensor]:
             state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError) as error:
-        raise WeightsError(f"{path} is no checkpoint that can be read safely: {error}") from error
-    except Exception as error:
-        if type(error).__name__ == "SafetensorError":  # derives from Exception alone
-            raise WeightsError(f"{path} is no safetensors file: {error}") from error
+    except OSError:
         raise
+    except Exception as error:  # whatever the bytes make of an unpickler: KeyError, struct.error, AssertionError ...
+        kind = "safetensors file" if path.suffix == ".safetensors" else "checkpoint that can be read safely"
+        reason = str(error).partition(". ")[0].splitlines()  # torch goes on with advice to read it unsafely
+        told = reason[0] if reason else type(error).__name__
+        raise WeightsError(f"{path} is no {kind}: {told}") from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):

@@ -136,7 +136,7 @@ def test_usage_errors_end_with_two(dover, videos, tmp_path, monkeypatch, argumen
             "line 2: 3 cells for 2 columns",
         ),
         ("video_name,Prompt,Prompt\na.mp4,x,y\n", "the columns Prompt are there twice"),
-        ('video_name,Prompt\na.mp4,"x\nb.mp4,y\n', "cannot be read (unexpected end of data)"),
+        ('video_name,Prompt\na.mp4,"x\nb.mp4,y\n', "line 3: no CSV (unexpected end of data)"),
     ],
 )
 def test_bad_prompt_tables_say_where(dover, videos, tmp_path, table, words):

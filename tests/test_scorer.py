@@ -220,13 +220,24 @@ def test_real_clips_score_the_same_twice(real_clip: Path, small_scorer):
     assert first.isfinite().all()
 
 
-def test_moving_it_renews_the_fingerprint(small_model: DOVERModel) -> None:
-    scorer = VideoScorer(small_model, device="cpu")
+def test_the_fingerprint_follows_where_the_model_is_and_what_is_written_to_it(small_model: DOVERModel) -> None:
+    scorer = VideoScorer(copy.deepcopy(small_model), device="cpu")
     before = scorer.fingerprint
     assert scorer.to("cpu") is scorer
     assert scorer.fingerprint == before
-    assert scorer.fingerprint is not before
     assert scorer.device == torch.device("cpu")
+    scorer.model.load_state_dict({k: v + v.is_floating_point() for k, v in small_model.state_dict().items()})
+    assert scorer.fingerprint.weights != before.weights
+    scorer.model.load_state_dict(small_model.state_dict())
+    assert scorer.fingerprint == before
+
+
+@pytest.mark.parametrize("change", [{"mean": (0.5, 0.5, 0.5)}, {"token_grid": (4, 7, 7)}, {"windows": 2}], ids=str)
+def test_the_same_weights_in_another_configuration_are_another_fingerprint(small_model: DOVERModel, change) -> None:
+    other = DOVERModel(None, config=small_model.config.replace(**change))
+    other.load_state_dict(small_model.state_dict())
+    first, second = (VideoScorer(model, device="cpu").fingerprint for model in (other, small_model))
+    assert first.digest != second.digest
 
 
 def test_files_whose_frames_change_size_and_frames_like_threads_fail_alone(small_scorer, write_video, tmp_path):

@@ -63,6 +63,8 @@ def evaluate(
         usage("--calibration and --save-scores go with --videos: the scores of a file are what they are")
     check_file("--output", output)
     check_file("--save-scores", save_scores, SUFFIXES)
+    if output is not None and save_scores is not None and output.resolve() == save_scores.resolve():
+        usage(f"--output and --save-scores are both {output}")
     for option, path in (("--output", output), ("--save-scores", save_scores)):
         check_no_input(option, path, [table, scores, calibration])
     try:

@@ -42,8 +42,12 @@ def explain(
         usage(f"--map {map_name}: expected technical or aesthetic")
     if seconds is not None and not seconds > 0:
         usage(f"--seconds {seconds:g}: expected more than 0")
-    if not prompt.strip():
-        usage("--prompt is empty; an alignment score needs words")
+    from dover_eval.models.text import check_prompts
+
+    try:
+        check_prompts([prompt])
+    except ValueError as error:
+        usage(f"--prompt: {error}")
     scorer = load_scorer(model, device)
     from dover_eval.video.decode import VideoError
 

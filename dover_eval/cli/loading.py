@@ -19,10 +19,15 @@ if TYPE_CHECKING:
 def load_scorer(model: str | None, device: str | None, calibration: Path | None = None) -> VideoScorer:
     """The scorer of a checkpoint, or an exit with its reason. Warnings (fallbacks) still go to standard error."""
     logging.basicConfig(format="%(name)s: %(message)s", level=logging.WARNING)
+    from dover_eval.calibration import Calibration, CalibrationError
     from dover_eval.scorer import VideoScorer
 
+    try:
+        fitted = None if calibration is None else Calibration.load(calibration)
+    except CalibrationError as error:
+        failure(error)
     with loading(model, device):
-        return VideoScorer.from_pretrained(model, device=device, calibration=calibration)
+        return VideoScorer.from_pretrained(model, device=device, calibration=fitted)
 
 
 def check_device(device: str | None) -> None:
@@ -39,14 +44,11 @@ def loading(model: str | None, device: str | None) -> Iterator[None]:
     """Around what loads a checkpoint onto a device: an exit that says why it cannot."""
     from transformers.utils import logging as transformers_logging
 
-    from dover_eval.models.text import TextEncoderError
-    from dover_eval.weights import WeightsError
-
     check_device(device)
     transformers_logging.disable_progress_bar()
     try:
         yield
-    except (OSError, WeightsError, TextEncoderError, ValueError, RuntimeError, AssertionError) as error:
+    except (OSError, ValueError, RuntimeError, AssertionError) as error:
         failure(f"{model or 'the embedded model'} cannot be loaded{f' on {device}' if device else ''}: {error}")
 
 

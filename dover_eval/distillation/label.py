@@ -182,10 +182,9 @@ def _locked(output: Path) -> Any:
 
     lock = FileLock(output.with_name(f".{output.name}.lock"), blocking=False)
     try:
-        lock.acquire()
+        return lock.acquire()
     except Timeout:
         raise LabelsError(f"another run is writing {output}") from None
-    return lock
 
 
 def _write(output: Path, rows: list[dict[str, Any]], teacher: Description) -> None:

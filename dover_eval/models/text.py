@@ -12,6 +12,7 @@ import importlib.util
 import json
 import logging
 import threading
+import unicodedata
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -165,14 +166,20 @@ class TextEncoder(nn.Module):
                 self._cache.move_to_end(prompt)
         if found is None or found[0].device != device:
             # No inference mode either: its tensors would be of no use to a later call that wants gradients.
+            batch = self.tokenizer([prompt], **self._tokenizing)
+            self._warn_of_what_is_unread(prompt, batch["input_ids"].shape[1])
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
-                pooled, tokens = self._encode(self.tokenizer([prompt], **self._tokenizing))
+                pooled, tokens = self._encode(batch)
             found = (pooled[0], tokens[0])
             with self._lock:
                 self._cache[prompt] = found
                 while len(self._cache) > CACHED_PROMPTS:
                     self._cache.popitem(last=False)
         return found
+
+    def _warn_of_what_is_unread(self, prompt: str, tokens: int) -> None:
+        if tokens == self.max_length and prompt[(end := max(end for _, end in self.spans(prompt))) :].strip():
+            logger.warning("a prompt has more than %d tokens; not read: %r", self.max_length, prompt[end:][:60])
 
     def _encode(self, batch: Any) -> tuple[Tensor, Tensor]:
         batch = batch.to(self.model.device)
@@ -207,9 +214,10 @@ class TextEncoder(nn.Module):
 
 
 def check_prompts(prompts: Sequence[str]) -> None:
-    """Raises ValueError for a prompt that is no text, is empty, or cannot be written as UTF-8."""
+    """Raises ValueError for a prompt that is no text, has nothing to read in it, or cannot be written as UTF-8."""
     for i, prompt in enumerate(prompts):
-        if not isinstance(prompt, str) or not prompt.strip():
+        # A letter, number, sign or symbol; not spaces, controls, or marks and selectors that need one.
+        if not isinstance(prompt, str) or not any(unicodedata.category(letter)[0] in "LNPS" for letter in prompt):
             raise ValueError(f"expected a text for prompt {i}, got {prompt!r}")
         try:
             prompt.encode()

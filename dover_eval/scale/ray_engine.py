@@ -22,7 +22,7 @@ import ray.exceptions
 import torch
 
 from dover_eval.scale.decoding import Decoded, Sampler, decode_apart, decode_file
-from dover_eval.scale.files import Clip, Shard, identity
+from dover_eval.scale.files import Clip, FileError, Shard, identity
 from dover_eval.scale.local import score_decoded
 from dover_eval.scale.run import Claim, Engine
 from dover_eval.scale.runlog import RunError, Scored
@@ -172,7 +172,7 @@ def _decode(table: pyarrow.Table, config: Any) -> pyarrow.Table:
     clips = _clips(table)
     failed = json.loads(table["failed"][0].as_py())
     decoded = [
-        Decoded(None, error, identity(clip)) if error else decode_file(clip, Sampler(config).decode)
+        Decoded(None, error, _identity(clip)) if error else decode_file(clip, Sampler(config).decode)
         for clip, error in zip(clips, failed, strict=True)
     ]
     frames = [None if found.frames is None else found.frames.numpy() for found in decoded]
@@ -186,6 +186,14 @@ def _decode(table: pyarrow.Table, config: Any) -> pyarrow.Table:
     return pyarrow.table(
         {"first": table["first"], "clips": table["clips"], "told": [json.dumps(told)], "frames": pixels}
     )
+
+
+def _identity(clip: Clip) -> str | None:
+    """`identity`, also of a clip whose store cannot be asked, which may be why it failed."""
+    try:
+        return identity(clip)
+    except FileError:
+        return None
 
 
 class _Scorer:

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from dover_eval import __version__
 from dover_eval.scale.files import Clip
 from dover_eval.scale.results import Row
 from dover_eval.scale.runlog import RunLog, Scored
@@ -47,7 +48,10 @@ class Share:
         rank = read("RANK", 0)
         if rank >= world:
             raise ValueError(f"RANK {rank} in the environment: expected less than WORLD_SIZE, which is {world}")
-        return cls(rank, world, read("LOCAL_RANK", rank), read("LOCAL_WORLD_SIZE", world))
+        local_world = read("LOCAL_WORLD_SIZE", world)
+        if not local_world:
+            raise ValueError("LOCAL_WORLD_SIZE in the environment: expected at least 1, got 0")
+        return cls(rank, world, read("LOCAL_RANK", rank), local_world)
 
 
 @dataclass(frozen=True)
@@ -132,5 +136,5 @@ def what_is_asked(model: str | None, device: str | None, calibration: Path | Non
     return {
         "files": [hashlib.sha256(file.read_bytes()).hexdigest() for file in files],
         "device": device,
-        "versions": [version(package) for package in ("dover-eval", "torch", "transformers")],
+        "versions": [__version__, *map(version, ("torch", "transformers"))],
     }

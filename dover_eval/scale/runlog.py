@@ -265,6 +265,8 @@ class RunLog:
             found = Scored(**json.loads(line))
             if len(found.rows) != len(found.files):
                 raise ValueError(f"{len(found.rows)} rows of {len(found.files)} files")
+            if lacking := [column for row in found.rows for column in ("error", "fingerprint") if column not in row]:
+                raise ValueError(f"a row without {lacking[0]}")
             return found
         except (ValueError, TypeError) as error:
             raise RunError(

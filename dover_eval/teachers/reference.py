@@ -51,6 +51,8 @@ class FullReference:
         self._similarity: Any = ssim if metric == "ssim" else ms_ssim
         self._least = 161 if metric == "ms-ssim" else 1
         place = Path(references)
+        if not place.exists():
+            raise ValueError(f"references: there is no folder or table {place}")
         self._folder = place if place.is_dir() else place.parent
         self._table = None if place.is_dir() else _read(place)
 

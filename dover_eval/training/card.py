@@ -41,7 +41,7 @@ def write_card(folder: Path, record: Mapping[str, Any], report: EvaluationReport
 def _what(record: Mapping[str, Any]) -> str:
     model = record["model"]
     height, width = model["frame_size"]
-    sees = f"; picture encoder {model['semantic_encoder']} (sha256 `{model['semantic_encoder_sha256']}`), nor is it"
+    sees = f"; picture encoder {model['semantic_encoder']} (sha256 `{model['semantic_encoder_sha256']}`), which is not"
     return (
         f"{model['parameters'] / 1e6:.1f} M parameters, {model['num_frames']} frames of {height}x{width}; text encoder "
         f"{model['text_encoder']} (sha256 `{model['text_encoder_sha256']}`)"

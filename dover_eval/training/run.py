@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
+from dover_eval import __version__
 from dover_eval.evaluation import EvaluationReport
 from dover_eval.models.dover import DOVERModel
 from dover_eval.replacing import replacing
@@ -130,7 +131,7 @@ def train(settings: TrainSettings, *, resume: bool = False) -> TrainResult | Non
         "fingerprint": asdict(scorer.fingerprint),
         "validation": report.to_dict() if report else None,
         "history": [entry for entry in state["log_history"] if "loss" in entry or "eval_quality" in entry],
-        "versions": {name: version(name.replace("_", "-")) for name in ("dover_eval", "torch", "transformers")},
+        "versions": {"dover_eval": __version__} | {name: version(name) for name in ("torch", "transformers")},
     }
     write_card(output, record, report)
     (output / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -6,8 +6,11 @@ OpenCV (hides rotation and timestamps): its wheels carry FFmpeg and give every f
 
 from __future__ import annotations
 
+import bisect
 import itertools
+import os
 import stat
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,12 +18,18 @@ from pathlib import Path
 
 import av
 import torch
+from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
 from torch import Tensor
 
 from dover_eval.video.layout import check_sides
-from dover_eval.video.sample import sample_indices, sample_times
+from dover_eval.video.sample import ROUNDING, sample_indices, sample_times
 from dover_eval.video.truncation import lost_end
+
+#: What FFmpeg calls formats that name other files.
+PLAYLISTS = {"concat", "hls", "dash", "imf"}
+#: Transfer functions of HDR, by their numbers in ITU-T H.273.
+HDR = {16: "PQ", 18: "HLG"}
 
 
 class VideoError(ValueError):
@@ -44,13 +53,14 @@ def decode_clip(path: str | Path, num_frames: int, windows: int = 1) -> Clip:
 
     Each is the frame on screen in the middle of its part of the clip, so a variable frame rate is sampled
     rightly and a clip with fewer frames repeats them. With several windows they are runs of consecutive frames, as
-    `sample_indices` has them. Rotation metadata are obeyed. Files stream: memory holds the
-    sampled frames, whatever the length.
+    `sample_indices` has them. Rotation and mirroring in the metadata are obeyed. Files stream: memory holds the
+    sampled frames (twice, while they become one tensor), whatever the length.
 
-    Raises VideoError for a missing, empty or audio-only file, one that is no video or whose frames change size, and for
-    a truncated one where its container tells: MP4, MOV, AVI and FLV count their frames (MP4 in fragments the bytes of
-    each), Matroska and WebM their bytes (but for live streams), a GIF has an end. Of MPEG streams and WMV none does,
-    nor MP4 that is cut exactly between two fragments.
+    Raises VideoError for a missing, empty or audio-only file, one that is no video or whose frames change size, a
+    playlist of other files, HDR (what is meant for another display would be scored as too dark and grey), frames that
+    FFmpeg finds damaged, and a truncated file where its container tells: MP4, MOV and AVI count their frames (MP4 in
+    fragments the bytes of each), Matroska and WebM (but for live streams) and WMV their bytes, FLV where its writer
+    did, a GIF has an end. Of MPEG streams none does, nor MP4 that is cut exactly between two fragments.
     """
     path = Path(path)
     times, end = frame_times(path)
@@ -79,12 +89,16 @@ def frame_times(path: str | Path) -> tuple[list[float], float]:
 def sample_moments(times: list[float], end: float, num_frames: int, windows: int = 1) -> list[float]:
     """The moments, in seconds, at which a model looks at frames that appear at `times`, the last one until `end`.
 
-    In the order in which the model reads them; with several windows, as `sample_indices` has them.
+    In the order in which the model reads them; with several windows, as `sample_indices` has them. Each is the middle
+    of a frame's time on screen, so that no rounding of a container's dates decides between two frames: a moment where
+    one gives way to the next, or a tenth of a frame before, is the next one's.
     """
-    if windows == 1:
-        return sample_times(times[0], end, num_frames)
     middles = [(a + b) / 2 for a, b in itertools.pairwise([*times, end])]
-    return [middles[i] for i in sample_indices(len(times), num_frames, windows)]
+    if windows > 1:
+        return [middles[i] for i in sample_indices(len(times), num_frames, windows)]
+    rounding = (end - times[0]) / len(times) * ROUNDING
+    moments = sample_times(times[0], end, num_frames)
+    return [middles[bisect.bisect_right(times, moment + rounding) - 1] for moment in moments]
 
 
 def frames_at(path: str | Path, times: list[float]) -> Iterator[tuple[Tensor, float]]:
@@ -111,6 +125,8 @@ def _reading(path: Path) -> Iterator[None]:
     """Refuses what is no file, and gives FFmpeg's errors the file's name."""
     try:
         status = path.stat()
+    except ValueError as error:  # a name with a NUL
+        raise VideoError(f"{str(path)!r}: cannot be read ({error})") from error
     except (FileNotFoundError, NotADirectoryError):
         raise VideoError(f"{path}: no such file") from None
     except OSError as error:  # a folder above that may not be entered, a name that is too long
@@ -130,6 +146,19 @@ def _reading(path: Path) -> Iterator[None]:
         raise VideoError(f"{path}: {error}") from error
 
 
+@contextmanager
+def open_file(path: str | Path, **options: str) -> Iterator[av.container.InputContainer]:
+    """A file in FFmpeg's hands, which would take the name "a:b.mp4" for a protocol, and follow a playlist anywhere.
+
+    options: of FFmpeg's demuxer. Raises VideoError for a playlist, and FFmpeg's own errors.
+    """
+    options = {"protocol_whitelist": "file,crypto,data", **options}
+    with av.open(os.path.abspath(path), metadata_errors="replace", options=options) as container:
+        if PLAYLISTS & set(container.format.name.split(",")):
+            raise VideoError(f"{path}: a playlist of other files ({container.format.name}), expected a video")
+        yield container
+
+
 def _open_video(container: av.container.InputContainer, path: Path) -> av.VideoStream:
     # The cover of a song is a video stream to FFmpeg.
     videos = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
@@ -144,7 +173,7 @@ def _open_video(container: av.container.InputContainer, path: Path) -> av.VideoS
 
 def _frame_times(path: Path) -> tuple[list[float], float]:
     """When each frame appears, in order, and when the last one ends, from the packets alone, without decoding."""
-    with av.open(str(path), metadata_errors="replace") as container:
+    with open_file(path) as container:
         stream = _open_video(container, path)
         promised = stream.frames
         unit = stream.time_base
@@ -173,7 +202,9 @@ def _frame_times(path: Path) -> tuple[list[float], float]:
         if not _is_avi(container):
             places = []
         found = max(places) + 1 if places else count
-        if promised and found < promised:
+        if found < promised:
+            found = max(found, _packets_outside_of_edits_too(path))
+        if found < promised:
             raise VideoError(f"{path}: truncated, found {found} of {promised} frames")
         if places and unit is not None:
             return [float(place * unit) for place in sorted(places)], float(found * unit)
@@ -185,6 +216,12 @@ def _frame_times(path: Path) -> tuple[list[float], float]:
             length = round(frame_time / unit) if frame_time else 1
         end = float((last + length) * unit)
         return [float(date * unit) for date in dates], end
+
+
+def _packets_outside_of_edits_too(path: Path) -> int:
+    """An MP4 or MOV whose edit list shows a part of it counts all of its frames, and gives out those of the part."""
+    with open_file(path, ignore_editlist="1") as container:
+        return sum(packet.size > 0 for packet in container.demux(_open_video(container, path)))
 
 
 def _is_avi(container: av.container.InputContainer) -> bool:
@@ -202,7 +239,7 @@ def _frame_times_by_decoding(path: Path) -> tuple[list[float], float]:
 
 
 def _dated_frames(path: Path) -> Iterator[tuple[av.VideoFrame, float]]:
-    with av.open(str(path), metadata_errors="replace") as container:
+    with open_file(path) as container:
         stream = _open_video(container, path)
         rate = float(stream.average_rate or stream.guessed_rate or 25)
         places = _frame_times(path)[0] if _is_avi(container) else []
@@ -212,6 +249,8 @@ def _dated_frames(path: Path) -> Iterator[tuple[av.VideoFrame, float]]:
             if (frame.width, frame.height) != size:
                 found = f"{size[0]}x{size[1]} and {frame.width}x{frame.height}"
                 raise VideoError(f"{path}: frames of {found}, expected one size")
+            if (transfer := stream.codec_context.color_trc) in HDR:
+                raise VideoError(f"{path}: HDR ({HDR[transfer]}), expected SDR: map its tones first")
             if places:
                 yield frame, places[min(index, len(places) - 1)]
             else:
@@ -237,8 +276,19 @@ def _nearest_frames(path: Path, targets: list[float]) -> Iterator[tuple[Tensor, 
 
 
 def _upright(frame: av.VideoFrame) -> Tensor:
+    if frame.is_corrupt:
+        raise VideoError(f"damaged in the frame at {frame.time or 0:.2f} s, expected a whole video")
     pixels = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
-    turns, rest = divmod(round(frame.rotation), 90)
-    if rest:
-        raise VideoError(f"a rotation of {frame.rotation} degrees, expected a multiple of 90")
-    return torch.rot90(pixels, turns % 4, dims=(1, 2)).contiguous()
+    matrix = frame.side_data.get(SideData.DISPLAYMATRIX)  # type: ignore[call-overload]
+    if matrix is None:
+        return pixels.contiguous()
+    # (x, y) is shown at (ax + cy, bx + dy); scales and shifts are a player's business.
+    a, b, _, c, d = (number / 65536 for number in struct.unpack_from("=5i", bytes(matrix)))
+    if a == b == c == d == 0:  # left empty by its writer
+        return pixels.contiguous()
+    if (a == d == 0) == (b == c == 0):
+        raise VideoError(f"a display matrix of {a:g} {b:g} {c:g} {d:g}, expected right angles")
+    if a == 0:
+        pixels = pixels.transpose(1, 2)
+    flipped = [dim for dim, sign in ((2, a or c), (1, d or b)) if sign < 0]
+    return pixels.flip(flipped).contiguous()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import BinaryIO
 
 #: Identifiers of Matroska's elements: all of a file but its header lies in one segment.
 SEGMENT = b"\x18\x53\x80\x67"
+#: What begins the file properties of ASF, which WMV is in.
+ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+#: Bytes in which the headers of ASF and FLV are looked for.
+HEADER = 1 << 16
 #: The boxes of MP4 that have frames, or tell where they are.
 MEDIA = {b"moov", b"moof", b"mdat"}
 
@@ -22,8 +27,10 @@ def lost_end(path: Path, container: str) -> str | None:
             told = _mp4_bytes(file, size)
             return f"found {size} of {told} bytes" if size < told else None
         if container == "gif":
-            file.seek(max(size - 64, 0))
-            return None if file.read().rstrip(b"\0").endswith(b";") else "a GIF without its end"
+            return None if _gif_ends(file) else "a GIF without its end"
+        if container in ("asf", "flv"):
+            told = (_asf_bytes if container == "asf" else _flv_bytes)(file.read(HEADER))
+            return f"found {size} of {told} bytes" if size < told else None
     return None
 
 
@@ -56,6 +63,47 @@ def _mp4_bytes(file: BinaryIO, size: int) -> int:
         if end > size:
             return end if kind in MEDIA else size
     return size
+
+
+def _gif_ends(file: BinaryIO) -> bool:
+    """Whether its blocks go on to the one that ends it; what follows that is nobody's business."""
+    file.seek(10)
+    file.seek(2 + _colours(file.read(1)), 1)
+    while (kind := file.read(1)) in (b"\x21", b"\x2c"):
+        if kind == b"\x21":  # an extension, with its label
+            file.seek(1, 1)
+        else:  # an image: its place, its colours, and the least size of a code
+            file.seek(8, 1)
+            file.seek(_colours(file.read(1)) + 1, 1)
+        while length := file.read(1):
+            if length == b"\0":
+                break
+            file.seek(length[0], 1)
+        else:
+            return False
+    return kind == b"\x3b"
+
+
+def _colours(flags: bytes) -> int:
+    """Bytes of the table of colours that a GIF's flags tell of."""
+    return 3 << (flags[0] & 7) + 1 if flags and flags[0] & 0x80 else 0
+
+
+def _asf_bytes(header: bytes) -> int:
+    """How long a WMV is, by its file properties; 0 where they are not there, or tell of a broadcast."""
+    place = header.find(ASF_PROPERTIES)
+    if place < 0 or len(header) < place + 92 or header[place + 88] & 1:
+        return 0
+    return int.from_bytes(header[place + 40 : place + 48], "little")
+
+
+def _flv_bytes(header: bytes) -> int:
+    """How long an FLV is, by the `filesize` of its metadata; 0 where its writer left that out."""
+    place = header.find(b"filesize\0") + len(b"filesize\0")
+    if place < 9 or len(header) < place + 8:
+        return 0
+    (size,) = struct.unpack_from(">d", header, place)
+    return int(size) if size > 0 else 0
 
 
 def _number(file: BinaryIO) -> tuple[bytes, int | None]:

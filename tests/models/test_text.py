@@ -150,3 +150,28 @@ def test_other_weights_and_another_dtype_are_not_answered_from_the_cache(encoder
     after = own(PROMPTS[:1]).pooled
     assert not torch.allclose(before, after, atol=1e-3)
     assert own.bfloat16()(PROMPTS[:1]).pooled.dtype == torch.bfloat16
+
+
+def test_what_a_long_prompt_says_at_its_end_is_said_to_be_unread(encoder, caplog):
+    encoder(["word " * 200])
+    assert not caplog.records
+    encoder(["word " * 300 + "and a dragon"])
+    assert "more than 256 tokens; not read: ' word word" in caplog.text
+
+
+@pytest.mark.parametrize("prompt", ["", " \n", "\u200b", "\x00", "\ufe0f"])
+def test_a_prompt_with_nothing_to_read_in_it_is_refused(encoder, prompt):
+    with pytest.raises(ValueError, match="expected a text for prompt 0"):
+        encoder([prompt])
+
+
+@pytest.mark.parametrize("prompt", ["猫", "🐈", "?", "é"])
+def test_a_prompt_of_one_sign_is_read(encoder, prompt):
+    assert encoder([prompt]).pooled.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["./no/such/folder", "/no/such", "a/b/c"])
+def test_a_name_that_nothing_can_have_falls_back_or_is_an_error_like_others(name, no_hub):
+    assert TextEncoder.load(name).name == MINILM
+    with pytest.raises(TextEncoderError, match=name):
+        TextEncoder.load(name, fallback=False)

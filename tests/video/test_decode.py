@@ -17,6 +17,7 @@ from av.stream import Disposition
 
 from dover_eval import VideoError
 from dover_eval.video.decode import decode_clip, frame_times
+from dover_eval.video.sample import sample_indices
 
 
 def grey_frames(levels, height=48, width=64):
@@ -99,22 +100,121 @@ def test_a_title_that_is_not_utf8_does_no_harm(write_video, moving_frames):
     assert len(decode_clip(path, 4).frames) == 4
 
 
-@pytest.mark.parametrize("quarter_turns", [0, 1, 2, 3])
-def test_rotation_metadata_are_obeyed(write_video, quarter_turns):
-    """A phone held sideways: the matrix of the track's header turns the picture clockwise."""
+SHOWN = {
+    (1, 0, 0, 1): lambda frame: frame,
+    (0, 1, -1, 0): lambda frame: np.rot90(frame, -1),  # a phone held sideways: clockwise
+    (-1, 0, 0, -1): lambda frame: np.rot90(frame, 2),
+    (0, -1, 1, 0): lambda frame: np.rot90(frame, 1),
+    (-1, 0, 0, 1): lambda frame: frame[:, ::-1],  # mirrored, as some front cameras do
+    (1, 0, 0, -1): lambda frame: frame[::-1],
+    (0, 1, 1, 0): lambda frame: frame.swapaxes(0, 1),
+    (0, -1, -1, 0): lambda frame: np.rot90(frame, 2).swapaxes(0, 1),
+    (0, 0, 0, 0): lambda frame: frame,  # what a broken writer leaves
+}
+
+
+@pytest.mark.parametrize("matrix", SHOWN, ids=str)
+def test_rotation_and_mirroring_in_the_metadata_are_obeyed(write_video, matrix):
+    """The matrix of the track's header says how the stored picture is shown."""
     frame = np.zeros((48, 64, 3), np.uint8)
     frame[:24, :32] = 240  # the upper left corner of the stored picture
+    frame[24:, :32] = 120
     path = write_video(np.stack([frame] * 3))
-    matrices = {0: (1, 0, 0, 1), 1: (0, 1, -1, 0), 2: (-1, 0, 0, -1), 3: (0, -1, 1, 0)}
-    a, b, c, d = (value * 65536 for value in matrices[quarter_turns])
+    a, b, c, d = (value * 65536 for value in matrix)
     data = bytearray(path.read_bytes())
     at = data.index(b"tkhd") + 4 + 40  # version 0: the matrix follows 40 bytes of times, ids, layer and volume
     data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(data)
-    expected = np.rot90(frame, -quarter_turns)
+    expected = SHOWN[matrix](frame)
     found = decode_clip(path, 2).frames[0].permute(1, 2, 0).numpy()
     assert found.shape == expected.shape
     assert np.abs(found.astype(int) - expected).mean() < 6
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi", "a.ts"])
+def test_where_a_moment_falls_between_two_frames_rounding_does_not_decide(write_video, name):
+    """64 frames for 32: every moment is where one frame gives way to the next. So it is in a tensor of them."""
+    frames = np.zeros((64, 48, 64, 3), np.uint8)
+    for i in range(64):
+        for bit in range(8):
+            frames[i, :, 8 * bit : 8 * bit + 8] = 255 * (i >> bit & 1)
+    shown = decode_clip(write_video(frames, name, rate=24, codec="libx264"), 32).frames[:, :, 24, 4::8].float().mean(1)
+    found = [sum(bool(light > 128) << bit for bit, light in enumerate(row)) for row in shown.tolist()]
+    assert found == list(range(1, 64, 2)) == sample_indices(64, 32)
+
+
+def test_an_mp4_of_which_an_edit_list_shows_a_part(write_video):
+    """A trim without encoding anew: all frames are there and counted, and some are shown."""
+    path = write_video(grey_frames(LEVELS), options={"crf": "4", "preset": "ultrafast", "g": "2", "bf": "0"})
+    data = bytearray(path.read_bytes())
+    at = data.index(b"elst") + 12
+    scale = struct.unpack_from(">I", data, data.index(b"mdhd") + 16)[0]
+    data[at : at + 8] = struct.pack(">Ii", 500, scale // 2)  # from 0.5 s, for 0.5 s
+    path.write_bytes(data)
+    clip = decode_clip(path, 4)
+    assert levels_of(clip) == [100, 120, 140, 160]
+    assert clip.duration == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("name", ["dog:cat.mp4", "concat:other.mp4", "file:a.mp4", "http:a.mp4"])
+def test_a_name_with_a_colon_is_no_protocol(write_video, name, tmp_path, monkeypatch):
+    write_video(grey_frames([200] * 8), "other.mp4")
+    write_video(grey_frames(LEVELS)).rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert levels_of(decode_clip(name, 8)) == LEVELS
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.mp4", "ffconcat version 1.0\nfile 'clip.mp4'\n"),
+        ("a.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:1.0,\nclip.mp4\n#EXT-X-ENDLIST\n"),
+    ],
+)
+def test_a_playlist_is_no_video(write_video, tmp_path, name, content):
+    write_video(grey_frames(LEVELS))
+    (tmp_path / name).write_text(content)
+    with pytest.raises(VideoError, match="a playlist of other files"):
+        decode_clip(tmp_path / name, 4)
+
+
+@pytest.mark.parametrize(("transfer", "kind"), [(16, "PQ"), (18, "HLG")])
+def test_hdr_is_refused(tmp_path, transfer, kind):
+    path = tmp_path / "hdr.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=8, options={"preset": "ultrafast"})
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p10le"
+        stream.codec_context.color_trc = transfer
+        for frame in grey_frames(LEVELS):
+            container.mux(
+                stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format="yuv420p10le"))
+            )
+        container.mux(stream.encode())
+    with pytest.raises(VideoError, match=rf"HDR \({kind}\), expected SDR"):
+        decode_clip(path, 4)
+
+
+def test_a_damaged_frame_is_refused(write_video, moving_frames):
+    path = write_video(moving_frames, options={"crf": "4", "preset": "ultrafast", "g": "1"})
+    data = bytearray(path.read_bytes())
+    middle = data.index(b"mdat") + (len(data) - data.index(b"mdat")) // 2
+    data[middle : middle + 400] = bytes(400)
+    path.write_bytes(data)
+    with pytest.raises(VideoError, match=r"damaged in the frame at \d\.\d\d s|cannot be decoded"):
+        decode_clip(path, 12)
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.flv", "flv1"), ("a.wmv", "wmv2"), ("a.gif", "gif")])
+def test_a_file_that_tells_its_bytes_or_its_end_is_found_truncated_wherever_it_is_cut(write_video, name, codec):
+    path = write_video(grey_frames(LEVELS), name, codec=codec)
+    data = path.read_bytes()
+    assert len(decode_clip(path, 4).frames) == 4
+    for length in range(len(data) // 4, len(data), max(1, len(data) // 60)):
+        path.write_bytes(data[:length])
+        with pytest.raises(VideoError):
+            decode_clip(path, 4)
+    path.write_bytes(data + b"what a transfer appended")
+    assert len(decode_clip(path, 4).frames) == 4
 
 
 def test_an_odd_size(write_video):

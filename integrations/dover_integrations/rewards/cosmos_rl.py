@@ -7,6 +7,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import torch
 from cosmos_rl_reward.handler.registry import RewardRegistry
 from cosmos_rl_reward.handler.reward_base import BaseRewardHandler
 from torch import Tensor
@@ -17,7 +18,8 @@ from dover_integrations.rewards.core import DoverReward
 
 @RewardRegistry.register()
 class DoverRewardHandler(BaseRewardHandler):
-    """Answers with a list of each of the five scores; `model_path` names a checkpoint, "" is the embedded one."""
+    """Answers with a list of each of the five scores; `model_path` names a checkpoint, "" is the embedded one. `dtype`
+    is "float32", "bfloat16" or "float16"."""
 
     reward_name = "dover"
 
@@ -25,7 +27,9 @@ class DoverRewardHandler(BaseRewardHandler):
         self, model_path: str = "", dtype: str = "float32", device: str = "cuda", download_path: str = "", **kwargs: Any
     ) -> None:
         super().__init__()
-        self.reward = DoverReward(model_path or None, layout="BCTHW", value_range=(0, 255), device=device)
+        self.reward = DoverReward(
+            model_path or None, layout="BCTHW", value_range=(0, 255), device=device, dtype=getattr(torch, dtype)
+        )
 
     def set_up(self) -> None:
         """Load the model."""

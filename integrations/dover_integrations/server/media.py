@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from dover_eval.scorer import VideoScorer
-from dover_eval.video.decode import VideoError
+from dover_eval.video.decode import VideoError, open_file
 from dover_integrations.server.settings import ServerSettings
 from dover_integrations.server.wire import BadRequest
 
@@ -43,8 +43,7 @@ def clip_from_bytes(data: bytes, scorer: VideoScorer, settings: ServerSettings, 
         try:
             take(scorer.config.num_frames * 3 * _pixels(path, settings, name))
             frames = scorer.decode(path)
-        # RuntimeError: frames of several sizes.
-        except (VideoError, BadRequest, av.error.FFmpegError, RuntimeError) as error:
+        except (VideoError, BadRequest, av.error.FFmpegError) as error:
             reason = str(error).replace(str(path), name)
             raise BadRequest(f"{name}: {reason.removeprefix(f'{name}: ')}") from error
     check_clip_size(frames, settings, name)
@@ -129,7 +128,7 @@ def check_clip_size(clip: Tensor, settings: ServerSettings, name: str) -> None:
 
 def _pixels(path: Path, settings: ServerSettings, name: str) -> int:
     """Of one frame, by the file's header; raises BadRequest where that or the packets are beyond the limits."""
-    with av.open(str(path), metadata_errors="replace") as container:
+    with open_file(path) as container:
         # The cover of a song is a video stream to FFmpeg; the first other one is decoded.
         videos = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
         for stream in videos[:1]:
