@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -311,7 +312,7 @@ def main() -> None:
     before = os.getloadavg()[0]
     report: dict[str, Any] = {
         "device": device_name().split(",")[0] + f", {os.cpu_count()} cores",
-        "command": "python -m bench.scale",
+        "command": shlex.join(["python", "-m", "bench.scale", *sys.argv[1:]]),
         "clip": f"{CLIP.name}, 32 frames of 160x160",
         "versions": {name: version(name) for name in ("torch", "av", "transformers", "pyarrow")}
         | {"python": platform.python_version()},

@@ -12,6 +12,7 @@ import argparse
 import json
 import platform
 import resource
+import shlex
 import statistics
 import subprocess
 import sys
@@ -116,7 +117,7 @@ def main() -> None:
         )
     report = {
         "device": device_name(),
-        "command": "python -m bench.score",
+        "command": shlex.join(["python", "-m", "bench.score", *sys.argv[1:]]),
         "clip": f"{CLIP.name}, 32 frames of 160x160",
         "versions": {name: version(name) for name in ("torch", "av", "transformers")}
         | {"python": platform.python_version()},

@@ -132,7 +132,7 @@ def distort(frames: Frames, name: str, strength: float, rng: np.random.Generator
     return _BY_NAME[name](frames, strength, rng)
 
 
-def h264(frames: Frames, crf: int, *, preset: str = "veryfast", rate: int = 16) -> Frames:
+def h264(frames: Frames, crf: int) -> Frames:
     """Through a real H.264 encoder and back; sides are padded to even ones for it.
 
     Without x264's macroblock tree: on processors with AVX-512 it gives the same frames other bits from call to call,
@@ -140,10 +140,10 @@ def h264(frames: Frames, crf: int, *, preset: str = "veryfast", rate: int = 16) 
     """
     height, width = frames.shape[1:3]
     padded = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    options = {"crf": str(crf), "preset": preset, "x264-params": "mbtree=0"}
+    options = {"crf": str(crf), "preset": "veryfast", "x264-params": "mbtree=0"}
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=rate, options=options)
+        stream = container.add_stream("libx264", rate=16, options=options)
         stream.height, stream.width = padded.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.thread_count = 1

@@ -134,7 +134,7 @@ def explain_clip(
         raise ValueError(f"expected at least one window, got {windows}")
     if seconds is not None and not seconds > 0:
         raise ValueError(f"expected windows longer than 0 s, got {seconds}")
-    if isinstance(video, Tensor) or not isinstance(video, str | Path):
+    if not isinstance(video, str | Path):
         raise TypeError(f"expected a file, whose frames have times, got a {type(video).__name__}")
 
     whole = scorer.score(video, prompt)

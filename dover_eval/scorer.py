@@ -85,7 +85,8 @@ class VideoScorer:
 
         Raises:
             FileNotFoundError, OSError: no such checkpoint.
-            dover_eval.WeightsError, TextEncoderError: it is incomplete, or its text encoder is not to be had.
+            dover_eval.WeightsError, TextEncoderError, SemanticEncoderError: it is incomplete, or one of its encoders is
+                not to be had (all are RuntimeErrors).
             dover_eval.CalibrationError: no such calibration, or it was fitted on another model.
         """
         if isinstance(calibration, str | Path):
@@ -122,6 +123,7 @@ class VideoScorer:
         Raises:
             ValueError: the prompts do not fit the clips, one is empty, or a tensor's layout, shape, dtype or range
                 is not as said.
+            TypeError: `videos` is neither paths, an array or a tensor, nor a list of these.
         """
         if batch_size is None:
             batch_size = usual_batch_size(self.device.type != "cpu")
@@ -175,6 +177,7 @@ class VideoScorer:
         Raises:
             dover_eval.VideoError: the file cannot be decoded.
             ValueError: the prompt is empty, or there are to be no windows, or of no length.
+            TypeError: `video` is no path.
         """
         from dover_eval.explain import explain_clip
 

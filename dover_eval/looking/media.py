@@ -37,7 +37,7 @@ class Thumbnail:
 
 
 def thumbnail(path: str | Path) -> Thumbnail:
-    """The first seconds of a clip, small and at their own speed. Reads no further than it shows. Raises VideoError."""
+    """The first seconds of a clip, small and at their own speed; no more is decoded. Raises VideoError."""
     chosen: list[tuple[Tensor, float]] = []
     for pixels, time in all_frames(path):
         start = chosen[0][1] if chosen else time

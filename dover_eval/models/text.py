@@ -216,13 +216,15 @@ class TextEncoder(nn.Module):
 def check_prompts(prompts: Sequence[str]) -> None:
     """Raises ValueError for a prompt that is no text, has nothing to read in it, or cannot be written as UTF-8."""
     for i, prompt in enumerate(prompts):
-        # A letter, number, sign or symbol; not spaces, controls, or marks and selectors that need one.
-        if not isinstance(prompt, str) or not any(unicodedata.category(letter)[0] in "LNPS" for letter in prompt):
+        if not isinstance(prompt, str):
             raise ValueError(f"expected a text for prompt {i}, got {prompt!r}")
         try:
             prompt.encode()
         except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can bring
             raise ValueError(f"expected Unicode text for prompt {i}, got {prompt!r} ({error.reason})") from error
+        # A letter, number, sign or symbol; not spaces, controls, or marks and selectors that need one.
+        if not any(unicodedata.category(letter)[0] in "LNPS" for letter in prompt):
+            raise ValueError(f"expected a text for prompt {i}, got {prompt!r}")
 
 
 def prompts_for(count: int, prompts: str | Sequence[str]) -> list[str]:

@@ -9,20 +9,6 @@ from torch import Tensor
 from dover_eval.models.heads import ASPECTS
 
 
-def rank_loss(predicted: Tensor, target: Tensor, margin: float = 0.3) -> Tensor:
-    """Every pair of (N,) whose targets differ must come out in that order, by up to `margin`.
-
-    The margin asked of a pair is the smaller of `margin` and the difference of its targets. Zero for fewer than two.
-    For targets that are known exactly, as of drawn clips: these may ask for a distance, and not for an order alone.
-    """
-    wanted = target[:, None] - target[None, :]
-    pairs = wanted > 0
-    if not pairs.any():
-        return predicted.sum() * 0
-    found = predicted[:, None] - predicted[None, :]
-    return F.relu(wanted.clamp(max=margin) - found)[pairs].mean()
-
-
 def weights_loss(predicted: Tensor, target: Tensor) -> Tensor:
     """Kullback-Leibler divergence of predicted quality weights (P,4) from the target's."""
     return F.kl_div(predicted.clamp_min(1e-8).log(), target, reduction="batchmean")

@@ -20,14 +20,14 @@ def split_clips(videos: Any, layout: str | None) -> list[Tensor]:
     `videos` is an array or a tensor in `layout`, such as "BTCHW", "BCTHW" or "TCHW", or a list of clips in a layout
     without B. Letters are B batch, T time, C channels, H height, W width, each once.
 
-    Raises ValueError, with the shape, dtype and range that came, for anything else: no frames, no three channels,
-    values out of range, NaN, or a missing layout.
+    Raises ValueError, with the shape, dtype and range that came: for no frames, no three channels, values out of range,
+    NaN, or a missing layout. Raises TypeError for what is neither an array or a tensor nor a list of these.
     """
     if layout is None:
         raise ValueError(
             'arrays and tensors need layout=, such as "BTCHW" or "TCHW": a shape alone cannot tell T from C'
         )
-    if sorted(layout.removeprefix("B")) != sorted(CLIP_LAYOUT):
+    if not isinstance(layout, str) or sorted(layout.removeprefix("B")) != sorted(CLIP_LAYOUT):
         raise ValueError(f'expected a layout of T, C, H and W, each once, and B at most in front, got "{layout}"')
     if isinstance(videos, Tensor | np.ndarray):
         batch = _as_tensor(videos, "videos")

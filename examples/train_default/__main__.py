@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from dover_eval import DOVERModel, VideoScorer
 from dover_eval.sanity import check_scorer, load_clip
 from dover_eval.scale.inputs import find_videos, match_prompts, read_prompts
+from dover_eval.scores import weights_digest
 from examples.train_default import pictures
 from examples.train_default.card import write_card
 from examples.train_default.features import make
@@ -107,7 +108,7 @@ def main() -> None:
         record.write_text(json.dumps(told, indent=1) + "\n")
 
     scorer = VideoScorer.from_pretrained(arguments.folder, device="cpu")
-    figures = {"weights": scorer.fingerprint.weights} | measure(scorer, arguments.scenes)
+    figures = {"weights": weights_digest(scorer.model.state_dict())} | measure(scorer, arguments.scenes)
     if arguments.real:
         figures["real"] = real_clips(scorer, arguments.real, arguments.real_title)
     (arguments.folder / "heldout.json").write_text(json.dumps(figures, indent=1) + "\n")

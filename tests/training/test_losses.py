@@ -12,28 +12,9 @@ from dover_eval.training.losses import (
     dover_rank_loss,
     masked_smooth_l1,
     plcc_loss,
-    rank_loss,
     scale_loss,
     weights_loss,
 )
-
-
-def test_rank_loss_is_the_loop():
-    predicted, target = torch.randn(7), torch.randn(7).round()
-    losses = [
-        max(0.0, min(0.3, (target[i] - target[j]).item()) - (predicted[i] - predicted[j]).item())
-        for i in range(7)
-        for j in range(7)
-        if target[i] > target[j]
-    ]
-    assert rank_loss(predicted, target).item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
-
-
-def test_rank_loss_is_zero_in_order_and_without_pairs():
-    target = torch.tensor([1.0, 2.0, 3.0])
-    assert rank_loss(target, target) == 0
-    assert rank_loss(torch.randn(3), torch.ones(3)) == 0
-    assert rank_loss(-target, target) > 1
 
 
 def test_weights_loss_is_the_divergence():

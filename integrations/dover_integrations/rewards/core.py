@@ -44,8 +44,8 @@ class DoverReward:
 
     Args:
         model: a checkpoint's folder or repository, None for the embedded one: loaded at the first call, once a
-            process, and shared by every reward that names it alike. Or a `DOVERModel` or `VideoScorer`, taken as it is,
-            its calibration included; see there for what becomes of the model.
+            process, and shared by every reward with the same name, device, dtype and batch_size. Or a `DOVERModel` or
+            `VideoScorer`, taken as it is, its calibration included; see there for what becomes of the model.
         weights: what the reward is made of, such as `{"Overall": 1.0}` (the default) or
             `{"Alignment": 0.5, "Temporal": 0.5}`: a plain weighted sum of scores in 1-5.
         layout: of the clips, such as "BTCHW", "BCTHW" or "TCHW"; a list of clips has the same letters without B.
