@@ -243,9 +243,14 @@ def test_another_rating_scale_is_said_and_one_bad_aspect_leaves_the_others(score
     assert "got" in calibrate(hundred, keys, scores)[1]["Traditional"]  # 0-100 is not 1-5
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"aspects": {}}', '{"aspects": {"Traditional": 3}}'])
+RAGGED = '{"aspects": {"Overall": {"knots": [[1, 2], [3]], "reference": []}}}'
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"aspects": {}}', '{"aspects": {"Traditional": 3}}', RAGGED, "\xff\xfe"]
+)
 def test_a_file_that_is_no_calibration(tmp_path, content):
-    (tmp_path / "c.json").write_text(content)
+    (tmp_path / "c.json").write_text(content, encoding="latin-1")
     with pytest.raises(CalibrationError, match=r"c\.json: expected a calibration"):
         Calibration.load(tmp_path / "c.json")
 
@@ -295,6 +300,7 @@ def test_the_command_writes_beside_the_checkpoint_and_score_uses_it(small_scorer
     other = run("score", tmp_path / "clips", "--prompt", "a", "--calibration", tmp_path / "none.json")
     assert other.exit_code == 1
     assert "expected a calibration" in other.stderr
+    assert "embedded model" not in other.stderr
 
 
 def test_a_scorer_that_looks_elsewhere_is_refused(small_scorer):

@@ -207,14 +207,14 @@ class Payload:
         return (os.system, ("touch pwned",))
 
 
-@pytest.mark.parametrize("content", ["code", "text", "empty", "list", "nested"])
+@pytest.mark.parametrize("content", ["code", "404 not found", "hello", "empty", "list", "nested"])
 def test_what_is_no_state_dict_is_refused_and_not_run(tmp_path, monkeypatch, content):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "w.pth"
     if content == "code":
         path.write_bytes(pickle.dumps({"state_dict": Payload()}))
-    elif content == "text":
-        path.write_text("404 not found")
+    elif content in ("404 not found", "hello"):
+        path.write_text(content)
     elif content == "empty":
         path.write_bytes(b"")
     else:

@@ -29,6 +29,7 @@ def explain(
     Exit status: 0 when it was explained, 1 when the clip cannot be scored, 2 when the command was not understood.
     """
     from dover_eval.cli.loading import load_scorer
+    from dover_eval.prompts import prompt_fault
 
     check_file("--output", output, SUFFIXES)
     check_file("--video", video, (".mp4",))
@@ -42,12 +43,8 @@ def explain(
         usage(f"--map {map_name}: expected technical or aesthetic")
     if seconds is not None and not seconds > 0:
         usage(f"--seconds {seconds:g}: expected more than 0")
-    from dover_eval.models.text import check_prompts
-
-    try:
-        check_prompts([prompt])
-    except ValueError as error:
-        usage(f"--prompt: {error}")
+    if fault := prompt_fault(prompt):
+        usage(f"--prompt {prompt!r}: an alignment score needs words ({fault})")
     scorer = load_scorer(model, device)
     from dover_eval.video.decode import VideoError
 

@@ -17,7 +17,7 @@ from typing import IO, Any
 from dover_eval.distillation.teacher import SCORE_NAMES, Description, Linear, Logistic, Scale
 from dover_eval.distillation.workers import Answer, Job, Setup, Workers
 from dover_eval.replacing import replacing
-from dover_eval.scale.inputs import check_unicode
+from dover_eval.scale.inputs import check_clip
 
 SUFFIXES = (".csv", ".parquet")
 DECIMALS = 6
@@ -77,8 +77,8 @@ def label(
         LabelsError: the table is another teacher's or has no journal, or another run is writing it.
         TeacherError: the teacher cannot be had.
         OSError: the table or its journal cannot be written.
-        ValueError: a clip with its prompt comes twice, one of them is not UTF-8, or the output's name has no known
-            ending.
+        ValueError: a clip with its prompt comes twice, a name is not UTF-8, a prompt has nothing to read in it, or the
+            output's name has no known ending.
     """
     output = Path(output)
     if output.suffix not in SUFFIXES:
@@ -87,7 +87,7 @@ def label(
     if len(asked) < len(clips):
         raise ValueError(f"{len(clips) - len(asked)} clips come twice with the same prompt")
     for name, prompt in asked:
-        check_unicode(name, prompt)
+        check_clip(name, prompt)
     devices = devices or [""]
     setups = [
         Setup(teacher, options or {}, scales or {}, max(1, (os.cpu_count() or 1) // workers), devices[i % len(devices)])

@@ -12,7 +12,6 @@ import importlib.util
 import json
 import logging
 import threading
-import unicodedata
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from dover_eval.config import BGE_LARGE, MINILM
 from dover_eval.models.heads import masked_mean
+from dover_eval.prompts import prompt_fault
 
 logger = logging.getLogger(__name__)
 
@@ -216,15 +216,8 @@ class TextEncoder(nn.Module):
 def check_prompts(prompts: Sequence[str]) -> None:
     """Raises ValueError for a prompt that is no text, has nothing to read in it, or cannot be written as UTF-8."""
     for i, prompt in enumerate(prompts):
-        if not isinstance(prompt, str):
-            raise ValueError(f"expected a text for prompt {i}, got {prompt!r}")
-        try:
-            prompt.encode()
-        except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can bring
-            raise ValueError(f"expected Unicode text for prompt {i}, got {prompt!r} ({error.reason})") from error
-        # A letter, number, sign or symbol; not spaces, controls, or marks and selectors that need one.
-        if not any(unicodedata.category(letter)[0] in "LNPS" for letter in prompt):
-            raise ValueError(f"expected a text for prompt {i}, got {prompt!r}")
+        if fault := prompt_fault(prompt):
+            raise ValueError(f"expected a text for prompt {i}, got {prompt!r} ({fault})")
 
 
 def prompts_for(count: int, prompts: str | Sequence[str]) -> list[str]:

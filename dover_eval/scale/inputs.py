@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from dover_eval.prompts import prompt_fault
 from dover_eval.scale.files import Clip, FileError, Shard, is_url, locate, own_path
 from dover_eval.tables import TableError, cell, stream_rows
 
@@ -72,7 +73,7 @@ def with_prompts(
                 raise InputError(f"{video}: there is no such file or folder")
             lacking.append(video if prompts else video_file_name(video))
         else:
-            check_unicode(video, text)
+            check_clip(video, text)
             clips.append(Clip(video, text, shard))
     if lacking:
         more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
@@ -80,13 +81,14 @@ def with_prompts(
     return clips
 
 
-def check_unicode(video: str, text: str) -> None:
-    """Raises InputError: neither tables nor tokenizers take halves of a character."""
-    for what, value in (("name", video), ("prompt", text)):
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"{video!r}: a {what} that is not UTF-8 ({value!r})") from error
+def check_clip(video: str, text: str) -> None:
+    """Raises InputError for a name that no table can hold, and for a prompt with nothing to read in it."""
+    try:
+        video.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{video!r}: a name that is not UTF-8 ({error.reason})") from error
+    if fault := prompt_fault(text):
+        raise InputError(f"{video!r}: expected a text for its prompt, got {text!r} ({fault})")
 
 
 def find_files(name: str, suffixes: Set[str] = VIDEO_SUFFIXES | {SHARD_SUFFIX}) -> list[str]:

@@ -260,7 +260,7 @@ def test_a_table_without_its_journal_or_with_a_damaged_one_is_left_alone(place):
     [
         ([("a", "a.mp4", "x"), ("a", "b.mp4", "x")], "1 clips come twice"),
         ([("a\udcff.mp4", "a\udcff.mp4", "x")], "name that is not UTF-8"),
-        ([("a", "a.mp4", "\ud800")], "prompt that is not UTF-8"),
+        ([("a", "a.mp4", "\ud800")], r"expected a text for its prompt, got .* \(not UTF-8"),
     ],
 )
 def test_clips_that_no_table_can_hold_are_refused_before_any_is_judged(place, clips, reason):

@@ -241,6 +241,7 @@ def test_missing_clips_end_with_status_one(rated_folder):
         (["ratings.csv", "--videos", "clips", "-o", "ratings.csv"], "ratings.csv is one of the inputs"),
         (["ratings.csv", "--videos", "clips", "--save-scores", "ratings.csv"], "ratings.csv is one of the inputs"),
         (["ratings.csv", "--videos", "clips", "-o", "clips"], "--output clips: expected a file, found a folder"),
+        (["ratings.csv", "--videos", "clips", "-o", "r.json", "--save-scores", "./r.json"], "are both r.json"),
         ([], "a TABLE is missing"),
     ],
 )

@@ -100,7 +100,7 @@ def test_the_command_tells_the_lowest_and_writes_the_video(dover, checkpoint, tm
 @pytest.mark.parametrize(
     ("options", "status", "words"),
     [
-        (["--prompt", " "], 2, "--prompt is empty"),
+        (["--prompt", " "], 2, "an alignment score needs words (nothing to read in it)"),
         (["--prompt", "a", "-o", "page.pdf"], 2, "ends in .html"),
         (["--prompt", "a", "--video", "o.gif"], 2, "ends in .mp4"),
         (["--prompt", "a", "--video", "folder.mp4"], 2, "--video folder.mp4: expected a file, found a folder"),

@@ -346,7 +346,7 @@ def test_half_a_character_is_refused_before_anything_is_scored(tmp_path):
         list_clips([str(tmp_path)], "a cat")
     path = write_table(tmp_path / "set.jsonl", [{"video": "a.mp4", "Prompt": "\ud83d"}])
     path.write_text(path.read_text() + "\n")  # and an empty last line is nothing
-    with pytest.raises(InputError, match="a prompt that is not UTF-8"):
+    with pytest.raises(InputError, match=r"expected a text for its prompt, got .* \(not UTF-8"):
         list_clips([str(path)])
 
 

@@ -136,3 +136,6 @@ def test_an_environment_that_makes_no_sense_is_named(dover, clips, monkeypatch):
     result = dover(clips, "--prompt", "x")
     assert result.exit_code == 2
     assert "RANK 3 in the environment: expected less than WORLD_SIZE, which is 1" in result.stderr
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "0")
+    assert "LOCAL_WORLD_SIZE in the environment: expected at least 1" in dover(clips, "--prompt", "x").stderr

@@ -188,10 +188,11 @@ def test_a_damaged_log_says_where(dover, clips, tmp_path):
     dover(*given)
     log = tmp_path / "r.jsonl.run" / "rows-0.jsonl"
     lines = log.read_bytes().splitlines(keepends=True)
-    log.write_bytes(lines[0] + b"\0" * 20 + b"\n" + b"".join(lines[1:]))
-    result = dover(*given, "--resume")
-    assert result.exit_code == 1
-    assert f"rows-0.jsonl: damaged in the line at byte {len(lines[0])}" in result.stderr
+    for damaged in (b"\0" * 20 + b"\n", lines[1].replace(b'"fingerprint"', b'"print"')):
+        log.write_bytes(lines[0] + damaged + b"".join(lines[2:]))
+        result = dover(*given, "--resume")
+        assert result.exit_code == 1
+        assert f"rows-0.jsonl: damaged in the line at byte {len(lines[0])}" in result.stderr
 
 
 def test_two_processes_do_not_write_one_run(dover, arguments, start, manifest, tmp_path):

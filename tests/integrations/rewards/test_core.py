@@ -201,7 +201,7 @@ def test_a_scorers_calibration_is_in_its_rewards(model, videos, prompts):
 
 
 def test_a_prompt_that_no_tokenizer_reads_is_refused_before_it_meets_others(reward, videos):
-    with pytest.raises(ValueError, match=r"expected Unicode text for prompt 1, got '\\ud800'"):
+    with pytest.raises(ValueError, match=r"expected a text for prompt 1, got '\\ud800' \(not UTF-8"):
         reward(videos[:2], ["a boat", "\ud800"])
 
 

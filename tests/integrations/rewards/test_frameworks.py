@@ -321,6 +321,7 @@ def test_cosmos_rl(monkeypatch, videos, prompts, expected):
     load_fresh(monkeypatch, "cosmos_rl")
     handler = registered[0](model_path="", dtype="float16", device="cpu", download_path="")
     handler.set_up()
+    assert handler.reward.scorer.dtype == torch.float16
     pixels = (videos * 255).round().permute(0, 2, 1, 3, 4)
     for images in (pixels, pixels.byte()):
         answer = handler.calculate_reward(images, {"prompts": np.array(prompts), "decode_duration": "0.10"})

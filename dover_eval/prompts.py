@@ -1,0 +1,20 @@
+"""What a prompt is: a text with something to read in it. Without torch, so that a command can say so at once."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Any
+
+
+def prompt_fault(prompt: Any) -> str | None:
+    """Why `prompt` is none; None where it is one."""
+    if not isinstance(prompt, str):
+        return f"a {type(prompt).__name__}"
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can bring
+        return f"not UTF-8, {error.reason}"
+    # A letter, number, sign or symbol; not spaces, controls, or marks and selectors that need one.
+    if not any(unicodedata.category(letter)[0] in "LNPS" for letter in prompt):
+        return "nothing to read in it"
+    return None
