@@ -11,15 +11,17 @@ import itertools
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import av
 import torch
 from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from dover_eval.video.layout import check_sides
@@ -116,8 +118,8 @@ def all_frames(path: str | Path) -> Iterator[tuple[Tensor, float]]:
     path = Path(path)
     with _reading(path):
         _frame_times(path)  # says that a file is truncated before its first frame is used
-        for frame, time in _dated_frames(path):
-            yield _upright(frame), time
+        for pixels, time in _dated_frames(path):
+            yield pixels(), time
 
 
 @contextmanager
@@ -238,12 +240,14 @@ def _frame_times_by_decoding(path: Path) -> tuple[list[float], float]:
     return times, times[-1] + (times[-1] - times[-2] if len(times) > 1 else 0.04)
 
 
-def _dated_frames(path: Path) -> Iterator[tuple[av.VideoFrame, float]]:
+def _dated_frames(path: Path) -> Iterator[tuple[Callable[[], Tensor], float]]:
+    """Every frame as a function that gives its pixels, (3,H,W) uint8 and upright, and its time."""
     with open_file(path) as container:
         stream = _open_video(container, path)
         rate = float(stream.average_rate or stream.guessed_rate or 25)
         places = _frame_times(path)[0] if _is_avi(container) else []
         size: tuple[int, int] | None = None
+        matrix = None
         for index, frame in enumerate(container.decode(stream)):
             size = size or (frame.width, frame.height)
             if (frame.width, frame.height) != size:
@@ -251,23 +255,24 @@ def _dated_frames(path: Path) -> Iterator[tuple[av.VideoFrame, float]]:
                 raise VideoError(f"{path}: frames of {found}, expected one size")
             if (transfer := stream.codec_context.color_trc) in HDR:
                 raise VideoError(f"{path}: HDR ({HDR[transfer]}), expected SDR: map its tones first")
-            if places:
-                yield frame, places[min(index, len(places) - 1)]
-            else:
-                yield frame, index / rate if frame.time is None else frame.time
+            if index == 0:
+                matrix = _display_matrix(frame)
+            dated = index / rate if frame.time is None else frame.time
+            time = places[min(index, len(places) - 1)] if places else dated
+            yield partial(_upright, frame, matrix), time
 
 
 def _nearest_frames(path: Path, targets: list[float]) -> Iterator[tuple[Tensor, float]]:
     """For each of the rising `targets` the frame on screen then, as (3,H,W) uint8, and its time."""
     waiting = iter(targets)
     target = next(waiting, None)
-    shown: tuple[av.VideoFrame, float] | None = None
+    shown: tuple[Callable[[], Tensor], float] | None = None
     end: tuple[None, float] = (None, float("inf"))
     for frame, time in itertools.chain(_dated_frames(path), [end]):
         pixels: Tensor | None = None
         # A frame is on screen until the next one appears.
         while target is not None and shown is not None and target < time:
-            pixels = _upright(shown[0]) if pixels is None else pixels
+            pixels = shown[0]() if pixels is None else pixels
             yield pixels, shown[1]
             target = next(waiting, None)
         if target is None or frame is None:
@@ -275,15 +280,22 @@ def _nearest_frames(path: Path, targets: list[float]) -> Iterator[tuple[Tensor, 
         shown = (frame, time)
 
 
-def _upright(frame: av.VideoFrame) -> Tensor:
+def _display_matrix(frame: av.VideoFrame) -> tuple[float, ...] | None:
+    """a, b, u, c, d of the file's display matrix: (x, y) is shown at (ax + cy, bx + dy). None without one.
+
+    Asked of a small copy: a frame that has been asked for its side data is in a cycle of references, and would lie in
+    memory until Python looks for such; in a process forked meanwhile, freeing its scaler waits for threads for ever.
+    """
+    small = VideoReformatter().reformat(frame, width=8, height=8)
+    matrix = small.side_data.get(SideData.DISPLAYMATRIX)  # type: ignore[call-overload]
+    return None if matrix is None else tuple(n / 65536 for n in struct.unpack_from("=5i", bytes(matrix)))
+
+
+def _upright(frame: av.VideoFrame, matrix: tuple[float, ...] | None) -> Tensor:
     if frame.is_corrupt:
         raise VideoError(f"damaged in the frame at {frame.time or 0:.2f} s, expected a whole video")
     pixels = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
-    matrix = frame.side_data.get(SideData.DISPLAYMATRIX)  # type: ignore[call-overload]
-    if matrix is None:
-        return pixels.contiguous()
-    # (x, y) is shown at (ax + cy, bx + dy); scales and shifts are a player's business.
-    a, b, _, c, d = (number / 65536 for number in struct.unpack_from("=5i", bytes(matrix)))
+    a, b, _, c, d = matrix or (1.0, 0.0, 0.0, 0.0, 1.0)  # scales and shifts are a player's business
     if a == b == c == d == 0:  # left empty by its writer
         return pixels.contiguous()
     if (a == d == 0) == (b == c == 0):

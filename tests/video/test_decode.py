@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import struct
 import subprocess
@@ -215,6 +216,18 @@ def test_a_file_that_tells_its_bytes_or_its_end_is_found_truncated_wherever_it_i
             decode_clip(path, 4)
     path.write_bytes(data + b"what a transfer appended")
     assert len(decode_clip(path, 4).frames) == 4
+
+
+def test_no_frame_is_left_in_a_cycle_of_references(write_video):
+    """It would stay in memory for as long, and its scaler's threads would be waited for by a forked process."""
+    path = write_video(grey_frames(LEVELS))
+    gc.collect()
+    gc.disable()
+    try:
+        assert len(decode_clip(path, 4).frames) == 4
+        assert not [f for f in gc.get_objects() if isinstance(f, av.VideoFrame) and f.height > 8]
+    finally:
+        gc.enable()
 
 
 def test_an_odd_size(write_video):
