@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -179,6 +180,18 @@ def test_a_playlist_is_no_video(write_video, tmp_path, name, content):
         decode_clip(tmp_path / name, 4)
 
 
+def test_no_address_in_a_playlist_is_asked(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/clip.ts"
+        path = tmp_path / "a.m3u8"
+        path.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:1.0,\n{address}\n#EXT-X-ENDLIST\n")
+        with pytest.raises(VideoError, match=r"a\.m3u8: cannot be decoded"):
+            decode_clip(path, 4)
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
 @pytest.mark.parametrize(("transfer", "kind"), [(16, "PQ"), (18, "HLG")])
 def test_hdr_is_refused(tmp_path, transfer, kind):
     path = tmp_path / "hdr.mp4"
@@ -225,7 +238,7 @@ def test_no_frame_is_left_in_a_cycle_of_references(write_video):
     gc.disable()
     try:
         assert len(decode_clip(path, 4).frames) == 4
-        assert not [f for f in gc.get_objects() if isinstance(f, av.VideoFrame) and f.height > 8]
+        assert not [f for f in gc.get_objects() if type(f) is av.VideoFrame and f.height > 8]
     finally:
         gc.enable()
 
