@@ -24,7 +24,7 @@ from dover_eval.models.heads import MOSPredictor, QualityHead, StatisticsPool
 from dover_eval.models.semantic import SemanticEncoder, SemanticEncoderError
 from dover_eval.models.sights import SIGHTS, sights
 from dover_eval.models.signals import EXPOSURE_STATISTICS, PIXEL_STATISTICS, exposure_statistics, pixel_statistics
-from dover_eval.models.text import TextEncoder, TextEncoderError, TextFeatures
+from dover_eval.models.text import OFFLINE_SHA256, TextEncoder, TextEncoderError, TextFeatures
 from dover_eval.video.sample import join_quarters
 from dover_eval.weights import (
     LoadReport,
@@ -227,7 +227,7 @@ class DOVERModel(nn.Module, _HubModel, **HUB):
     def __init__(
         self,
         dover_weights_path: str | Path | None = "DOVER_plus_plus.pth",
-        text_encoder_name: str | None = None,
+        text_encoder_name: str | Path | None = None,
         device: str | torch.device | None = None,
         *,
         config: DOVERConfig | str | Mapping[str, Any] | None = None,
@@ -241,9 +241,7 @@ class DOVERModel(nn.Module, _HubModel, **HUB):
         if train_text_encoder:
             config = config.replace(text_encoder_trained=True)
         encoder = load_text_encoder(config, text_encoder_name)
-        if config.text_encoder_sha256 is None:  # not trained yet: the model takes the encoder that is there
-            config = config.replace(text_encoder_name=encoder.name, text_dim=encoder.dim)
-        self.config = config
+        self.config = config = config.replace(text_encoder_name=encoder.name, text_dim=encoder.dim)
         self.dover_model = DOVERModelSimple(config)
         semantics = load_semantic_encoder(config)
         object.__setattr__(self, "semantic_encoder", semantics)  # frozen, as the text encoder
@@ -412,12 +410,24 @@ def load_semantic_encoder(config: DOVERConfig) -> SemanticEncoder | None:
     return encoder
 
 
-def load_text_encoder(config: DOVERConfig, name: str | None) -> TextEncoder:
-    """The encoder that `config` asks for: any that loads for a new model, exactly the one it was trained with else."""
+def load_text_encoder(config: DOVERConfig, name: str | Path | None) -> TextEncoder:
+    """The encoder that `config` asks for: any that loads for a new model, exactly the one it was trained with else.
+
+    What is exact is the weights' sha256: a name may be a folder of the machine that trained.
+    """
     trained = config.text_encoder_sha256
-    encoder = TextEncoder.load(
-        name or config.text_encoder_name, fallback=trained is None, trainable=config.text_encoder_trained
-    )
+    fallback = trained in (None, OFFLINE_SHA256)
+    try:
+        encoder = TextEncoder.load(
+            name or config.text_encoder_name, fallback=fallback, trainable=config.text_encoder_trained
+        )
+    except TextEncoderError as error:
+        if trained is None:
+            raise
+        raise TextEncoderError(
+            f"{error} This checkpoint needs the encoder whose model.safetensors has sha256 {trained}: where that lies "
+            "elsewhere, say so as text_encoder_name, in its config.json or to DOVERModel.from_pretrained."
+        ) from error
     if trained is not None and encoder.sha256 != trained:
         raise TextEncoderError(
             f"this checkpoint was trained with {config.text_encoder_name} (sha256 {trained[:12]}...), "

