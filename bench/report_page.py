@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from dover_eval.opinion import SCORE_NAMES
+
 RESULTS = Path(__file__).parent / "results"
 CLIPS = Path(__file__).parent.parent / "examples" / "clips"
-SCORES = ("Traditional", "Alignment", "Aesthetic", "Temporal", "Overall")
 # Until everything is drawn, in the page's own clock, which starts when it is asked for.
 OPENED = """() => new Promise(done => requestAnimationFrame(() => setTimeout(() => done(performance.now()))))"""
 # From the click until the next frame is painted; the page must show another first row.
@@ -60,7 +61,7 @@ def write_rows(path: Path, count: int) -> None:
         for i in range(count):
             clip = folder / f"{i:06d}.mp4"
             clip.symlink_to(sources[i % len(sources)])
-            values = dict(zip(SCORES, [*scores[i].tolist(), float(scores[i].mean())], strict=True))
+            values = dict(zip(SCORE_NAMES, [*scores[i].tolist(), float(scores[i].mean())], strict=True))
             prompt = f"a prompt of usual length about a scene, in sharp detail and smooth motion, scene {i}"
             row = {"video_name": str(clip), "Prompt": prompt} | values | {"error": None, "fingerprint": "0" * 12}
             file.write(json.dumps(row) + "\n")
@@ -111,7 +112,7 @@ def main() -> None:
 
     from dover_eval.looking.page import write_page
     from dover_eval.looking.report import report_page
-    from dover_eval.looking.results import read_results
+    from dover_eval.results import read_results
 
     with tempfile.TemporaryDirectory() as folder:
         results, page_file = Path(folder) / "results.jsonl", Path(folder) / "report.html"

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from dover_eval.models.heads import ASPECTS, MOS_MAX, MOS_MIN, SCORE_NAMES
+from dover_eval.opinion import ASPECTS, MOS_MAX, MOS_MIN, SCORE_NAMES
 from dover_eval.replacing import replacing
 
 if TYPE_CHECKING:

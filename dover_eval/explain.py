@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dover_eval.models.heads import MOS_MAX, MOS_MIN, SCORE_NAMES
+from dover_eval.opinion import MOS_MAX, MOS_MIN, SCORE_NAMES
 from dover_eval.video.decode import VideoError, frame_times, frames_at, sample_moments
 from dover_eval.video.sample import squash
 

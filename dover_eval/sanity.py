@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dover_eval.distortions import ASPECT_OF, Frames, distort, h264
-from dover_eval.models.heads import ASPECTS, SCORE_NAMES
+from dover_eval.opinion import ASPECTS, SCORE_NAMES
 from dover_eval.scorer import VideoScorer
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)

@@ -19,8 +19,8 @@ from torch import Tensor
 from dover_eval.calibration import Calibration
 from dover_eval.config import usual_batch_size
 from dover_eval.models.dover import DOVERModel
-from dover_eval.models.heads import ASPECTS, SCORE_NAMES
 from dover_eval.models.text import prompts_for
+from dover_eval.opinion import ASPECTS, SCORE_NAMES
 from dover_eval.scores import Fingerprint, VideoScores, weights_digest
 from dover_eval.video.decode import VideoError, decode_clip
 from dover_eval.video.layout import split_clips

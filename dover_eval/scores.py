@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dover_eval.models.heads import ASPECTS, SCORE_NAMES
+from dover_eval.opinion import ASPECTS, SCORE_NAMES
 
 
 @dataclass(frozen=True)

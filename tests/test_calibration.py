@@ -13,7 +13,7 @@ from dover_eval.calibration import BOUND_TO, AspectCalibration, Calibration, Cal
 from dover_eval.cli import app
 from dover_eval.evaluation import JudgedPair, RatedClip
 from dover_eval.evaluation.calibrate import calibrate, fit_pairs, fit_ratings
-from dover_eval.models.heads import SCORE_NAMES
+from dover_eval.opinion import SCORE_NAMES
 
 
 def opinions(count, seed=0, spread=0.3):

@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from dover_eval.cli import app
-from dover_eval.models.heads import SCORE_NAMES
+from dover_eval.opinion import SCORE_NAMES
 from dover_eval.sanity import check_scorer, contradict, defect_names, drawn_clips, load_clip
 from dover_eval.video.decode import decode_clip
 

@@ -40,7 +40,7 @@ def compare(
         import scipy.stats  # noqa: F401
 
         from dover_eval.looking.compare import compare_results
-        from dover_eval.looking.results import read_results
+        from dover_eval.results import read_results
         from dover_eval.tables import TableError
 
         if output is not None:

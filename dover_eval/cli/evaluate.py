@@ -43,7 +43,8 @@ def evaluate(
     """
     from dover_eval.cli.loading import load_scorer
     from dover_eval.replacing import replacing
-    from dover_eval.scale.results import SUFFIXES, write_results
+    from dover_eval.results import write_results
+    from dover_eval.tables import SUFFIXES
 
     with extra("evaluation"):
         from dover_eval.evaluation import BENCHMARKS, TableError, read_scores

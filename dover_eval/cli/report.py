@@ -39,7 +39,7 @@ def report(
 
         from dover_eval.looking.page import write_page
         from dover_eval.looking.report import report_page
-        from dover_eval.looking.results import read_results
+        from dover_eval.results import read_results
         from dover_eval.tables import TableError
     try:
         table = read_results(results)

@@ -79,7 +79,7 @@ def draw_report(report: SanityReport, path: Path) -> None:
     """A panel a check: mean scores by level, the one that should fall in bold."""
     from matplotlib.figure import Figure
 
-    from dover_eval.models.heads import SCORE_NAMES
+    from dover_eval.opinion import SCORE_NAMES
 
     checks = [check for check in report.checks if check.means]
     if not checks:

@@ -12,8 +12,8 @@ import typer
 
 from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, failure, usage
 from dover_eval.config import usual_batch_size
+from dover_eval.opinion import SCORE_NAMES
 from dover_eval.scale.inputs import InputError, NoPromptError, list_clips, read_prompts, video_file_name
-from dover_eval.scale.results import SCORES, SUFFIXES
 from dover_eval.scale.run import (
     ROWS_SHOWN,
     Claim,
@@ -26,6 +26,7 @@ from dover_eval.scale.run import (
     what_is_asked,
 )
 from dover_eval.scale.runlog import RunError, Scored, recorded
+from dover_eval.tables import SUFFIXES
 
 if TYPE_CHECKING:
     from dover_eval.scale.files import Clip
@@ -220,14 +221,14 @@ def _print_table(outcome: Outcome) -> None:
         caption_justify="left",
     )
     table.add_column("clip and prompt", overflow="fold")
-    for name in SCORES:
+    for name in SCORE_NAMES:
         table.add_column(name, justify="right", style="bold" if name == "Overall" else "", no_wrap=True)
     for row in outcome.rows:
         # Text, not str: brackets in a file name or a prompt are no markup.
         error = row["error"]
         below = Text(row["Prompt"], style="dim") if error is None else Text(error, style="red")
         cells: list[Any] = [Text("\n").join([Text(video_file_name(row["video_name"])), below])]
-        cells += ["-" if error else f"{row[name]:.2f}" for name in SCORES]
+        cells += ["-" if error else f"{row[name]:.2f}" for name in SCORE_NAMES]
         table.add_row(*cells)
     Console().print(table)
 

@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from dover_eval.distillation.teacher import SCORE_NAMES, Description, Linear, Logistic, Scale
+from dover_eval.distillation.teacher import Description, Linear, Logistic, Scale
 from dover_eval.distillation.workers import Answer, Job, Setup, Workers
+from dover_eval.opinion import SCORE_NAMES
 from dover_eval.replacing import replacing
 from dover_eval.scale.inputs import check_clip
 

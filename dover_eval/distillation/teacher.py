@@ -15,8 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-# As in `models.heads`, which would bring torch into a process that only hands out work.
-SCORE_NAMES = ("Traditional", "Alignment", "Aesthetic", "Temporal", "Overall")
+from dover_eval.opinion import SCORE_NAMES
 
 
 class TeacherError(RuntimeError):

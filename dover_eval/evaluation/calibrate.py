@@ -25,7 +25,7 @@ from scipy.special import expit
 from dover_eval.calibration import BOUND_TO, AspectCalibration, Calibration, CalibrationError
 from dover_eval.evaluation.benchmarks import JudgedPair, RatedClip
 from dover_eval.evaluation.metrics import best_tie_threshold
-from dover_eval.models.heads import MOS_MAX, MOS_MIN, SCORE_NAMES
+from dover_eval.opinion import MOS_MAX, MOS_MIN, SCORE_NAMES
 from dover_eval.scores import VideoScores
 
 Vector = NDArray[np.float64]

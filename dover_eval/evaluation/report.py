@@ -22,9 +22,10 @@ from dover_eval.evaluation.metrics import (
     pair_metrics,
     rating_metrics,
 )
-from dover_eval.models.heads import SCORE_NAMES
+from dover_eval.opinion import SCORE_NAMES
+from dover_eval.results import read_results
 from dover_eval.scale.files import own_path
-from dover_eval.tables import TableError, number, read_rows
+from dover_eval.tables import TableError
 
 Items = Sequence[RatedClip | JudgedPair]
 Scores = Mapping[tuple[str, str], Mapping[str, float]]
@@ -131,19 +132,15 @@ def read_scores(path: Path, items: Items) -> tuple[Scores, str]:
     Raises TableError for another table, for one that holds scores of two fingerprints, and where a clip of the items
     was scored under other prompts alone.
     """
-    rows = read_rows(path, ("video_name", "Prompt", *SCORE_NAMES, "error", "fingerprint"))
-    if len(prints := {row["fingerprint"] for _, row in rows}) > 1:
-        raise TableError(f"{path}: scores of {len(prints)} fingerprints ({', '.join(sorted(prints))}), expected one")
-    found = {}
-    for line, row in rows:
-        value = lambda name, line=line, row=row: math.nan if row["error"] else number(path, line, name, row[name])
-        found[row["video_name"], row["Prompt"]] = {name: value(name) for name in SCORE_NAMES}
+    results = read_results(path)
+    rows = zip(results.videos, results.prompts, results.scores.tolist(), strict=True)
+    found = {(name, prompt): dict(zip(SCORE_NAMES, row, strict=True)) for name, prompt, row in rows}
     places = match_clips(items, ClipIndex({name for name, _ in found}))
     for (video, prompt), name in places.items():
         if (name, prompt) not in found:
             under = next(scored for clip, scored in found if clip == name)
             raise TableError(f"{path}: {video} was scored under {under!r}, and not under {prompt!r}")
-    return {key: found[name, key[1]] for key, name in places.items()}, prints.pop()
+    return {key: found[name, key[1]] for key, name in places.items()}, results.fingerprint
 
 
 def evaluate(

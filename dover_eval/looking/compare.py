@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from dover_eval.evaluation.metrics import LEVEL, Interval
-from dover_eval.looking.results import Results
-from dover_eval.models.heads import SCORE_NAMES
+from dover_eval.opinion import SCORE_NAMES
+from dover_eval.results import Results
 from dover_eval.tables import TableError
 
 RESAMPLES = 9999

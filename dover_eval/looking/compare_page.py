@@ -9,7 +9,7 @@ from dover_eval.evaluation.metrics import LEVEL
 from dover_eval.looking.compare import Comparison
 from dover_eval.looking.page import render_page
 from dover_eval.looking.report import columns, make_previews
-from dover_eval.models.heads import SCORE_NAMES
+from dover_eval.opinion import SCORE_NAMES
 
 
 def compare_page(

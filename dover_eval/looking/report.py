@@ -11,8 +11,8 @@ import numpy as np
 
 from dover_eval.looking.media import thumbnail
 from dover_eval.looking.page import render_page
-from dover_eval.looking.results import Results
-from dover_eval.models.heads import MOS_MAX, MOS_MIN, SCORE_NAMES
+from dover_eval.opinion import MOS_MAX, MOS_MIN, SCORE_NAMES
+from dover_eval.results import Results
 from dover_eval.video.decode import VideoError
 
 BINS = 32

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dover_eval.models.heads import ASPECTS, StatisticsPool, masked_mean
+from dover_eval.models.heads import StatisticsPool, masked_mean
+from dover_eval.opinion import ASPECTS
 
 NUM_HEADS = 8
 PRIOR_GAIN = 10.0  # brings a similarity, some tenths, to the size of the features that it joins

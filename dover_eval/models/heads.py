@@ -4,9 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
-ASPECTS = ("Traditional", "Alignment", "Aesthetic", "Temporal")
-SCORE_NAMES = (*ASPECTS, "Overall")
-MOS_MIN, MOS_MAX = 1.0, 5.0
+from dover_eval.opinion import ASPECTS, MOS_MAX, MOS_MIN
 
 
 class QualityHead(nn.Module):

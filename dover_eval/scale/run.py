@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from dover_eval import __version__
+from dover_eval.results import Row
 from dover_eval.scale.files import Clip
-from dover_eval.scale.results import Row
 from dover_eval.scale.runlog import RunLog, Scored
 
 Claim = Callable[[Mapping[str, Any], str], None]

@@ -21,8 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dover_eval.results import Row, write_results
 from dover_eval.scale.files import Clip, FileError, identity
-from dover_eval.scale.results import Row, write_results
 
 RUN, MADE_WITH, FINISHED, DRAFT = "run.json", "made_with.json", "finished.json", "draft"
 NOT_YET = -1

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dover_eval.evaluation import RatedClip
-from dover_eval.models.heads import SCORE_NAMES
+from dover_eval.opinion import SCORE_NAMES
 from dover_eval.training.clips import ClipStore
 from dover_eval.training.splits import Identities
 from dover_eval.training.tables import Example

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from dover_eval.evaluation import EvaluationReport, RatingMetrics
-from dover_eval.models.heads import SCORE_NAMES
+from dover_eval.opinion import SCORE_NAMES
 
 ALWAYS = ("seed", "learning_rate", "batch_size", "accumulate")
 

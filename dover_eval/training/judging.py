@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dover_eval.evaluation import EvaluationReport, RatingMetrics, evaluate, wanted_clips
-from dover_eval.models.heads import SCORE_NAMES
+from dover_eval.opinion import SCORE_NAMES
 from dover_eval.training.splits import SplitError
 from dover_eval.training.tables import Example
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
-from dover_eval.models.heads import SCORE_NAMES
+from dover_eval.opinion import SCORE_NAMES
 from dover_eval.training.batches import ScoredClips, TrainingClips, collate
 from dover_eval.training.clips import ClipStore
 from dover_eval.training.corpus import Corpus

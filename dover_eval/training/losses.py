@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dover_eval.models.heads import ASPECTS
+from dover_eval.opinion import ASPECTS
 
 
 def weights_loss(predicted: Tensor, target: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dover_eval.models.dover import DOVERModel
-from dover_eval.models.heads import ASPECTS, MOS_MAX, MOS_MIN
 from dover_eval.models.text import TextFeatures
+from dover_eval.opinion import ASPECTS, MOS_MAX, MOS_MIN
 from dover_eval.training.losses import (
     bradley_terry_loss,
     bradley_terry_ties_loss,

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from dover_eval.config import PRESETS, DOVERConfig
 from dover_eval.evaluation import BENCHMARKS
-from dover_eval.models.heads import MOS_MAX, MOS_MIN
+from dover_eval.opinion import MOS_MAX, MOS_MIN
 from dover_eval.training.parse import SettingsError, parse, read_yaml
 
 __all__ = [

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.stats import bootstrap, spearmanr
 
 from dover_eval.distortions import ASPECT_OF, Frames, distort, h264
-from dover_eval.models.heads import ASPECTS
+from dover_eval.opinion import ASPECTS
 from dover_eval.scorer import VideoScorer
 from examples.train_default import scenes
 from examples.train_default.spoil import NEED_MOTION, UNSEEN, ms_ssim_of, resized

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dover_eval.models.dover import DOVERModel
-from dover_eval.models.heads import ASPECTS, MOS_MAX, MOS_MIN
+from dover_eval.opinion import ASPECTS, MOS_MAX, MOS_MIN
 from dover_eval.training.losses import weights_loss
 from dover_eval.training.synthetic import STRESSES
 from examples.train_default.contents import BEST, WORST, caption, matches, near_miss, some_stress

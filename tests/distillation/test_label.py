@@ -17,7 +17,6 @@ import pytest
 
 from dover_eval.distillation import Labels, LabelsError, Linear, TeacherError, label
 from dover_eval.distillation.label import journal_of
-from dover_eval.distillation.teacher import SCORE_NAMES
 
 REPOSITORY = Path(__file__).parents[2]
 CLIPS = REPOSITORY / "examples" / "clips"
@@ -375,12 +374,6 @@ def test_clips_of_which_the_teacher_can_tell_nothing_are_counted(place):
     done = run(*COUNTING, log="log")
     assert done.returncode == 0
     assert "0 failed, 1 of which the teacher could tell nothing" in done.stdout
-
-
-def test_the_score_names_are_the_models():
-    from dover_eval.models import heads
-
-    assert heads.SCORE_NAMES == SCORE_NAMES
 
 
 def test_the_commands_front_door_stays_light():

@@ -20,7 +20,7 @@ from dover_eval.evaluation import (
     pair_metrics,
     rating_metrics,
 )
-from dover_eval.models.heads import SCORE_NAMES
+from dover_eval.opinion import SCORE_NAMES
 
 
 def all_at(value):
@@ -236,7 +236,7 @@ def test_missing_clips_end_with_status_one(rated_folder):
         (["ratings.csv", "--videos", "clips", "--benchmark", "vbench"], "expected one of ratings, pairs"),
         (["ratings.csv", "--scores", "ratings.csv"], "expected the columns video_name, Prompt, Traditional"),
         (["ratings.csv", "--scores", "s.jsonl", "--calibration", "c.json"], "go with --videos"),
-        (["ratings.csv", "--videos", "clips", "--save-scores", "s.txt"], "expected a name that ends in .parquet"),
+        (["ratings.csv", "--videos", "clips", "--save-scores", "s.txt"], "expected a name that ends in .csv"),
         (["none.csv", "--videos", "clips"], "none.csv: cannot be read"),
         (["ratings.csv", "--videos", "clips", "-o", "ratings.csv"], "ratings.csv is one of the inputs"),
         (["ratings.csv", "--videos", "clips", "--save-scores", "ratings.csv"], "ratings.csv is one of the inputs"),

@@ -16,8 +16,8 @@ import pytest
 from typer.testing import CliRunner
 
 from dover_eval.cli import app
+from dover_eval.opinion import ASPECTS, SCORE_NAMES
 
-SCORES = ("Traditional", "Alignment", "Aesthetic", "Temporal", "Overall")
 PATIENCE = 120_000  # milliseconds: a browser on a busy machine is slow, and nothing here measures it
 INJECTIONS = (
     "<img src=x onerror=window.hacked=1>",
@@ -33,9 +33,9 @@ INJECTIONS = (
 def make_row(name: str, prompt: str, scores: list[float], error: str | None = None) -> dict[str, Any]:
     """A row as `VideoScores.to_dicts` gives it."""
     row: dict[str, Any] = {"video_name": name, "Prompt": prompt}
-    row |= {score: None if error else value for score, value in zip(SCORES, scores, strict=True)}
+    row |= {score: None if error else value for score, value in zip(SCORE_NAMES, scores, strict=True)}
     row |= dict.fromkeys(("aesthetic_score", "technical_score"), None if error else 0.5)
-    row |= {f"weight_{score}": None if error else 0.25 for score in SCORES[:4]}
+    row |= {f"weight_{score}": None if error else 0.25 for score in ASPECTS}
     return row | {"error": error, "fingerprint": "0123456789ab"}
 
 

@@ -7,13 +7,14 @@ import itertools
 import numpy as np
 import pytest
 
-from tests.looking.conftest import SCORES, make_row, make_rows, write_rows
+from dover_eval.opinion import SCORE_NAMES
+from tests.looking.conftest import make_row, make_rows, write_rows
 
 
 @pytest.fixture
 def files(tmp_path):
     """Writes rows as A and B, and reads them back."""
-    from dover_eval.looking.results import read_results
+    from dover_eval.results import read_results
 
     def write(a, b):
         return [read_results(write_rows(rows, tmp_path / f"{name}.jsonl")) for name, rows in (("a", a), ("b", b))]
@@ -26,7 +27,7 @@ def shifted(rows, **shifts):
     moved = []
     for i, row in enumerate(rows):
         noise = 0.02 * (-1) ** i
-        scores = [row[name] + shifts.get(name, 0) + (noise if name in shifts else 0) for name in SCORES]
+        scores = [row[name] + shifts.get(name, 0) + (noise if name in shifts else 0) for name in SCORE_NAMES]
         moved.append(make_row(f"b/{row['video_name']}", row["Prompt"], [min(5, max(1, s)) for s in scores]))
     return moved
 

@@ -10,7 +10,7 @@ import torch
 
 from dover_eval import DOVERConfig, DOVERModel, DOVERModelSimple, TextEncoderError, VideoScorer, WeightsError
 from dover_eval.config import EFFICIENTNET_LITE0, MINILM
-from dover_eval.models.heads import ASPECTS
+from dover_eval.opinion import ASPECTS
 
 PROMPTS = ["a red circle moving left", "two dogs running over a beach at sunset, cinematic, in slow motion"]
 

@@ -21,8 +21,8 @@ import torch
 from diffusers.callbacks import PipelineCallback
 from torch import Tensor
 
-from dover_eval.models.heads import SCORE_NAMES
 from dover_eval.models.text import check_prompts
+from dover_eval.opinion import SCORE_NAMES
 from dover_integrations.diffusers.history import StepScores, plot_history
 from dover_integrations.diffusers.latents import FrameSelection, check_decodes, latents_to_frames
 from dover_integrations.diffusers.running import number_of_steps, running_call

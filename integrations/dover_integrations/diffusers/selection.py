@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dover_eval.models.heads import SCORE_NAMES
+from dover_eval.opinion import SCORE_NAMES
 from dover_eval.scorer import VideoScorer
 from dover_integrations.diffusers.callback import DoverCallback, Scorer, step_at_fraction
 from dover_integrations.diffusers.latents import FrameSelection

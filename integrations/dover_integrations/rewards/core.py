@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from dover_eval.models.dover import DOVERModel
-from dover_eval.models.heads import SCORE_NAMES
 from dover_eval.models.text import prompts_for
+from dover_eval.opinion import SCORE_NAMES
 from dover_eval.scorer import VideoScorer
 from dover_eval.video.decode import VideoError, decode_clip
 from dover_eval.video.layout import CLIP_LAYOUT, check_clip
@@ -114,7 +114,7 @@ class DoverReward:
         return self.combine(self.scores(videos, prompts))
 
     def scores(self, videos: Any, prompts: str | Sequence[str]) -> Tensor:
-        """The five scores in 1-5, (B,5) float32 on the CPU: columns `dover_eval.models.heads.SCORE_NAMES`."""
+        """The five scores in 1-5, (B,5) float32 on the CPU: columns `dover_eval.opinion.SCORE_NAMES`."""
         futures = self.submit(videos, prompts)
         try:
             return self._gather([future if isinstance(future, Failure) else future.result() for future in futures])

@@ -12,7 +12,7 @@ from cosmos_rl_reward.handler.registry import RewardRegistry
 from cosmos_rl_reward.handler.reward_base import BaseRewardHandler
 from torch import Tensor
 
-from dover_eval.models.heads import SCORE_NAMES
+from dover_eval.opinion import SCORE_NAMES
 from dover_integrations.rewards.core import DoverReward
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dover_eval.config import usual_batch_size
 from dover_eval.models.dover import DOVERModel
-from dover_eval.models.heads import SCORE_NAMES
+from dover_eval.opinion import SCORE_NAMES
 from dover_eval.scorer import VideoScorer, placement
 from dover_eval.video.decode import VideoError
 from dover_eval.video.sample import sample_clip

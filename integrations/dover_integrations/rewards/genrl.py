@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dover_eval.models.heads import SCORE_NAMES
+from dover_eval.opinion import SCORE_NAMES
 from dover_integrations.rewards.core import DoverReward
 from dover_integrations.rewards.engine import renew_in_children
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dover_eval.models.heads import SCORE_NAMES
+from dover_eval.opinion import SCORE_NAMES
 from dover_integrations.rewards.core import DoverReward
 from dover_integrations.rewards.frame_figures import frame_figures
 from dover_integrations.rewards.shaping import within_group_std

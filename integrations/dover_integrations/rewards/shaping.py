@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dover_eval.models.heads import SCORE_NAMES
+from dover_eval.opinion import SCORE_NAMES
 
 EPS = 1e-6
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dover_eval.models.heads import SCORE_NAMES
+from dover_eval.opinion import SCORE_NAMES
 from dover_integrations.rewards.core import DoverReward
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from dover_eval.models.heads import MOS_MAX, MOS_MIN, SCORE_NAMES
+from dover_eval.opinion import MOS_MAX, MOS_MIN, SCORE_NAMES
 from dover_integrations.rewards.core import DoverReward
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from torch import Tensor
 
 import dover_eval
-from dover_eval.models.heads import SCORE_NAMES
+from dover_eval.opinion import SCORE_NAMES
 from dover_integrations.rewards.core import DoverReward
 from dover_integrations.rewards.engine import Failure
 from dover_integrations.server import media

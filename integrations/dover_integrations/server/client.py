@@ -19,7 +19,7 @@ import httpx
 import torch
 from torch import Tensor
 
-from dover_eval.models.heads import SCORE_NAMES
+from dover_eval.opinion import SCORE_NAMES
 from dover_integrations.rewards.core import DoverReward
 from dover_integrations.rewards.engine import Failure, Item, RewardError
 from dover_integrations.server.wire import REWARD_NAME, SAFETENSORS, encode_clips

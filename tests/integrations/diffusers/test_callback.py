@@ -17,7 +17,7 @@ from dover_integrations.diffusers.callback import step_at_fraction
 from dover_integrations.diffusers.latents import _REGISTRY
 
 from dover_eval import VideoScorer
-from dover_eval.models.heads import SCORE_NAMES
+from dover_eval.opinion import SCORE_NAMES
 from examples.tiny_wan import tiny_wan
 from tests.integrations.diffusers.test_latents import EIGHT, REST
 from tests.integrations.diffusers.tiny import STEPS, wan

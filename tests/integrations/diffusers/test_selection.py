@@ -15,7 +15,7 @@ from dover_integrations.diffusers import best_of
 from dover_integrations.diffusers.suspended import SuspendedCall
 
 from dover_eval import VideoScorer
-from dover_eval.models.heads import SCORE_NAMES
+from dover_eval.opinion import SCORE_NAMES
 from tests.integrations.diffusers.test_callback import _state
 from tests.integrations.diffusers.test_latents import EIGHT
 from tests.integrations.diffusers.tiny import Tiny, wan

@@ -19,7 +19,7 @@ import torch
 from dover_integrations.rewards import RewardError
 
 from dover_eval import VideoScorer
-from dover_eval.models.heads import SCORE_NAMES
+from dover_eval.opinion import SCORE_NAMES
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from dover_integrations.rewards import RewardError
 
-from dover_eval.models.heads import SCORE_NAMES
+from dover_eval.opinion import SCORE_NAMES
 
 SCORES = dict.fromkeys(SCORE_NAMES, 3.0)
 

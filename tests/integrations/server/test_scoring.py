@@ -15,7 +15,7 @@ from dover_integrations.server.wire import SAFETENSORS, encode_clips
 from PIL import Image
 from safetensors.torch import save
 
-from dover_eval.models.heads import SCORE_NAMES
+from dover_eval.opinion import SCORE_NAMES
 
 
 def test_the_client_gives_what_the_reward_gives(serve, client, reward, videos, prompts):

@@ -1,18 +1,68 @@
-"""Results files as `dover-eval score --output` writes them, read back."""
+"""Results files: one schema, the rows of `VideoScores.to_dicts`, in four formats; written whole or not at all, and read
+back with errors that say where."""
 
 from __future__ import annotations
 
+import csv
+import itertools
+import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from dover_eval.models.heads import MOS_MAX, MOS_MIN, SCORE_NAMES
+from dover_eval.opinion import ASPECTS, MOS_MAX, MOS_MIN, SCORE_NAMES
+from dover_eval.replacing import replacing
 from dover_eval.tables import TableError, number, read_rows
 
-COLUMNS = ("video_name", "Prompt", *SCORE_NAMES, "error", "fingerprint")
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Row = dict[str, Any]
+
+# Names and their order; all others are numbers, None where there is an error.
+TEXTS = ("video_name", "Prompt", "error", "fingerprint")
+NUMBERS = (*SCORE_NAMES, "aesthetic_score", "technical_score", *(f"weight_{aspect}" for aspect in ASPECTS))
+COLUMNS = (*TEXTS[:2], *NUMBERS, *TEXTS[2:])
+ROW_GROUP = 10_000
+
+
+def write_results(rows: Iterable[Row], path: Path, draft: Path | None = None) -> None:
+    """Write rows in the format that the name's end tells, in bounded memory; until they are whole, as `draft`.
+
+    Raises OSError where the disk is full or the folder is not to be written; what was at `path` is then still there.
+    """
+    with replacing(path, draft) as whole:
+        if path.suffix == ".parquet":
+            _write_parquet(rows, whole)
+            return
+        with whole.open("w", newline="", encoding="utf-8") as file:
+            if path.suffix == ".csv":
+                writer = csv.DictWriter(file, COLUMNS)
+                writer.writeheader()
+                writer.writerows(rows)
+            elif path.suffix == ".json":
+                separators = itertools.chain(["[\n"], itertools.repeat(",\n"))
+                file.writelines(next(separators) + json.dumps(row, indent=1, ensure_ascii=False) for row in rows)
+                file.write("\n]\n")
+            else:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _write_parquet(rows: Iterable[Row], path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    schema = pyarrow.schema(
+        [(name, pyarrow.string() if name in TEXTS else pyarrow.float64()) for name in COLUMNS],
+        metadata={"rows": "dover-eval scores"},
+    )
+    left = iter(rows)
+    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+        while group := list(itertools.islice(left, ROW_GROUP)):
+            writer.write_table(pyarrow.Table.from_pylist(group, schema))
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +94,8 @@ class Results:
     @property
     def scored(self) -> NDArray[np.bool_]:
         """(N,), true where there are scores."""
+        import numpy as np
+
         return np.array([error is None for error in self.errors], dtype=bool)
 
 
@@ -53,7 +105,9 @@ def read_results(path: Path) -> Results:
     Raises TableError, with the file, the line, what was found and what was expected: for a file that is empty, cut
     off, or lacks a column, for a row with neither scores nor an error, and for scores of several fingerprints.
     """
-    rows = read_rows(path, COLUMNS)
+    import numpy as np
+
+    rows = read_rows(path, ("video_name", "Prompt", *SCORE_NAMES, "error", "fingerprint"))
     if len(prints := sorted({row["fingerprint"] for _, row in rows})) > 1:
         raise TableError(f"{path}: scores of {len(prints)} fingerprints ({', '.join(prints)}), expected one")
     scores = np.full((len(rows), len(SCORE_NAMES)), math.nan)
