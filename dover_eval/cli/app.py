@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dover_eval.cli.exits import extra, failure, usage
+from dover_eval.cli.options import Device, Model
 
 
 def app(
@@ -17,8 +18,8 @@ def app(
         str | None,
         typer.Option(envvar="DOVER_EVAL_APP_AUTH", help="NAME:PASSWORD to ask for. Better in the environment."),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="A checkpoint folder or hub repository.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")] = None,
+    model: Model = None,
+    device: Device = None,
 ) -> None:
     """Drop a clip and type a prompt: scores, curve and maps; or compare two clips."""
     from dover_eval.cli.loading import load_scorer

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, extra, usage, writing
+from dover_eval.cli.options import BatchSize, Device, Model
 
 if TYPE_CHECKING:
     from dover_eval.calibration import Calibration
@@ -30,11 +31,9 @@ def calibrate(
     level: Annotated[float, typer.Option(min=0.5, max=0.99, help="Of the conformal intervals.")] = 0.9,
     seed: Annotated[int, typer.Option(min=0, help="Draws the half of the ratings that fits the map.")] = 0,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="By default beside the checkpoint.")] = None,
-    model: Annotated[str | None, typer.Option(help="A checkpoint folder or hub repository.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Clips that go through the model together; by default 8 on a GPU, else 1.")
-    ] = None,
+    model: Model = None,
+    device: Device = None,
+    batch_size: BatchSize = None,
 ) -> None:
     """Fit monotone maps from scores to your raters' scale, tie thresholds, intervals and percentiles.
 

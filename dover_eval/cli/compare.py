@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dover_eval.cli.exits import check_file, extra, usage, writing
-from dover_eval.cli.report import SUFFIXES, reading_clips
+from dover_eval.cli.progress import progress_bar
+from dover_eval.cli.report import SUFFIXES
 
 if TYPE_CHECKING:
     from dover_eval.looking.compare import Comparison
@@ -54,8 +55,8 @@ def compare(
         usage(str(error))
     _print(comparison)
     if output is not None:
-        with reading_clips() as progress:
-            page = compare_page(comparison, prompts=prompts, folders=(folder_a, folder_b), progress=progress)
+        with progress_bar("reading clips") as bar:
+            page = compare_page(comparison, prompts=prompts, folders=(folder_a, folder_b), progress=bar.reach)
         with writing(output):
             write_page(page, output)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, extra, usage, writing
+from dover_eval.cli.options import BatchSize, Device, Model
 
 if TYPE_CHECKING:
     from dover_eval.evaluation import EvaluationReport, Interval
@@ -27,12 +28,10 @@ def evaluate(
     save_scores: Annotated[Path | None, typer.Option(help="Keep the scores: .parquet, .jsonl, .csv or .json.")] = None,
     resamples: Annotated[int, typer.Option(min=0, help="Of the bootstrap; 0 leaves the intervals out.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
-    model: Annotated[str | None, typer.Option(help="A checkpoint folder or hub repository.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")] = None,
+    model: Model = None,
+    device: Device = None,
     calibration: Annotated[Path | None, typer.Option(help="What `dover-eval calibrate` wrote; for --videos.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Clips that go through the model together; by default 8 on a GPU, else 1.")
-    ] = None,
+    batch_size: BatchSize = None,
     list_benchmarks: Annotated[bool, typer.Option("--list", help="Tell the benchmarks and where to get them.")] = False,
 ) -> None:
     """Compare scores with what people said.

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from dover_eval.cli.exits import check_file, check_no_input, extra, failure, usage, writing
+from dover_eval.cli.options import Device, Model
 from dover_eval.cli.report import SUFFIXES
 
 
@@ -21,8 +22,8 @@ def explain(
     ] = "technical",
     windows: Annotated[int, typer.Option(min=1, help="Sliding windows at most.")] = 24,
     seconds: Annotated[float | None, typer.Option(help="Length of a window; by default an eighth of the clip.")] = None,
-    model: Annotated[str | None, typer.Option(help="A checkpoint folder or hub repository.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")] = None,
+    model: Model = None,
+    device: Device = None,
 ) -> None:
     """Show a clip's scores over time, where its quality is low, its worst moments, and where its prompt's words look.
 

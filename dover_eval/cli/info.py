@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+from dover_eval.cli.options import Device, Model
 
 if TYPE_CHECKING:
     from dover_eval.config import DOVERConfig
 
 
 def info(
-    model: Annotated[str | None, typer.Option(help="A checkpoint folder or hub repository.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")] = None,
+    model: Model = None,
+    device: Device = None,
 ) -> None:
     """Tell versions, device, decoder, kernel and text encoder in use, and why each."""
     import platform

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, failure, usage, writing
+from dover_eval.cli.progress import progress_bar
 from dover_eval.scale.inputs import find_videos, match_prompts, read_prompts
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def label(
             assert prompts is not None
             texts = match_prompts(files, read_prompts(prompts))
         clips = list(zip(_names(files, videos), files, texts, strict=True))
-        with writing(output), _progress(len(clips), show=not quiet) as progress:
+        with writing(output), progress_bar("labelling", len(clips), show=not quiet) as bar:
             done = run(
                 teacher,
                 clips,
@@ -79,7 +80,7 @@ def label(
                 scales=scales,
                 workers=workers,
                 devices=device or (),
-                progress=progress,
+                progress=bar.advance,
             )
     except (LabelsError, ValueError) as error:
         usage(str(error))
@@ -118,23 +119,6 @@ def _scale(text: str) -> tuple[str, Scale]:
     if aspect not in SCORE_NAMES:
         raise ValueError(f"--scale {text}: expected a score of {', '.join(SCORE_NAMES)}")
     return aspect, parse_scale(value)
-
-
-def _progress(total: int, *, show: bool) -> Any:
-    from contextlib import contextmanager
-
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    @contextmanager
-    def bar() -> Any:
-        console = Console(stderr=True)
-        columns = (TextColumn("labelling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, disable=not (show and console.is_terminal), transient=True) as shown:
-            task = shown.add_task("labelling", total=total)
-            yield lambda done: shown.advance(task, done)
-
-    return bar()
 
 
 def _report(done: Labels, output: Path) -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from dover_eval.cli.exits import failure, usage
+from dover_eval.cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -55,12 +56,5 @@ def loading(model: str | None, device: str | None) -> Iterator[None]:
 def score_with_progress(
     scorer: VideoScorer, files: Sequence[Path], texts: Sequence[str], batch_size: int | None
 ) -> VideoScores:
-    """Scores of files, with a bar on standard error where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("scoring", total=len(files))
-        return scorer.score(list(files), texts, batch_size=batch_size, progress=lambda done: bar.advance(task, done))
+    with progress_bar("scoring", len(files)) as bar:
+        return scorer.score(list(files), texts, batch_size=batch_size, progress=bar.advance)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from dover_eval.cli.exits import check_file, extra, usage, writing
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
+from dover_eval.cli.progress import progress_bar
 
 #: Of a page.
 SUFFIXES = (".html", ".htm")
@@ -45,27 +42,9 @@ def report(
         table = read_results(results)
     except TableError as error:
         usage(str(error))
-    with reading_clips() as progress:
-        page = report_page(table, clips=clips, folder=folder, progress=progress)
+    with progress_bar("reading clips") as bar:
+        page = report_page(table, clips=clips, folder=folder, progress=bar.reach)
     with writing(output):
         write_page(page, output)
     failed = len(table) - int(table.scored.sum())
     typer.echo(f"{output}: {len(table)} clips, {failed} of them failed; {output.stat().st_size / 1e6:.1f} MB", err=True)
-
-
-def reading_clips() -> AbstractContextManager[Callable[[int, int], None]]:
-    """A bar on standard error, where that is a terminal, for the clips that a page shows."""
-    from contextlib import contextmanager
-
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    @contextmanager
-    def bar() -> Iterator[Callable[[int, int], None]]:
-        console = Console(stderr=True)
-        columns = (TextColumn("reading clips"), BarColumn(), MofNCompleteColumn())
-        with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-            task = progress.add_task("reading clips", total=None)
-            yield lambda done, total: progress.update(task, completed=done, total=total)
-
-    return bar()

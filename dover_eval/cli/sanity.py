@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, extra, failure, usage, writing
+from dover_eval.cli.options import Device, Model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,8 +25,8 @@ def sanity(
     seed: Annotated[int, typer.Option(min=0, help="Of the defects' random parts, and of the drawn clips.")] = 0,
     plot: Annotated[Path | None, typer.Option(help="Draw the scores by strength: .png, .svg or .pdf.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the report as JSON as well.")] = None,
-    model: Annotated[str | None, typer.Option(help="A checkpoint folder or hub repository.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")] = None,
+    model: Model = None,
+    device: Device = None,
 ) -> None:
     """Spoil clips and prompts in known ways at rising strength, and see which scores move.
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, failure, usage
+from dover_eval.cli.options import BatchSize, CalibrationFile, Device, Model
+from dover_eval.cli.progress import progress_bar
 from dover_eval.config import usual_batch_size
 from dover_eval.opinion import SCORE_NAMES
 from dover_eval.scale.inputs import InputError, NoPromptError, list_clips, read_prompts, video_file_name
@@ -47,12 +48,10 @@ def score(
     output: Annotated[Path | None, typer.Option("--output", "-o", help=f"Write {', '.join(SUFFIXES)} as well.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a run into --output was stopped.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="With --resume: errors once more.")] = False,
-    model: Annotated[str | None, typer.Option(help="A checkpoint folder or hub repository.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")] = None,
-    calibration: Annotated[Path | None, typer.Option(help="What `dover-eval calibrate` wrote.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Clips that go through the model together; by default 8 on a GPU, else 1.")
-    ] = None,
+    model: Model = None,
+    device: Device = None,
+    calibration: CalibrationFile = None,
+    batch_size: BatchSize = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes that decode; by default one a core but one.")
     ] = None,
@@ -123,9 +122,9 @@ def score(
             batch_size = batch_size or usual_batch_size(_is_gpu(device))
             workers = workers or max(1, cpu_count() // share.local_world - 1)
             run = _local_engine(clips, batch_size, model, device, calibration, threads, workers, share)
-        with _progress(len(clips), show=not quiet and share.rank == 0) as progress:
+        with progress_bar("scoring", len(clips), show=not quiet and share.rank == 0) as bar:
             if output is None:
-                outcome = score_in_memory(len(clips), run, batch_size=batch_size, progress=progress)
+                outcome = score_in_memory(len(clips), run, batch_size=batch_size, progress=bar.advance)
             else:
                 outcome = score_set(
                     clips,
@@ -137,7 +136,7 @@ def score(
                     resume=resume,
                     retry_failed=retry_failed,
                     asked=what_is_asked(model, device, calibration),
-                    progress=progress,
+                    progress=bar.advance,
                 )
     except (RunError, OSError) as error:
         failure(error)
@@ -184,19 +183,6 @@ def _is_gpu(device: str | None) -> bool:
 
         return torch.cuda.is_available()
     return device.startswith("cuda")
-
-
-@contextmanager
-def _progress(total: int, *, show: bool) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error, where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not (show and console.is_terminal), transient=True) as bar:
-        task = bar.add_task("scoring", total=total)
-        yield lambda done: bar.advance(task, done)
 
 
 def _print(outcome: Outcome, output: Path | None) -> None:

@@ -9,21 +9,18 @@ import typer
 
 from dover_eval.cli.exits import extra, failure, usage
 from dover_eval.cli.loading import check_device, loading
+from dover_eval.cli.options import BatchSize, Device, Model
 
 MIB = 2**20
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
 
 
 def serve(
-    model: Annotated[
-        str | None, typer.Option(help="Checkpoint folder or repository; by default the embedded one.")
-    ] = None,
+    model: Model = None,
     host: Annotated[str, typer.Option(help="Address to listen on; any but loopback needs a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
-    device: Annotated[str | None, typer.Option(help="Such as cuda:0 or cpu; by default a GPU if there is one.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Clips that go through the model together; by default 8 on a GPU, else 1.")
-    ] = None,
+    device: Device = None,
+    batch_size: BatchSize = None,
     token: Annotated[
         str | None,
         typer.Option(envvar="DOVER_EVAL_TOKEN", help="Bearer token that clients must send. Better in the environment."),
