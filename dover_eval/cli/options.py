@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-Model = Annotated[str | None, typer.Option(help="A checkpoint folder or hub repository; by default the embedded model.")]
+Model = Annotated[str | None, typer.Option(help="A checkpoint folder or hub repository; by default the embedded one.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")]
 CalibrationFile = Annotated[Path | None, typer.Option(help="What `dover-eval calibrate` wrote.")]
 BatchSize = Annotated[

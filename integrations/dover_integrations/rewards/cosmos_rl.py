@@ -15,18 +15,29 @@ from torch import Tensor
 from dover_eval.opinion import SCORE_NAMES
 from dover_integrations.rewards.core import DoverReward
 
+DTYPES = ("float32", "bfloat16", "float16")
+
 
 @RewardRegistry.register()
 class DoverRewardHandler(BaseRewardHandler):
-    """Answers with a list of each of the five scores; `model_path` names a checkpoint, "" is the embedded one. `dtype`
-    is "float32", "bfloat16" or "float16"."""
+    """Answers with a list of each of the five scores.
+
+    Args:
+        model_path: a checkpoint; "" is the embedded one. The service has another model as its default.
+        dtype: of the computation, "float32", "bfloat16" or "float16".
+
+    Raises ValueError for another dtype.
+    """
 
     reward_name = "dover"
+    NEEDS_LATENT_DECODER = True  # else the service builds no VAE, and no clip ever comes
 
     def __init__(
         self, model_path: str = "", dtype: str = "float32", device: str = "cuda", download_path: str = "", **kwargs: Any
     ) -> None:
         super().__init__()
+        if dtype not in DTYPES:
+            raise ValueError(f"expected a dtype of {', '.join(DTYPES)}, got {dtype!r}")
         self.reward = DoverReward(
             model_path or None, layout="BCTHW", value_range=(0, 255), device=device, dtype=getattr(torch, dtype)
         )

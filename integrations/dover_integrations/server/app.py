@@ -45,7 +45,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         400: "a body that cannot be read, or a clip beyond the limits",
         401: "no valid bearer token",
         408: "the body did not arrive in time",
-        413: "the request is too large by itself: its body, the frames decoded from it, or its clips for the queue",
+        413: "the request is too large by itself: its body, the frames decoded from it, or its clips",
         415: "a content type that is not served",
         422: "JSON of another form",
         429: "the queue is full: try again",
@@ -235,7 +235,8 @@ def _response(service: ScoringService, rows: Sequence[Row]) -> ScoreResponse:
 
 
 async def _read_form(request: Request, settings: ServerSettings) -> tuple[list[bytes], list[str]]:
-    async with request.form(max_files=settings.max_clips, max_fields=settings.max_clips) as form:
+    most = max(settings.max_clips, 1000)  # how many clips there may be is for `ScoringService.check_count` to say
+    async with request.form(max_files=most, max_fields=most) as form:
         files, prompts = form.getlist("videos"), form.getlist("prompts")
         if not files or not all(isinstance(file, UploadFile) for file in files):
             raise BadRequest("expected one or more files in the field 'videos'")

@@ -142,10 +142,10 @@ class DoverRewardClient(DoverReward):
             request = lambda http: http.post("/score", content=body, headers={"Content-Type": SAFETENSORS})
         try:
             return _rows(self._send(request), len(items))
-        except _TooLarge:
+        except _TooLarge as error:
             half = len(items) // 2
-            if not half:
-                raise
+            if not half:  # a clip that no request can bring is that clip's failure
+                return [Failure(str(error))]
             return self._ask(items[:half]) + self._ask(items[half:])
 
     def _send(self, request: Callable[[httpx.Client], httpx.Response]) -> dict[str, Any]:

@@ -37,9 +37,10 @@ class ScoringService:
         )
 
     def check_count(self, count: int) -> None:
-        """Raises BadRequest for more clips than one request may hold, HTTPException 413 for more than the queue may."""
+        """Raises HTTPException 413, after which a client sends two halves, for more than one request or the queue may
+        hold."""
         if count > self.settings.max_clips:
-            raise BadRequest(f"expected at most {self.settings.max_clips} clips, got {count}")
+            raise HTTPException(413, f"expected at most {self.settings.max_clips} clips, got {count}")
         if count > self.settings.queue_size:
             raise HTTPException(413, f"expected at most {self.settings.queue_size} clips, the whole queue, got {count}")
 

@@ -319,6 +319,9 @@ def test_cosmos_rl(monkeypatch, videos, prompts, expected):
         cosmos_rl_reward__handler__reward_base={"BaseRewardHandler": type("BaseRewardHandler", (), {})},
     )
     load_fresh(monkeypatch, "cosmos_rl")
+    assert registered[0].NEEDS_LATENT_DECODER  # what the service asks before it loads a VAE
+    with pytest.raises(ValueError, match="expected a dtype of float32, bfloat16, float16, got 'bf16'"):
+        registered[0](dtype="bf16", device="cpu")
     handler = registered[0](model_path="", dtype="float16", device="cpu", download_path="")
     handler.set_up()
     assert handler.reward.scorer.dtype == torch.float16

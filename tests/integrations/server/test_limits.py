@@ -97,15 +97,22 @@ def test_a_full_queue_answers_429_and_the_client_comes_again(serve, client, slow
     torch.testing.assert_close(torch.cat([results["first"], results["second"]]), reward(videos[:3], prompts[:3]))
 
 
-def test_more_clips_than_the_queue_holds_are_refused_for_good(serve, slow_decoding, asking, videos):
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ({"queue_size": 1}, "expected at most 1 clips, the whole queue, got 2"),
+        ({"max_clips": 1}, "expected at most 1 clips, got 2"),
+    ],
+)
+def test_more_clips_than_are_ever_taken_together_are_refused(serve, slow_decoding, asking, videos, limits, words):
     begun, _ = slow_decoding
     path, body = asking
-    server = serve(queue_size=1)
+    server = serve(**limits)
     tensors = {"content": encode_clips(list(videos[:2]), ["a", "b"]), "headers": HEADERS}
     with server.http() as http:
         for answer in (http.post(path, **body), http.post("/score", **tensors)):
             assert answer.status_code == 413
-            assert "expected at most 1 clips, the whole queue, got 2" in answer.json()["detail"]
+            assert words in answer.json()["detail"]
     assert not begun
 
 

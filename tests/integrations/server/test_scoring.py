@@ -88,11 +88,18 @@ def test_requests_are_small_in_bytes_too(serve, client, reward, videos, prompts,
 
 
 def test_a_request_that_is_too_large_for_the_server_goes_in_halves(serve, client, reward, videos, prompts, mp4):
-    server = serve(queue_size=2)
-    torch.testing.assert_close(client(server)(videos[:5], prompts[:5]), reward(videos[:5], prompts[:5]))
-    torch.testing.assert_close(client(server)([mp4] * 5, prompts[:5]), reward([mp4] * 5, prompts[:5]))
-    with pytest.raises(RewardError, match=r"413: .*at most 20000 bytes"):
-        client(serve(max_body=20_000))(videos[:2], prompts[:2])
+    for server in (serve(queue_size=2), serve(max_clips=2)):
+        torch.testing.assert_close(client(server)(videos[:5], prompts[:5]), reward(videos[:5], prompts[:5]))
+        torch.testing.assert_close(client(server)([mp4] * 5, prompts[:5]), reward([mp4] * 5, prompts[:5]))
+
+
+def test_a_clip_that_no_request_can_bring_is_that_clip_s_failure(serve, client, videos):
+    small, large = videos[0, :1], videos[0].repeat(4, 1, 1, 1)
+    server = serve(max_body=large.numel())
+    found = client(server, nan_policy="nan")([small, large], "a cat")
+    assert found.isnan().tolist() == [False, True]
+    with pytest.raises(RewardError, match=r"videos\[1\]: .*413: .*at most \d+ bytes"):
+        client(server)([small, large], "a cat")
 
 
 def ask_in_child(client, video, prompt, answers):
