@@ -61,7 +61,7 @@ class DoverCallback(PipelineCallback):
     Attributes:
         history: `StepScores` of each scored step of the latest call. A step without a clean estimate (`predict_x0`)
             has its reason there instead of scores.
-        scores: what the scorer gave for the latest scored step; None before.
+        scores: what the scorer gave for the latest step that was due; None before, and where that step has an error.
         stopped_at: the step after which sampling was stopped, or None.
         last_frames: (B,T,3,H,W) of the latest scored step, with `keep_frames`.
     """
@@ -120,6 +120,7 @@ class DoverCallback(PipelineCallback):
         self.last_frames: Tensor | None = None
         self._previous: Tensor | None = None
         self._seen = -1  # the latest step that came
+        self._pipe = 0  # the id of the pipeline that it came from
 
     def callback_fn(
         self, pipeline: Any, step_index: int, timesteps: Any, callback_kwargs: dict[str, Any]
@@ -172,9 +173,13 @@ class DoverCallback(PipelineCallback):
                 latents before the step is not to be had, and a warning names those that were due.
             call: see `predict_x0` and `latents_to_frames`.
             step_count: the number of all steps, where the pipeline does not know it.
+
+        Raises:
+            ValueError: the step is not of the pipeline whose call began last, or what cannot work.
         """
         if step == 0:
             self.reset()
+            self._pipe = id(pipe)
             # What cannot work fails now, and not when the first score is due.
             check_decodes(pipe, self._how_to_decode["decode"])  # type: ignore[arg-type]
             repeat_prompts(self.prompts, len(latents))
@@ -182,6 +187,8 @@ class DoverCallback(PipelineCallback):
         due = self._due_steps(count)
         if step == 0:
             self._warn_of_what_is_never_due(due, count)
+        elif id(pipe) != self._pipe:
+            raise ValueError("expected one call at a time, got steps of two pipelines: give each a callback of its own")
         elif step != self._seen + 1:
             self._previous = None
             if missed := sorted(due & set(range(self._seen + 1, step))):
@@ -202,8 +209,9 @@ class DoverCallback(PipelineCallback):
             warnings.warn(f"never scored, since there are {count} steps: {never}", stacklevel=3)
         elif not due and self.every is not None:
             warnings.warn(f"nothing is scored: of {count} steps none is due with every={self.every}", stacklevel=3)
-        if self.stop_below is not None and not due & steps - {count - 1}:
-            warnings.warn(f"never stopped, since before the last of {count} steps none is scored", stacklevel=3)
+        if self.stop_below is not None and not any(self._may_stop_after(step, count) for step in due & steps):
+            late = "" if self.stop_after is None else f" that stop_after={self.stop_after} allows"
+            warnings.warn(f"never stopped, since before the last of {count} steps none{late} is scored", stacklevel=3)
 
     def _due_steps(self, count: int) -> set[int]:
         due = set() if self.every is None else set(range(self.every - 1, count, self.every))
@@ -222,6 +230,7 @@ class DoverCallback(PipelineCallback):
         record |= {"sigma": _sigma(pipe.scheduler), "prompts": prompts, "seconds": {}, "obtained": "none"}
         record |= {"names": SCORE_NAMES, "values": torch.full((len(prompts), len(SCORE_NAMES)), torch.nan)}
         clock = _Clock(latents.device, record["seconds"])
+        self.scores = None
         try:
             with clock("estimate"):
                 clean = self._clean(pipe, timestep, latents, call, is_last)
@@ -258,14 +267,15 @@ class DoverCallback(PipelineCallback):
         return predict_x0(pipe, latents, previous=self._previous, timestep=timestep, call=call)
 
     def _stop_where_bad(self, pipe: Any, step: int, count: int) -> None:
-        if self.stop_below is None or step == count - 1 or self.history[-1].error is not None:
-            return
-        after = self.stop_after or 0
-        if step + 1 < (after * count if isinstance(after, float) else after):
+        if self.stop_below is None or not self._may_stop_after(step, count) or self.history[-1].error is not None:
             return
         if bool((self.history[-1].column("Overall") < self.stop_below).all()):
             pipe._interrupt = True  # diffusers' own way; the next call of the pipeline sets it back
             self.stopped_at = step
+
+    def _may_stop_after(self, step: int, count: int) -> bool:
+        after = self.stop_after or 0
+        return step < count - 1 and step + 1 >= (after * count if isinstance(after, float) else after)
 
 
 def repeat_prompts(prompts: Sequence[str], batch: int) -> tuple[str, ...]:

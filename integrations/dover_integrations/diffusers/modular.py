@@ -4,6 +4,7 @@
 >>> callback = DoverCallback(scorer, prompt, every=10)
 >>> insert_score_step(blocks, DoverScoreStep(callback))
 >>> pipe = blocks.init_pipeline(repository)
+>>> pipe.load_components()
 >>> video = pipe(prompt=prompt, output="videos")
 >>> callback.scores.overall
 """

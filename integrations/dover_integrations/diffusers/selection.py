@@ -198,9 +198,12 @@ def _check(
     for share in keep:
         if share <= 0 or (isinstance(share, float) and share > 1):
             raise ValueError(f"expected keep of fractions in (0,1] or numbers from 1, got {tuple(keep)}")
-    for name in ("prompt", "generator", "latents", "callback_on_step_end", "callback", "callback_steps"):
+    for name in ("prompt", "generator", "callback_on_step_end", "callback", "callback_steps"):
         if name in kwargs:
             raise ValueError(f"best_of sets {name} itself")
+    for name in ("latents", "callback_on_step_end_tensor_inputs"):
+        if kwargs.get(name) is not None:
+            raise ValueError(f"best_of draws each seed's latents and looks at them alone: leave {name} out")
     if any(kwargs.get(name, 1) != 1 for name in ("num_videos_per_prompt", "num_images_per_prompt")):
         raise ValueError("best_of samples one video a seed: leave num_videos_per_prompt at 1")
     if kwargs.get("output_type") == "latent":

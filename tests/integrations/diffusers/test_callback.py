@@ -197,6 +197,10 @@ def test_steps_beyond_the_call_are_warned_of_and_an_array_of_steps_will_do(tiny:
     [
         ({"every": 10, "last_step": False}, "nothing is scored: of 4 steps none is due with every=10"),
         ({"every": 10, "stop_below": 2.0}, "never stopped, since before the last of 4 steps none is scored"),
+        (
+            {"every": 2, "stop_below": 2.0, "stop_after": 3},
+            "never stopped, since before the last of 4 steps none that stop_after=3 allows is scored",
+        ),
     ],
 )
 def test_a_call_too_short_for_what_is_asked_is_warned_of(tiny: Any, when: dict[str, Any], words: str) -> None:
@@ -304,6 +308,37 @@ def test_a_scorer_that_raises_may_be_a_warning_and_a_record(tiny: Any) -> None:
     assert callback.scores is None
     assert callback.to_dicts()[0]["Overall"] is None
     json.dumps(callback.to_dicts(), allow_nan=False)
+
+
+def test_scores_are_not_those_of_an_earlier_step_where_the_last_one_fails(tiny: Any) -> None:
+    seen: list[Any] = []
+
+    def tired(frames: Any) -> Any:
+        seen.append(frames)
+        return _fails(frames) if len(seen) == 2 else torch.full((len(frames), 5), 3.0)
+
+    callback = DoverCallback(Judge(tired), PROMPT, every=2, on_error="warn")
+    with pytest.warns(UserWarning, match="step 3 is not scored"):
+        tiny("wan")(callback_on_step_end=callback)
+    assert [step.error is None for step in callback.history] == [True, False]
+    assert callback.scores is None
+
+
+def test_one_callback_takes_one_call_at_a_time(tiny: Any) -> None:
+    """Steps of two pipelines by turns would be read as one call's, and their clean estimates would be wrong."""
+    callback, (one, other) = DoverCallback(Judge(), PROMPT, steps=[1]), (tiny("wan"), tiny("mochi"))
+
+    def by_turns(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        callback(pipe, step, timestep, tensors)
+        if step == 0:
+            other(callback_on_step_end=callback)
+        return tensors
+
+    with pytest.raises(ValueError, match="one call at a time, got steps of two pipelines"):
+        one(callback_on_step_end=by_turns)
+    one(callback_on_step_end=callback)
+    other(callback_on_step_end=callback)
+    assert [step.error for step in callback.history] == [None, None]
 
 
 def test_a_step_without_a_clean_estimate_is_said_and_not_scored(tiny: Any) -> None:
