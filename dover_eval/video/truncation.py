@@ -21,8 +21,7 @@ def lost_end(path: Path, container: str) -> str | None:
     size = path.stat().st_size
     with path.open("rb") as file:
         if "matroska" in container:
-            told = _matroska_bytes(file)
-            return f"found {size} of {told} bytes" if told is not None and size < told else None
+            return _lost_matroska(file, size)
         if "mp4" in container:
             told = _mp4_bytes(file, size)
             return f"found {size} of {told} bytes" if size < told else None
@@ -34,17 +33,22 @@ def lost_end(path: Path, container: str) -> str | None:
     return None
 
 
-def _matroska_bytes(file: BinaryIO) -> int | None:
-    """How long a Matroska or WebM file is, sound included, by its segment; None where the writer left that open, as
-    for a live stream. The duration is no measure: it counts what the last frame is held for."""
+def _lost_matroska(file: BinaryIO, size: int) -> str | None:
+    """By its segment, which has the sound too; nothing where the writer left its length open, as for a live stream. The
+    duration is no measure: it counts what the last frame is held for."""
+    end = 0
     while identifier := _number(file)[0]:
-        size = _number(file)[1]
-        if identifier == SEGMENT:
-            return None if size is None else file.tell() + size
-        if size is None:
+        length = _number(file)[1]
+        if length is None:
             return None
-        file.seek(size, 1)
-    return None
+        if identifier != SEGMENT:  # of the file, or of its segment
+            file.seek(length, 1)
+        elif size < (end := file.tell() + length):
+            return f"found {size} of {end} bytes"
+        place = file.tell()
+        if end and place >= end:
+            return None
+    return f"zeros from byte {place} of {size}" if end else None
 
 
 def _mp4_bytes(file: BinaryIO, size: int) -> int:

@@ -218,6 +218,19 @@ def test_a_damaged_frame_is_refused(write_video, moving_frames):
         decode_clip(path, 12)
 
 
+@pytest.mark.parametrize(("name", "codec"), [("a.mkv", "libx264"), ("a.webm", "libvpx-vp9")])
+def test_a_matroska_whose_bytes_never_came_is_refused(write_video, moving_frames, name, codec):
+    """A download takes its place on the disk first, and fills it."""
+    path = write_video(moving_frames, name, codec=codec, options={"g": "1"})
+    data = path.read_bytes()
+    for length in range(len(data) // 4, len(data) - 200, len(data) // 10):
+        path.write_bytes(data[:length] + bytes(len(data) - length))
+        with pytest.raises(VideoError, match=r"truncated, zeros from byte|damaged"):
+            decode_clip(path, 4)
+    path.write_bytes(data + bytes(100))
+    assert len(decode_clip(path, 4).frames) == 4
+
+
 @pytest.mark.parametrize(("name", "codec"), [("a.flv", "flv1"), ("a.wmv", "wmv2"), ("a.gif", "gif")])
 def test_a_file_that_tells_its_bytes_or_its_end_is_found_truncated_wherever_it_is_cut(write_video, name, codec):
     path = write_video(grey_frames(LEVELS), name, codec=codec)
