@@ -28,7 +28,16 @@ if TYPE_CHECKING:
 
 Vector = NDArray[np.float64]
 #: What of a scorer's fingerprint a calibration belongs to.
-BOUND_TO = ("weights", "text_encoder", "num_frames", "frame_size", "windows", "views", "semantic_encoder")
+BOUND_TO = (
+    "weights",
+    "configuration",
+    "text_encoder",
+    "num_frames",
+    "frame_size",
+    "windows",
+    "views",
+    "semantic_encoder",
+)
 FILE_NAME = "calibration.json"
 
 
@@ -82,6 +91,7 @@ class Calibration:
 
     aspects: Mapping[str, AspectCalibration]
     weights: str
+    configuration: str
     text_encoder: str
     num_frames: int
     frame_size: tuple[int, int]

@@ -108,6 +108,8 @@ class DOVERConfig:
         for name in ("mean", "std", "token_grid"):
             if len(getattr(self, name)) != 3:
                 raise ValueError(f"expected three numbers in {name}, got {getattr(self, name)}")
+        if len(self.dims) != len(self.depths) or len(self.dims) != 4:
+            raise ValueError(f"expected four dims and four depths, got {self.dims} and {self.depths}")
         sizes = ("dims", "depths", "token_grid", "head_hidden", "feature_dim", "fusion_dim", "mos_dim", "text_dim")
         for name in sizes:
             found = getattr(self, name)
@@ -118,8 +120,6 @@ class DOVERConfig:
                 f"expected a finite mean, std and layer_scale_init, and std above 0, got {self.mean}, {self.std} and "
                 f"{self.layer_scale_init}"
             )
-        if len(self.dims) != len(self.depths) or len(self.dims) != 4:
-            raise ValueError(f"expected four dims and four depths, got {self.dims} and {self.depths}")
         if len(self.stem_kernel) != 3 or min(self.stem_kernel) < 1:
             raise ValueError(f"expected stem_kernel (time, height, width), each >= 1, got {self.stem_kernel}")
         if not self.temporal_kernels or any(k < 1 or k % 2 == 0 for k in self.temporal_kernels):

@@ -10,6 +10,7 @@ looked, not what the score would be without the word.
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from dover_eval.opinion import MOS_MAX, MOS_MIN, SCORE_NAMES
+from dover_eval.prompts import prompt_fault
 from dover_eval.video.decode import VideoError, frame_times, frames_at, sample_moments
 from dover_eval.video.sample import squash
 
@@ -124,18 +126,19 @@ class _Window:
 
 
 def explain_clip(
-    scorer: VideoScorer, video: str | Path, prompt: str, *, windows: int, seconds: float | None = None
+    scorer: VideoScorer, video: str | os.PathLike[str], prompt: str, *, windows: int, seconds: float | None = None
 ) -> Explanation:
     """See `VideoScorer.explain`. One pass over the file besides the one that scores it whole; memory holds the frames
     of the windows that overlap, whatever the clip's length."""
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise ValueError(f"expected a text for the prompt, got {prompt!r}")
+    if fault := prompt_fault(prompt):
+        raise ValueError(f"expected a text for the prompt, got {prompt!r} ({fault})")
     if windows < 1:
         raise ValueError(f"expected at least one window, got {windows}")
     if seconds is not None and not seconds > 0:
         raise ValueError(f"expected windows longer than 0 s, got {seconds}")
-    if not isinstance(video, str | Path):
+    if not isinstance(video, str | os.PathLike):
         raise TypeError(f"expected a file, whose frames have times, got a {type(video).__name__}")
+    video = Path(video)
 
     whole = scorer.score(video, prompt)
     if whole.errors[0] is not None:

@@ -14,7 +14,8 @@ def prompt_fault(prompt: Any) -> str | None:
         prompt.encode()
     except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can bring
         return f"not UTF-8, {error.reason}"
-    # A letter, number, sign or symbol; not spaces, controls, or marks and selectors that need one.
-    if not any(unicodedata.category(letter)[0] in "LNPS" for letter in prompt):
+    # A letter, number, sign or symbol, or what this Python's tables do not know yet; not spaces, controls, or marks and
+    # selectors that need one.
+    if not any((kind := unicodedata.category(letter))[0] in "LNPS" or kind in ("Cn", "Co") for letter in prompt):
         return "nothing to read in it"
     return None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
+import operator
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dover_eval.calibration import Calibration
-from dover_eval.config import usual_batch_size
+from dover_eval.config import DOVERConfig, usual_batch_size
 from dover_eval.models.dover import DOVERModel
 from dover_eval.models.text import prompts_for
 from dover_eval.opinion import ASPECTS, SCORE_NAMES
@@ -66,7 +66,7 @@ class VideoScorer:
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.config = model.config
         self.calibration = calibration
-        self._digested: tuple[list[tuple[int, int]], str] | None = None
+        self._digested: tuple[list[Tensor], list[float], str] = [], [], ""
         if calibration is not None:
             calibration.check(self.fingerprint)
 
@@ -165,7 +165,7 @@ class VideoScorer:
         )
 
     def explain(
-        self, video: str | Path, prompt: str, *, windows: int = 24, seconds: float | None = None
+        self, video: str | os.PathLike[str], prompt: str, *, windows: int = 24, seconds: float | None = None
     ) -> Explanation:
         """Why a file scores as it does: its scores over time, maps of local quality, and the words that mattered.
 
@@ -187,7 +187,8 @@ class VideoScorer:
     def fingerprint(self) -> Fingerprint:
         """What decides a score besides the clip and the prompt, as it is now."""
         return Fingerprint(
-            weights=self._digest(),
+            weights=self._weights_digest(),
+            configuration=self._configuration_digest(),
             text_encoder=self.model.text_encoder.sha256,
             num_frames=self.config.num_frames,
             frame_size=self.config.frame_size,
@@ -201,18 +202,25 @@ class VideoScorer:
             calibration=self.calibration.digest if self.calibration else None,
         )
 
-    def _digest(self) -> str:
-        """Of the model's weights and its configuration; counted again where a weight has been written to since."""
-        tensors = itertools.chain(self.model.parameters(), self.model.buffers())
-        versions = [(id(t), 0 if t.is_inference() else t._version) for t in tensors]
-        if self._digested is None or self._digested[0] != versions:
-            text_encoder = self.model.text_encoder
-            told = {name: value for name, value in asdict(self.config).items() if name not in NOT_OF_A_SCORE}
-            told |= {"pooling": text_encoder.pooling, "max_length": text_encoder.max_length}
-            read_by = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
-            digest = hashlib.sha256((weights_digest(self.model.state_dict()) + read_by.hexdigest()).encode())
-            self._digested = versions, digest.hexdigest()
-        return self._digested[1]
+    def _weights_digest(self) -> str:
+        """Counted again where a weight has been replaced or written to since; what is written through `.data` counts as
+        no new version of a tensor, but shows in its norm."""
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        norms = torch.stack([torch.linalg.vector_norm(t.detach().float()) for t in tensors]).tolist()
+        state = [*norms, *(0 if t.is_inference() else t._version for t in tensors)]
+        known, told, digest = self._digested
+        if told != state or any(map(operator.is_not, tensors, known)):
+            digest = weights_digest(self.model.state_dict())
+            self._digested = tensors, state, digest
+        return digest
+
+    def _configuration_digest(self) -> str:
+        """Of what is not as by default, so that fields yet to come change no digest."""
+        default, text_encoder = asdict(DOVERConfig()), self.model.text_encoder
+        told = {name: value for name, value in asdict(self.config).items() if value != default[name]}
+        told = {name: value for name, value in told.items() if name not in NOT_OF_A_SCORE}
+        told |= {"pooling": text_encoder.pooling, "max_length": text_encoder.max_length}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     @property
     def kernel(self) -> dover_kernels.Explanation:

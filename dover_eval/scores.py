@@ -18,14 +18,14 @@ from dover_eval.opinion import ASPECTS, SCORE_NAMES
 class Fingerprint:
     """Everything that decides a score besides the bytes of the clip and the prompt.
 
-    weights: sha256 of the model's weights and of what its configuration does with them. text_encoder,
+    weights: sha256 of the model's weights. configuration: of what reads them otherwise than by default. text_encoder,
     semantic_encoder: sha256 of their weights. num_frames, frame_size, windows, views: the sampling. dtype: of the
-    computation.
-    device: its kind. kernel: the path of the depthwise convolution. torch: its version.
+    computation. device: its kind. kernel: the path of the depthwise convolution. torch: its version.
     calibration: sha256 of the calibration in use, if any.
     """
 
     weights: str
+    configuration: str
     text_encoder: str
     num_frames: int
     frame_size: tuple[int, int]

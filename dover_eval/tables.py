@@ -25,6 +25,8 @@ def read_rows(path: Path, columns: tuple[str, ...]) -> list[tuple[int, Row]]:
     """
     if path.suffix.lower() not in SUFFIXES:
         raise TableError(f"{path}: expected a .csv, .jsonl, .json or .parquet table")
+    if path.is_dir():
+        raise TableError(f"{path}: a folder, expected a table")
     try:
         with path.open("rb") as raw:
             stream = stream_rows(str(path), raw)
@@ -66,18 +68,23 @@ def _csv_rows(name: str, file: io.TextIOWrapper) -> Iterator[Any]:
     reader = csv.DictReader(file, strict=True)
     try:
         columns = list(reader.fieldnames or [])
-        if doubled := {column for column in columns if columns.count(column) > 1}:
-            raise TableError(f"{name}: the columns {', '.join(sorted(doubled))} are there twice")
-        yield columns
+        named = [column for column in columns if column.strip()]  # spreadsheets leave columns without a name behind
+        _check_columns(name, named)
+        yield named
         for row in reader:
             if None in row:  # the rest of a text that holds a comma
                 raise TableError(
                     f"{name}, line {reader.line_num}: {len(columns) + len(row[None])} cells for {len(columns)} "
                     'columns; a text with a comma needs quotes, "a dog, running"'
                 )
-            yield reader.line_num, {column: value for column, value in row.items() if value is not None}
+            yield reader.line_num, {column: row[column] for column in named if row[column] is not None}
     except csv.Error as error:
         raise TableError(f"{name}, line {reader.reader.line_num}: no CSV ({error})") from error
+
+
+def _check_columns(name: str, columns: list[str]) -> None:
+    if doubled := {column for column in columns if columns.count(column) > 1}:
+        raise TableError(f"{name}: the columns {', '.join(sorted(doubled))} are there twice")
 
 
 def _json_lines(name: str, file: io.TextIOWrapper) -> Iterator[tuple[int, Any]]:
@@ -88,12 +95,14 @@ def _json_lines(name: str, file: io.TextIOWrapper) -> Iterator[tuple[int, Any]]:
             except json.JSONDecodeError as error:
                 cut = " (cut off?)" if error.pos >= len(text.rstrip()) or "Unterminated" in error.msg else ""
                 raise TableError(f"{name}, line {line}: no JSON{cut}: {error}") from error
+            except (ValueError, RecursionError) as error:  # a number of thousands of digits, or lists within lists
+                raise TableError(f"{name}, line {line}: cannot be read ({error})") from error
 
 
 def _json_list(name: str, file: io.TextIOWrapper) -> list[Any]:
     try:
         found = json.load(file)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise TableError(f"{name}: cannot be read ({error})") from error
     if not isinstance(found, list):
         raise TableError(f"{name}: expected a list of objects with a value for each column")
@@ -120,6 +129,7 @@ def _parquet_rows(name: str, raw: IO[bytes], only: Set[str] | None) -> Iterator[
     try:
         table = pyarrow.parquet.ParquetFile(raw)
         columns = table.schema_arrow.names
+        _check_columns(name, columns)
         yield columns
         line = 0
         for batch in table.iter_batches(columns=[column for column in columns if only is None or column in only]):

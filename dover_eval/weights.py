@@ -127,14 +127,30 @@ def load_checkpoint_file(path: str | Path) -> dict[str, Tensor]:
         raise
     except Exception as error:  # whatever the bytes make of an unpickler: KeyError, struct.error, AssertionError ...
         kind = "safetensors file" if path.suffix == ".safetensors" else "checkpoint that can be read safely"
-        reason = str(error).partition(". ")[0].splitlines()  # torch goes on with advice to read it unsafely
-        told = reason[0] if reason else type(error).__name__
-        raise WeightsError(f"{path} is no {kind}: {told}") from error
+        raise WeightsError(f"{path} is no {kind}: {_what_it_is(path) or _reason(error)}") from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path} holds a {type(state).__name__}, expected a state dict of tensors")
     return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _what_it_is(path: Path) -> str | None:
+    """Of what a download may leave in place of a checkpoint."""
+    with path.open("rb") as file:
+        beginning = file.read(64).lstrip().lower()
+    if beginning.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS, whose file `git lfs pull` fetches"
+    if beginning.startswith((b"<!doctype html", b"<html")):
+        return "a web page, as a failed download leaves"
+    return None
+
+
+def _reason(error: Exception) -> str:
+    """The part that says what was found: torch writes advice around it, to read the file unsafely."""
+    told = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
+    lines = told.partition(". ")[0].strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def adapt_dover_checkpoint(

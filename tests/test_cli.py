@@ -107,8 +107,8 @@ def test_a_broken_file_is_a_row_and_exit_status_one(dover, videos, tmp_path):
     [
         ([], "give either --prompt TEXT or --prompts"),
         (["--prompt", "a", "--prompts", "p.csv"], "give either"),
-        (["--prompt", " "], "--prompt is empty"),
-        (["--prompt", "\u200b"], "(nothing to read in it)"),
+        (["--prompt", " "], "--prompt ' ': nothing to read in it"),
+        (["--prompt", "\u200b"], "nothing to read in it"),
         (["--prompt", "a", "--output", "o.xlsx"], "ends in .csv, .jsonl, .json, .parquet"),
         (["--prompt", "a", "--output", "no/such/o.csv"], "there is no folder"),
         (["--prompt", "a", "--output", "folder.csv"], "--output folder.csv: expected a file, found a folder"),

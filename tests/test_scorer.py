@@ -230,6 +230,23 @@ def test_the_fingerprint_follows_where_the_model_is_and_what_is_written_to_it(sm
     assert scorer.fingerprint.weights != before.weights
     scorer.model.load_state_dict(small_model.state_dict())
     assert scorer.fingerprint == before
+    with torch.no_grad():
+        weight = next(scorer.model.mos_predictor.parameters())
+        weight.data.mul_(1.01)  # as moving averages copy theirs
+        moved = scorer.fingerprint
+        assert moved != before
+        weight.neg_()
+        assert scorer.fingerprint not in (moved, before)
+
+
+def test_a_weight_that_is_replaced_again_and_again_is_never_taken_for_another(small_model: DOVERModel) -> None:
+    scorer = VideoScorer(copy.deepcopy(small_model), device="cpu")
+    layer = next(m for m in scorer.model.mos_predictor.modules() if isinstance(m, torch.nn.LayerNorm))
+    found = set()
+    for i in range(16):
+        layer.weight = torch.nn.Parameter(torch.eye(len(layer.weight))[i % 8], requires_grad=False)  # of one norm
+        found.add(scorer.fingerprint)
+    assert len(found) == 8
 
 
 @pytest.mark.parametrize("change", [{"mean": (0.5, 0.5, 0.5)}, {"token_grid": (4, 7, 7)}, {"windows": 2}], ids=str)
@@ -238,6 +255,7 @@ def test_the_same_weights_in_another_configuration_are_another_fingerprint(small
     other.load_state_dict(small_model.state_dict())
     first, second = (VideoScorer(model, device="cpu").fingerprint for model in (other, small_model))
     assert first.digest != second.digest
+    assert first.weights == second.weights
 
 
 def test_files_whose_frames_change_size_and_frames_like_threads_fail_alone(small_scorer, write_video, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pickle
@@ -200,6 +201,22 @@ def test_a_checkpoint_that_covers_too_little_is_refused(golden, tmp_path):
 def test_tensors_of_another_size_are_refused(golden, tmp_path):
     with pytest.raises(WeightsError, match=r"do not fit.*\(16, 3, 2, 4, 4\), expected \(96, 3, 2, 4, 4\)"):
         load_dover_checkpoint(saved(tmp_path / "w.pth", golden["state"]))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "a pointer of Git LFS"),
+        (b"\n<!DOCTYPE html><html>Not found</html>", "a web page"),
+        (pickle.dumps({"a": argparse.Namespace()}, protocol=2), r"argparse\.Namespace"),
+    ],
+    ids=["lfs", "page", "class"],
+)
+def test_what_came_in_place_of_a_checkpoint_is_said(tmp_path, content, words):
+    path = tmp_path / "w.pth"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=rf"w\.pth is no checkpoint that can be read safely: .*{words}"):
+        load_checkpoint_file(path)
 
 
 class Payload:

@@ -10,6 +10,7 @@ import typer
 
 from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, failure, usage, writing
 from dover_eval.cli.progress import progress_bar
+from dover_eval.prompts import prompt_fault
 from dover_eval.scale.inputs import find_videos, match_prompts, read_prompts
 
 if TYPE_CHECKING:
@@ -53,8 +54,8 @@ def label(
         usage(f"--teacher {teacher}: expected module:callable; --list tells those that come along")
     if (prompt is None) == (prompts is None):
         usage("give either --prompt TEXT or --prompts FILE.csv")
-    if prompt is not None and not prompt.strip():
-        usage("--prompt is empty")
+    if prompt is not None and (fault := prompt_fault(prompt)):
+        usage(f"--prompt {prompt!r}: {fault}")
     check_file("--output", output)
     check_no_input("--output", output, [prompts, *videos])
 

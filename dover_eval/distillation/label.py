@@ -18,7 +18,7 @@ from dover_eval.distillation.teacher import Description, Linear, Logistic, Scale
 from dover_eval.distillation.workers import Answer, Job, Setup, Workers
 from dover_eval.opinion import SCORE_NAMES
 from dover_eval.replacing import replacing
-from dover_eval.scale.inputs import check_clip
+from dover_eval.scale.inputs import check_name, check_named_prompt
 
 SUFFIXES = (".csv", ".parquet")
 DECIMALS = 6
@@ -67,7 +67,7 @@ def label(
 
     Args:
         teacher: `module:callable`, see `Teacher`.
-        clips: (name in the table, file, prompt).
+        clips: (name in the table, file, prompt); an empty prompt where the teacher reads none.
         options: what a teacher's class is called with.
         scales: by score name, for a teacher that declares none; they come before its own.
         workers: processes, each with a teacher.
@@ -88,7 +88,10 @@ def label(
     if len(asked) < len(clips):
         raise ValueError(f"{len(clips) - len(asked)} clips come twice with the same prompt")
     for name, prompt in asked:
-        check_clip(name, prompt)
+        if prompt:
+            check_named_prompt(name, prompt)
+        else:  # for a teacher that reads none
+            check_name(name)
     devices = devices or [""]
     setups = [
         Setup(teacher, options or {}, scales or {}, max(1, (os.cpu_count() or 1) // workers), devices[i % len(devices)])

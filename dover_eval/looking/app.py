@@ -13,6 +13,7 @@ import gradio as gr
 
 from dover_eval.explain import Explanation
 from dover_eval.looking.explain_page import explain_page, pair_page
+from dover_eval.prompts import prompt_fault
 from dover_eval.scorer import VideoScorer
 from dover_eval.video.decode import VideoError
 
@@ -73,7 +74,7 @@ def _video(label: str, name: str) -> gr.Video:
 def _explain(scorer: VideoScorer, video: str | None, prompt: str, name: str = "a clip") -> Explanation:
     if not video:
         raise gr.Error(f"Drop {name} first.")
-    if not prompt.strip():
+    if prompt_fault(prompt):
         raise gr.Error("Type the prompt: an alignment score needs words.")
     try:
         return scorer.explain(video, prompt)

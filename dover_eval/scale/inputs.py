@@ -73,7 +73,7 @@ def with_prompts(
                 raise InputError(f"{video}: there is no such file or folder")
             lacking.append(video if prompts else video_file_name(video))
         else:
-            check_clip(video, text)
+            check_named_prompt(video, text)
             clips.append(Clip(video, text, shard))
     if lacking:
         more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
@@ -81,12 +81,17 @@ def with_prompts(
     return clips
 
 
-def check_clip(video: str, text: str) -> None:
-    """Raises InputError for a name that no table can hold, and for a prompt with nothing to read in it."""
+def check_name(video: str) -> None:
+    """Raises InputError for a name that no table can hold."""
     try:
         video.encode()
     except UnicodeEncodeError as error:
         raise InputError(f"{video!r}: a name that is not UTF-8 ({error.reason})") from error
+
+
+def check_named_prompt(video: str, text: str) -> None:
+    """Raises InputError for a name that no table can hold, and for a prompt with nothing to read in it."""
+    check_name(video)
     if fault := prompt_fault(text):
         raise InputError(f"{video!r}: expected a text for its prompt, got {text!r} ({fault})")
 

@@ -25,7 +25,7 @@ from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from dover_eval.video.layout import check_sides
-from dover_eval.video.sample import ROUNDING, sample_indices, sample_times
+from dover_eval.video.sample import rounding, sample_indices, sample_times
 from dover_eval.video.truncation import lost_end
 
 #: What FFmpeg calls formats that name other files.
@@ -59,10 +59,11 @@ def decode_clip(path: str | Path, num_frames: int, windows: int = 1) -> Clip:
     sampled frames (twice, while they become one tensor), whatever the length.
 
     Raises VideoError for a missing, empty or audio-only file, one that is no video or whose frames change size, a
-    playlist of other files, HDR (what is meant for another display would be scored as too dark and grey), frames that
-    FFmpeg finds damaged, and a truncated file where its container tells: MP4, MOV and AVI count their frames (MP4 in
-    fragments the bytes of each), Matroska and WebM (but for live streams) and WMV their bytes, FLV where its writer
-    did, a GIF has an end. Of MPEG streams none does, nor MP4 that is cut exactly between two fragments.
+    playlist of other files, HDR (what is meant for another display would be scored as too dark and grey), frames up to
+    the last sampled one that FFmpeg finds damaged (of HEVC it does not tell), and a truncated file where its container
+    tells: MP4, MOV and AVI count their frames (MP4 in fragments the bytes of each), Matroska and WebM (but for live
+    streams) and WMV their bytes, FLV where its writer did, a GIF has an end. Of MPEG streams none does, nor MP4 that is
+    cut exactly between two fragments.
     """
     path = Path(path)
     times, end = frame_times(path)
@@ -91,16 +92,17 @@ def frame_times(path: str | Path) -> tuple[list[float], float]:
 def sample_moments(times: list[float], end: float, num_frames: int, windows: int = 1) -> list[float]:
     """The moments, in seconds, at which a model looks at frames that appear at `times`, the last one until `end`.
 
-    In the order in which the model reads them; with several windows, as `sample_indices` has them. Each is the middle
-    of a frame's time on screen, so that no rounding of a container's dates decides between two frames: a moment where
-    one gives way to the next, or a tenth of a frame before, is the next one's.
+    In the order in which the model reads them. Each is the middle of a frame's time on screen. With several windows,
+    and where the frames are evenly spaced but for the rounding of their dates, they are the frames that
+    `sample_indices` has, as of a tensor.
     """
     middles = [(a + b) / 2 for a, b in itertools.pairwise([*times, end])]
-    if windows > 1:
+    step = (end - times[0]) / len(times)
+    even = all(abs(date - times[0] - i * step) < step / 4 for i, date in enumerate(times))
+    if even or windows > 1:
         return [middles[i] for i in sample_indices(len(times), num_frames, windows)]
-    rounding = (end - times[0]) / len(times) * ROUNDING
     moments = sample_times(times[0], end, num_frames)
-    return [middles[bisect.bisect_right(times, moment + rounding) - 1] for moment in moments]
+    return [middles[bisect.bisect_right(times, moment + rounding(num_frames) * step) - 1] for moment in moments]
 
 
 def frames_at(path: str | Path, times: list[float]) -> Iterator[tuple[Tensor, float]]:
@@ -207,6 +209,8 @@ def _frame_times(path: Path) -> tuple[list[float], float]:
         found = max(places) + 1 if places else count
         if found < promised and "mov" in container.format.name.split(","):
             found = max(found, _packets_outside_of_edits_too(path))
+        if found < promised and container.format.name == "gif":  # which ends as it should, see above
+            raise VideoError(f"{path}: FFmpeg reads {found} of {promised} pictures, which have no duration")
         if found < promised:
             raise VideoError(f"{path}: truncated, found {found} of {promised} frames")
         if places and unit is not None:
@@ -256,6 +260,8 @@ def _dated_frames(path: Path) -> Iterator[tuple[Callable[[], Tensor], float]]:
                 raise VideoError(f"{path}: frames of {found}, expected one size")
             if (transfer := stream.codec_context.color_trc) in HDR:
                 raise VideoError(f"{path}: HDR ({HDR[transfer]}), expected SDR: map its tones first")
+            if frame.is_corrupt:  # also of one that is not sampled: those after it are made of it
+                raise VideoError(f"{path}: damaged in the frame at {frame.time or 0:.2f} s, expected a whole video")
             if index == 0:
                 matrix = _display_matrix(frame)
             dated = index / rate if frame.time is None else frame.time
@@ -293,12 +299,12 @@ def _display_matrix(frame: av.VideoFrame) -> tuple[float, ...] | None:
 
 
 def _upright(frame: av.VideoFrame, matrix: tuple[float, ...] | None) -> Tensor:
-    if frame.is_corrupt:
-        raise VideoError(f"damaged in the frame at {frame.time or 0:.2f} s, expected a whole video")
     pixels = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
     a, b, _, c, d = matrix or (1.0, 0.0, 0.0, 0.0, 1.0)  # scales and shifts are a player's business
-    if a == b == c == d == 0:  # left empty by its writer
+    most = max(map(abs, (a, b, c, d)))
+    if most == 0:  # left empty by its writer
         return pixels.contiguous()
+    a, b, c, d = (n if abs(n) > most / 100 else 0 for n in (a, b, c, d))
     if (a == d == 0) == (b == c == 0):
         raise VideoError(f"a display matrix of {a:g} {b:g} {c:g} {d:g}, expected right angles")
     if a == 0:

@@ -10,15 +10,18 @@ from torch import Tensor
 
 from dover_eval.config import QUARTERS, DOVERConfig
 
-#: Of a frame's time on screen: a moment so close before the next frame is that one's, since a container's dates are
-#: rounded, and must not decide.
-ROUNDING = 0.1
 FRAGMENTS = 4  # a side, as in FAST-VQA and DOVER, whose 7x7 are of 32 pixels each
 
 
 def sample_times(start: float, end: float, count: int) -> list[float]:
     """The middles of `count` equal parts of the time from `start` to `end`, in seconds."""
     return [start + (end - start) * (i + 0.5) / count for i in range(count)]
+
+
+def rounding(count: int) -> float:
+    """So close before the next frame a moment is that one's, in frames: what is rounded must not decide. Of evenly
+    spaced frames, `count` moments lie at multiples of 1 / (2 * count)."""
+    return 1 / (4 * count)
 
 
 def sample_indices(length: int, count: int, windows: int = 1) -> list[int]:
@@ -29,7 +32,7 @@ def sample_indices(length: int, count: int, windows: int = 1) -> list[int]:
     than `count`, and a clip shorter than a run goes back and forth, since a repeated frame would look like a fault.
     """
     if windows == 1:
-        return [min(int(time + ROUNDING), length - 1) for time in sample_times(0, length, count)]
+        return [min(int(time + rounding(count)), length - 1) for time in sample_times(0, length, count)]
     run = count // windows
     if length < run:
         there_and_back = [*range(length), *range(length - 2, 0, -1)]

@@ -73,7 +73,9 @@ def _gif_ends(file: BinaryIO) -> bool:
     """Whether its blocks go on to the one that ends it; what follows that is nobody's business."""
     file.seek(10)
     file.seek(2 + _colours(file.read(1)), 1)
-    while (kind := file.read(1)) in (b"\x21", b"\x2c"):
+    while (kind := file.read(1)) in (b"\x21", b"\x2c", b"\0"):
+        if kind == b"\0":  # some writers put one more between blocks
+            continue
         if kind == b"\x21":  # an extension, with its label
             file.seek(1, 1)
         else:  # an image: its place, its colours, and the least size of a code

@@ -123,6 +123,15 @@ def test_a_folder_as_a_table_in_the_projects_schema(place):
     assert {name for clip in rated for name in clip.ratings} == {"Traditional", "Temporal"}
 
 
+def test_a_teacher_that_reads_no_prompt_needs_none(tmp_path):
+    done = label(
+        "dover_eval.teachers.temporal:FrameDifference", [("a", CLIPS / "star_clean.mp4", "")], tmp_path / "l.csv"
+    )
+    assert not done.errors
+    with pytest.raises(ValueError, match="nothing to read in it"):
+        label("dover_eval.teachers.temporal:FrameDifference", [("a", "a.mp4", " ")], tmp_path / "m.csv")
+
+
 def test_prompts_go_with_their_clips_and_a_plain_function_needs_a_scale(place):
     prompts = ("--videos", "clips", "--prompts", REPOSITORY / "examples" / "prompts.csv", "-o", "table.csv")
     refused = run("--teacher", "toys:length", *prompts)

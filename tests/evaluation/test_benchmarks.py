@@ -2,6 +2,7 @@
 
 import json
 
+import pyarrow.parquet
 import pytest
 
 from dover_eval.evaluation import BENCHMARKS, JudgedPair, RatedClip, TableError
@@ -113,10 +114,33 @@ def test_a_wrong_table_says_what_and_where(read, content, words):
         read("ratings", content)
 
 
-@pytest.mark.parametrize(("name", "words"), [("t.xlsx", "expected a .csv"), ("t.json", "cannot be read")])
-def test_other_files_are_refused(read, name, words):
+def test_columns_without_a_name_are_a_spreadsheet_s_and_nobody_s(read):
+    (clip,) = read("ratings", "video_name,Prompt,Overall_MOS,,\na.mp4,x,3,,\n")
+    assert clip.ratings == {"Overall": 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("t.xlsx", "{", "expected a .csv"),
+        ("t.json", "{", "cannot be read"),
+        ("t.json", "[" * 100_000, "t.json: cannot be read"),
+        ("t.jsonl", '{"Overall_MOS": ' + "1" * 5000 + "}", "t.jsonl, line 1: cannot be read"),
+    ],
+    ids=["ending", "cut", "nested", "digits"],
+)
+def test_other_files_are_refused(read, name, content, words):
     with pytest.raises(TableError, match=words):
-        read("ratings", "{", name)
+        read("ratings", content, name)
+
+
+def test_a_folder_and_doubled_columns_of_parquet_are_refused(tmp_path):
+    with pytest.raises(TableError, match="a folder, expected a table"):
+        (tmp_path / "t.parquet").mkdir() or BENCHMARKS["ratings"].read(tmp_path / "t.parquet")
+    schema = pyarrow.schema([(name, pyarrow.string()) for name in ("video_name", "Prompt", "Prompt")])
+    pyarrow.parquet.write_table(pyarrow.table([["a"]] * 3, schema=schema), tmp_path / "u.parquet")
+    with pytest.raises(TableError, match="the columns Prompt are there twice"):
+        BENCHMARKS["ratings"].read(tmp_path / "u.parquet")
 
 
 def test_a_missing_table(tmp_path):

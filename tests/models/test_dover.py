@@ -319,6 +319,7 @@ def test_moving_the_model_moves_its_text_encoder(small_config):
     ("changes", "words"),
     [
         ({"dims": (8, 16)}, "four dims"),
+        ({"dims": ()}, "four dims"),
         ({"temporal_kernels": (2,)}, "odd"),
         ({"signals": ("highpass",)}, "rgb"),
         ({"fusion_dim": 20}, "8 heads"),

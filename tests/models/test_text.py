@@ -152,11 +152,28 @@ def test_other_weights_and_another_dtype_are_not_answered_from_the_cache(encoder
     assert own.bfloat16()(PROMPTS[:1]).pooled.dtype == torch.bfloat16
 
 
-def test_what_a_long_prompt_says_at_its_end_is_said_to_be_unread(encoder, caplog):
+def test_what_a_long_prompt_says_at_its_end_is_said_to_be_unread(caplog):
+    encoder = TextEncoder.load(MINILM)
     encoder(["word " * 200])
     assert not caplog.records
     encoder(["word " * 300 + "and a dragon"])
     assert "more than 256 tokens; not read: ' word word" in caplog.text
+
+
+def test_thousands_of_long_prompts_are_not_all_told_of(caplog):
+    own = TextEncoder.load(MINILM)
+    for i in range(6):
+        own([f"{i} " + "word " * 300])
+    assert [record.message.startswith("a prompt has more") for record in caplog.records] == [True] * 3 + [False]
+
+
+def test_a_tokenizer_without_places_reads_long_prompts_too(caplog, monkeypatch):
+    own = TextEncoder.load(MINILM)
+    monkeypatch.setattr(type(own.tokenizer), "is_fast", False)
+    own(["word " * 300])
+    assert "more than 256 tokens; not read: 'its end'" in caplog.text
+    with pytest.raises(TextEncoderError, match="does not tell which part of a text a token stands for"):
+        own.spans("a cat")
 
 
 @pytest.mark.parametrize("prompt", ["", " \n", "\u200b", "\x00", "\ufe0f"])
@@ -165,7 +182,7 @@ def test_a_prompt_with_nothing_to_read_in_it_is_refused(encoder, prompt):
         encoder([prompt])
 
 
-@pytest.mark.parametrize("prompt", ["猫", "🐈", "?", "é"])
+@pytest.mark.parametrize("prompt", ["猫", "🐈", "?", "é", "\U0001fae9", "\U000323b0"])
 def test_a_prompt_of_one_sign_is_read(encoder, prompt):
     assert encoder([prompt]).pooled.isfinite().all()
 

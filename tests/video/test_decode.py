@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import torch
 from av.stream import Disposition
+from PIL import Image
 
 from dover_eval import VideoError
-from dover_eval.video.decode import decode_clip, frame_times
+from dover_eval.video.decode import decode_clip, frame_times, sample_moments
 from dover_eval.video.sample import sample_indices
 
 
@@ -83,6 +84,17 @@ def test_containers_and_codecs(write_video, name, codec):
     assert np.abs(np.array([frame.float().mean() for frame in clip.frames]) - [40, 80, 120, 160]).max() < 18
 
 
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.avi", "mpeg4")])
+@pytest.mark.parametrize("rate", [8, 24, 60])
+def test_a_file_is_sampled_as_a_tensor_of_its_frames_whatever_its_dates_are_rounded_to(write_video, name, codec, rate):
+    for length in (10, 16, 29, 49, 81, 121):
+        times, end = frame_times(write_video(grey_frames([100] * length, 16, 16), name, rate=rate, codec=codec))
+        for count in (8, 16, 32):
+            moments = sample_moments(times, end, count)
+            shown = [sum(time <= moment for time in times) - 1 for moment in moments]
+            assert shown == sample_indices(length, count), (length, count)
+
+
 def test_an_animated_gif(write_video):
     clip = decode_clip(write_video(grey_frames([0, 255, 255, 0]), "a.gif", codec="gif"), 8)
     assert [frame.float().mean().item() > 128 for frame in clip.frames] == [False] * 2 + [True] * 4 + [False] * 2
@@ -112,6 +124,7 @@ SHOWN = {
     (0, 1, 1, 0): lambda frame: frame.swapaxes(0, 1),
     (0, -1, -1, 0): lambda frame: np.rot90(frame, 2).swapaxes(0, 1),
     (0, 0, 0, 0): lambda frame: frame,  # what a broken writer leaves
+    (1, -1 / 65536, 1 / 65536, 1): lambda frame: frame,  # rounding
 }
 
 
@@ -122,7 +135,7 @@ def test_rotation_and_mirroring_in_the_metadata_are_obeyed(write_video, matrix):
     frame[:24, :32] = 240  # the upper left corner of the stored picture
     frame[24:, :32] = 120
     path = write_video(np.stack([frame] * 3))
-    a, b, c, d = (value * 65536 for value in matrix)
+    a, b, c, d = (round(value * 65536) for value in matrix)
     data = bytearray(path.read_bytes())
     at = data.index(b"tkhd") + 4 + 40  # version 0: the matrix follows 40 bytes of times, ids, layer and volume
     data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
@@ -229,6 +242,32 @@ def test_a_matroska_whose_bytes_never_came_is_refused(write_video, moving_frames
             decode_clip(path, 4)
     path.write_bytes(data + bytes(100))
     assert len(decode_clip(path, 4).frames) == 4
+
+
+def test_a_damaged_frame_between_those_that_are_sampled_is_refused(write_video, moving_frames):
+    """What follows is made of it."""
+    path = write_video(np.tile(moving_frames, (5, 1, 1, 1)), "a.ts", codec="mpeg2video", options={"g": "60", "b": "4M"})
+    assert len(decode_clip(path, 2).frames) == 2
+    data = bytearray(path.read_bytes())
+    for at in range(len(data) // 3, len(data) // 2, 400):
+        data[at : at + 12] = bytes(12)
+    path.write_bytes(data)
+    with pytest.raises(VideoError, match="damaged in"):
+        decode_clip(path, 2)
+
+
+def test_a_gif_with_a_byte_too_many_between_its_blocks_is_whole(write_video):
+    path = write_video(grey_frames(LEVELS), "a.gif", codec="gif")
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + b"\0" + data[-1:])
+    assert len(decode_clip(path, 4).frames) == 4
+
+
+def test_a_gif_of_which_ffmpeg_reads_a_part_is_not_called_truncated(tmp_path, moving_frames):
+    first, *more = map(Image.fromarray, moving_frames)
+    first.save(tmp_path / "a.gif", save_all=True, append_images=more)
+    with pytest.raises(VideoError, match=r"a\.gif: FFmpeg reads \d+ of 12 pictures, which have no duration"):
+        decode_clip(tmp_path / "a.gif", 4)
 
 
 @pytest.mark.parametrize(("name", "codec"), [("a.flv", "flv1"), ("a.wmv", "wmv2"), ("a.gif", "gif")])
