@@ -152,8 +152,8 @@ def _reading(path: Path) -> Iterator[None]:
 
 @contextmanager
 def open_file(path: str | Path, **options: str) -> Iterator[av.container.InputContainer]:
-    """A file in FFmpeg's hands, which would take the name "a:b.mp4" for a protocol, and does not leave what is open by
-    a path for the network.
+    """A file in FFmpeg's hands, by its whole path: "a:b.mp4" would be taken for a protocol. From a file that has a path
+    FFmpeg goes to no network.
 
     options: of FFmpeg's demuxer; a PyAV older than 17.1 dies of any (a segmentation fault) where a format finds its
     streams while it reads, as FLV does. Raises VideoError for a playlist, and FFmpeg's own errors.
