@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# A worker that dies is a failure at once: one in its place would begin with the test that killed it, again and again.
+PARALLEL := -n auto --max-worker-restart 0
 
 .DEFAULT_GOAL := help
 
@@ -28,9 +30,9 @@ browser: ## Install the browser that tests of pages need, where apt-get can
 
 .PHONY: test
 test: $(INSTALLED) ## Run the tests, the kernel's interpreter tests among them
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --ignore tests/scale --ignore tests/looking
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) --dist loadfile --ignore tests/scale --ignore tests/looking
 	# In fresh processes: these fork decoders and drive a browser, and other tests' loaders would be forked with them.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile tests/scale tests/looking
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) --dist loadfile tests/scale tests/looking
 
 # The oldest Triton that the kernels take, and the newest that they are known to compile with.
 TRITONS := 3.3.0 3.9.0
@@ -40,7 +42,7 @@ tritons: $(INSTALLED) ## Compile the kernels with the oldest and the newest Trit
 	for version in $(TRITONS); do \
 	  test -d $(VENV)/triton-$$version || $(BIN)/python -m pip install --quiet --no-deps --no-compile \
 	    --target $(VENV)/triton-$$version triton==$$version || exit; \
-	  PYTHONPATH=$(VENV)/triton-$$version $(BIN)/python -m pytest -n auto -k 90 tests/kernels/test_offline.py || exit; \
+	  PYTHONPATH=$(VENV)/triton-$$version $(BIN)/python -m pytest $(PARALLEL) -k 90 tests/kernels/test_offline.py || exit; \
 	done
 
 # Each dependency of scoring at the least version that pyproject.toml allows, but for torch, which has no old CPU builds.
@@ -53,11 +55,11 @@ oldest: $(INSTALLED) ## Test scoring and callbacks with the oldest packages that
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet -r $(OLDEST).txt -e ".[offline]" \
 	  pillow "click>=8.2" hypothesis pytest pytest-timeout pytest-xdist
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n auto --dist loadfile -p no:cacheprovider \
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest $(PARALLEL) --dist loadfile -p no:cacheprovider \
 	  tests/test_scorer.py tests/test_cli.py tests/test_weights.py tests/models tests/video
 	# The oldest diffusers, with the last transformers 4, which those who stay with it have.
 	$(OLDEST)/bin/python -m pip install --quiet diffusers==0.36.0 "transformers<5,>=4.57" -e ".[offline,diffusers]" ftfy
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n auto -p no:cacheprovider tests/integrations/diffusers
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest $(PARALLEL) -p no:cacheprovider tests/integrations/diffusers
 
 .PHONY: lint
 lint: $(INSTALLED) ## Check style, formatting and types
