@@ -40,6 +40,8 @@ def evaluate(
     (SROCC + PLCC) / 2; preferences give the accuracy without and with ties. Exit status: 0 when the figures are of the
     whole benchmark, 1 when clips are missing or failed, 2 when the command or the table was not understood.
     """
+    from rich.console import Console
+
     from dover_eval.cli.loading import load_scorer
     from dover_eval.replacing import replacing
     from dover_eval.results import write_results
@@ -82,15 +84,16 @@ def evaluate(
                     write_results(scored.to_dicts(), save_scores)
             rows = (dict(zip(scored.names, row, strict=True)) for row in scored.values.tolist())
             values, fingerprint = dict(zip(keys, rows, strict=True)), str(scored.fingerprint)
-        report = compare(
-            items,
-            values,
-            benchmark=benchmark,
-            fingerprint=fingerprint,
-            tie_thresholds=thresholds,
-            resamples=resamples,
-            seed=seed,
-        )
+        with Console(stderr=True).status(f"{resamples} resamples of each figure"):
+            report = compare(
+                items,
+                values,
+                benchmark=benchmark,
+                fingerprint=fingerprint,
+                tie_thresholds=thresholds,
+                resamples=resamples,
+                seed=seed,
+            )
     except (TableError, ValueError) as error:
         usage(str(error))
     print_report(report)
