@@ -7,10 +7,12 @@ import json
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from dover_eval import VideoScorer
+from dover_eval.results import read_results
 from dover_eval.sanity import drawn_clips
 from dover_eval.scores import weights_digest
 from examples.train_default.measure import defects
@@ -49,6 +51,16 @@ def test_the_card_says_what_was_measured(measured):
 
 def test_the_figures_are_those_of_these_weights(scorer, measured):
     assert weights_digest(scorer.model.state_dict()) == measured["weights"]
+
+
+def test_the_table_of_the_readme_is_what_it_scores(scorer, monkeypatch):
+    """In digits that no machine's rounding reaches; in the fingerprint too, of which torch's version is a part."""
+    monkeypatch.chdir(EXAMPLES.parent)
+    table = read_results(EXAMPLES / "scores.csv")
+    found = scorer.score(list(table.videos), table.prompts)
+    assert np.abs(found.values.numpy() - table.scores).max() < 1e-3
+    if torch.__version__ == "2.13.0+cpu":
+        assert table.fingerprint == found.fingerprint.digest
 
 
 @pytest.mark.slow

@@ -15,7 +15,9 @@ SUFFIXES = (".html", ".htm")
 
 
 def report(
-    results: Annotated[Path, typer.Argument(help="What `dover-eval score --output` wrote: .parquet, .jsonl, .csv.")],
+    results: Annotated[
+        Path, typer.Argument(help="What `dover-eval score --output` wrote: .parquet, .jsonl, .csv, .json.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The page, one self-contained HTML file.")],
     folder: Annotated[
         Path | None,

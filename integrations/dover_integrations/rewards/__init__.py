@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dover_integrations.rewards.core import DoverReward as DoverReward
     from dover_integrations.rewards.engine import RewardError as RewardError
+    from dover_integrations.rewards.monitor import Limits as Limits
     from dover_integrations.rewards.monitor import RewardMonitor as RewardMonitor
     from dover_integrations.rewards.shaping import RunningNorm as RunningNorm
     from dover_integrations.rewards.shaping import aspect_advantages as aspect_advantages
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "DoverReward": "core",
+    "Limits": "monitor",
     "RewardError": "engine",
     "RewardMonitor": "monitor",
     "RunningNorm": "shaping",
