@@ -142,9 +142,9 @@ def fit_logistic(scores: ArrayLike, ratings: ArrayLike, start: Logistic | None =
 
     Constant scores or ratings give the flat map. Where the best curve has no end within reach (one that is nearly
     exponential) the search stops close to it, and what it has found counts; only one that ran into NaN is NaN
-    everywhere.
+    everywhere. Raises ValueError for fewer than five, other shapes or NaN.
     """
-    x, y = np.asarray(scores, float), np.asarray(ratings, float)
+    x, y = _paired(scores, ratings, "scores", "ratings", fewest=FEWEST_RATINGS)
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return Logistic(y.mean(), y.mean(), x.mean(), 1.0)
     if start is None or not math.isfinite(start.top):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dover_eval.evaluation import fit_logistic, pair_metrics, rating_metrics
+from dover_eval.evaluation import fit_logistic, metrics, pair_metrics, rating_metrics
 
 
 @pytest.fixture
@@ -192,6 +192,21 @@ def test_a_single_pair_has_its_accuracy_and_no_interval():
     found = pair_metrics([0.5], [1])
     assert found.without_ties.value == 1
     assert math.isnan(found.without_ties.low)
+
+
+def test_too_few_for_four_parameters_are_refused():
+    with pytest.raises(ValueError, match="at least 5"):
+        fit_logistic([1, 2, 3, 4], [1, 2, 4, 5])
+
+
+def test_resamples_of_a_few_prompts_are_computed_once_each(monkeypatch):
+    computed = []
+    figures = metrics._rating_figures
+    monkeypatch.setattr(metrics, "_rating_figures", lambda *a: computed.append(1) or figures(*a))
+    rng = np.random.default_rng(0)
+    found = rating_metrics(rng.normal(size=30), rng.normal(size=30), groups=[i % 3 for i in range(30)])
+    assert len(computed) == 1 + 10  # of three prompts there are ten choices of three, whatever their order
+    assert found.srocc.low < found.srocc.value < found.srocc.high
 
 
 def test_ratings_that_bend_without_an_end_are_fitted_as_well():
