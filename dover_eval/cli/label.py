@@ -10,6 +10,7 @@ import typer
 
 from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, failure, usage, writing
 from dover_eval.cli.progress import progress_bar
+from dover_eval.opinion import SCORE_NAMES
 from dover_eval.prompts import prompt_fault
 from dover_eval.scale.inputs import find_videos, match_prompts, read_prompts
 
@@ -112,7 +113,7 @@ def _option(text: str) -> tuple[str, Any]:
 
 
 def _scale(text: str) -> tuple[str, Scale]:
-    from dover_eval.distillation.teacher import SCORE_NAMES, parse_scale
+    from dover_eval.distillation.teacher import parse_scale
 
     aspect, equals, value = text.partition("=")
     if not equals:

@@ -152,7 +152,7 @@ def fit_logistic(scores: ArrayLike, ratings: ArrayLike, start: Logistic | None =
         ends = (y.max(), y.min()) if sign > 0 else (y.min(), y.max())
         start = Logistic(*ends, x.mean(), x.std())
     # MINPACK's search as `least_squares(method="lm")` has it, to the bit, without what that does around each step: a
-    # third to a half of the time, and a bootstrap has thousands of fits.
+    # bootstrap has thousands of fits.
     found, _, told, _, _ = optimize.leastsq(
         lambda b: Logistic(*b)(x) - y,
         start.parameters,

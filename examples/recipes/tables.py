@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dover_eval.distillation.teacher import SCORE_NAMES  # without torch: a converter starts at once
+from dover_eval.opinion import SCORE_NAMES
 
 PAIR_COLUMNS = ("prompt", "video_a", "video_b", "aspect", "label", "share", "content")
 

@@ -16,23 +16,11 @@ import numpy as np
 import pytest
 import torch
 from av.stream import Disposition
-from PIL import Image
 
 from dover_eval import VideoError
 from dover_eval.video.decode import decode_clip, frame_times, sample_moments
 from dover_eval.video.sample import sample_indices
-
-
-def grey_frames(levels, height=48, width=64):
-    """Flat frames, told apart by their brightness."""
-    return np.stack([np.full((height, width, 3), level, np.uint8) for level in levels])
-
-
-def levels_of(clip):
-    return [round(frame.float().mean().item() / 20) * 20 for frame in clip.frames]
-
-
-LEVELS = [20, 40, 60, 80, 100, 120, 140, 160]
+from tests.video.conftest import LEVELS, grey_frames, levels_of
 
 
 def test_every_frame_of_a_clip_in_order(write_video):
@@ -221,68 +209,6 @@ def test_hdr_is_refused(tmp_path, transfer, kind):
         decode_clip(path, 4)
 
 
-def test_a_damaged_frame_is_refused(write_video, moving_frames):
-    path = write_video(moving_frames, options={"crf": "4", "preset": "ultrafast", "g": "1"})
-    data = bytearray(path.read_bytes())
-    middle = data.index(b"mdat") + (len(data) - data.index(b"mdat")) // 2
-    data[middle : middle + 400] = bytes(400)
-    path.write_bytes(data)
-    with pytest.raises(VideoError, match=r"damaged in the frame at \d\.\d\d s|cannot be decoded"):
-        decode_clip(path, 12)
-
-
-@pytest.mark.parametrize(("name", "codec"), [("a.mkv", "libx264"), ("a.webm", "libvpx-vp9")])
-def test_a_matroska_whose_bytes_never_came_is_refused(write_video, moving_frames, name, codec):
-    """A download takes its place on the disk first, and fills it."""
-    path = write_video(moving_frames, name, codec=codec, options={"g": "1"})
-    data = path.read_bytes()
-    for length in range(len(data) // 4, len(data) - 200, len(data) // 10):
-        path.write_bytes(data[:length] + bytes(len(data) - length))
-        with pytest.raises(VideoError, match=r"truncated, zeros from byte|damaged"):
-            decode_clip(path, 4)
-    path.write_bytes(data + bytes(100))
-    assert len(decode_clip(path, 4).frames) == 4
-
-
-def test_a_damaged_frame_between_those_that_are_sampled_is_refused(write_video, moving_frames):
-    """What follows is made of it."""
-    path = write_video(np.tile(moving_frames, (5, 1, 1, 1)), "a.ts", codec="mpeg2video", options={"g": "60", "b": "4M"})
-    assert len(decode_clip(path, 2).frames) == 2
-    data = bytearray(path.read_bytes())
-    for at in range(len(data) // 3, len(data) // 2, 400):
-        data[at : at + 12] = bytes(12)
-    path.write_bytes(data)
-    with pytest.raises(VideoError, match="damaged in"):
-        decode_clip(path, 2)
-
-
-def test_a_gif_with_a_byte_too_many_between_its_blocks_is_whole(write_video):
-    path = write_video(grey_frames(LEVELS), "a.gif", codec="gif")
-    data = path.read_bytes()
-    path.write_bytes(data[:-1] + b"\0" + data[-1:])
-    assert len(decode_clip(path, 4).frames) == 4
-
-
-def test_a_gif_of_which_ffmpeg_reads_a_part_is_not_called_truncated(tmp_path, moving_frames):
-    first, *more = map(Image.fromarray, moving_frames)
-    first.save(tmp_path / "a.gif", save_all=True, append_images=more)
-    with pytest.raises(VideoError, match=r"a\.gif: FFmpeg reads \d+ of 12 pictures, which have no duration"):
-        decode_clip(tmp_path / "a.gif", 4)
-
-
-@pytest.mark.parametrize(("name", "codec"), [("a.flv", "flv1"), ("a.wmv", "wmv2"), ("a.gif", "gif")])
-def test_a_file_that_tells_its_bytes_or_its_end_is_found_truncated_wherever_it_is_cut(write_video, name, codec):
-    path = write_video(grey_frames(LEVELS), name, codec=codec)
-    data = path.read_bytes()
-    assert len(decode_clip(path, 4).frames) == 4
-    for length in range(len(data) // 4, len(data), max(1, len(data) // 60)):
-        path.write_bytes(data[:length])
-        with pytest.raises(VideoError):
-            decode_clip(path, 4)
-    path.write_bytes(data + b"what a transfer appended")
-    assert len(decode_clip(path, 4).frames) == 4
-
-
 def test_no_frame_is_left_in_a_cycle_of_references(write_video):
     """It would stay in memory for as long, and its scaler's threads would be waited for by a forked process."""
     path = write_video(grey_frames(LEVELS))
@@ -394,100 +320,6 @@ def test_real_clips(real_clip: Path):
     assert clip.frames.float().std() > 1
     assert 8 < clip.duration < 11
     assert torch.equal(decode_clip(real_clip, 8).frames, clip.frames)
-
-
-@pytest.mark.parametrize("name", ["cut.mkv", "cut.webm", "cut.gif"])
-def test_containers_that_count_no_frames_are_found_truncated_too(write_video, name):
-    rng = np.random.default_rng(0)
-    frames = rng.integers(0, 256, (24, 48, 64, 3), dtype=np.uint8)
-    codec = {"cut.webm": "libvpx-vp9", "cut.gif": "gif"}.get(name, "libx264")
-    path = write_video(frames, name, codec=codec)
-    assert decode_clip(path, 8).frames.shape[0] == 8
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(VideoError, match="truncated"):
-        decode_clip(path, 8)
-
-
-@pytest.mark.parametrize(
-    "flags", ["frag_keyframe+empty_moov", "dash", "cmaf", "frag_every_frame+empty_moov+separate_moof"]
-)
-def test_an_mp4_in_fragments_is_found_truncated_wherever_it_is_cut_within_one(tmp_path, flags):
-    path = tmp_path / "fragments.mp4"
-    with av.open(str(path), "w", container_options={"movflags": flags}) as container:
-        stream = container.add_stream("libx264", rate=8, width=64, height=48, pix_fmt="yuv420p", options={"g": "6"})
-        for pixels in np.random.default_rng(0).integers(0, 256, (24, 48, 64, 3), dtype=np.uint8):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(stream.encode())
-    whole = path.read_bytes()
-    assert b"moof" in whole
-    assert len(decode_clip(path, 8).frames) == 8
-    path.write_bytes(whole + b"\0" * 100)  # what was appended is not a part that is missing
-    assert len(decode_clip(path, 8).frames) == 8
-    for share in (0.95, 0.7, 0.4):
-        path.write_bytes(whole[: int(share * len(whole))])
-        with pytest.raises(VideoError, match=r"truncated"):
-            decode_clip(path, 8)
-
-
-def with_sound(path, frames, codec, sound):
-    """A file of `frames`, eight a second, and as much silence."""
-    with av.open(str(path), "w") as container:
-        video = container.add_stream(codec, rate=8, width=frames.shape[2], height=frames.shape[1], pix_fmt="yuv420p")
-        audio = container.add_stream(sound, rate=48000)
-        for pixels in frames:
-            container.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(video.encode())
-        size = audio.codec_context.frame_size
-        for start in range(0, 6000 * len(frames), size):
-            silence = av.AudioFrame(audio.codec_context.format.name, audio.codec_context.layout.name, size)
-            for plane in silence.planes:
-                plane.update(bytes(plane.buffer_size))
-            silence.sample_rate, silence.pts = 48000, start
-            container.mux(audio.encode(silence))
-        container.mux(audio.encode())
-    return path
-
-
-@pytest.mark.parametrize(
-    ("name", "codec", "sound"),
-    [("a.webm", "libvpx-vp9", "libopus"), ("a.mkv", "libx264", "aac"), ("a.avi", "mpeg4", "mp3")],
-)
-def test_files_with_sound_are_whole_or_truncated_as_those_without(tmp_path, name, codec, sound):
-    frames = np.random.default_rng(0).integers(0, 256, (24, 48, 64, 3), dtype=np.uint8)
-    path = with_sound(tmp_path / name, frames, codec, sound)
-    assert decode_clip(path, 8).frames.shape[0] == 8
-    whole = path.read_bytes()
-    for share in (0.5, 0.25):
-        path.write_bytes(whole[: int(share * len(whole))])
-        with pytest.raises(VideoError, match="truncated"):
-            decode_clip(path, 8)
-
-
-def test_a_live_stream_never_says_how_long_it_is(tmp_path):
-    """Matroska through a pipe: its segment's size is left open, and whatever came is taken."""
-    path = tmp_path / "live.mkv"
-    with av.open(str(path), "w", format="matroska", options={"live": "1"}) as container:
-        stream = container.add_stream("libx264", rate=8, width=64, height=48, pix_fmt="yuv420p")
-        for pixels in grey_frames(LEVELS):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(stream.encode())
-    assert b"\x18\x53\x80\x67\x01\xff\xff\xff\xff\xff\xff\xff" in path.read_bytes()
-    assert len(decode_clip(path, 8).frames) == 8
-
-
-def test_a_last_frame_that_is_held_ends_no_file_early(write_video, tmp_path):
-    source, path = write_video(grey_frames(LEVELS)), tmp_path / "held.mkv"
-    with av.open(str(source)) as container, av.open(str(path), "w") as held:
-        video = container.streams.video[0]
-        stream = held.add_stream_from_template(video)
-        packets = [packet for packet in container.demux(video) if packet.size]
-        last = max(packets, key=lambda packet: packet.pts)
-        for packet in packets:
-            if packet is last:
-                packet.duration = int(2 / packet.time_base)
-            packet.stream = stream
-            held.mux(packet)
-    assert len(decode_clip(path, 8).frames) == 8
 
 
 @pytest.mark.parametrize("codec", ["mpeg4", "mjpeg"])
