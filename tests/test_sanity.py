@@ -218,7 +218,7 @@ def test_the_command_without_clips_draws_some(dover):
         (["--videos", "broken.mp4"], "cannot be decoded"),
         (["--videos", "*.mkv"], "dover-eval: *.mkv: no file matches"),
         (["--videos", "broken.mp4", "--prompts", "none.csv"], "none.csv: cannot be read"),
-        (["--defect", "crooked"], "got crooked"),
+        (["--defect", "crooked"], "--defect crooked: expected one of blur, noise"),
         (["--prompts", "p.csv"], "--prompts goes with --videos"),
         (["--plot", "no/such/plot.png"], "there is no folder"),
         (["--plot", "plot.jpg"], "ends in .png, .svg, .pdf"),

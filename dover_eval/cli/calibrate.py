@@ -41,9 +41,11 @@ def calibrate(
     status: 0 when every rated aspect has its map, 1 when one has not or clips are missing, 2 when the command or a
     table was not understood.
     """
+    from dover_eval.calibration import CalibrationError
     from dover_eval.cli.evaluate import score_items
     from dover_eval.cli.loading import load_scorer, score_with_progress
-    from dover_eval.scale.inputs import find_videos, match_prompts, read_prompts
+    from dover_eval.scale.inputs import InputError, find_videos, match_prompts, read_prompts
+    from dover_eval.tables import TableError
 
     with extra("evaluation"):
         from dover_eval.evaluation import BENCHMARKS
@@ -80,7 +82,7 @@ def calibrate(
             level=level,
             seed=seed,
         )
-    except ValueError as error:
+    except (TableError, InputError, CalibrationError) as error:
         usage(str(error))
     _print(calibration)
     with writing(output):

@@ -45,10 +45,11 @@ def evaluate(
     from dover_eval.cli.loading import load_scorer
     from dover_eval.replacing import replacing
     from dover_eval.results import write_results
-    from dover_eval.tables import SUFFIXES
+    from dover_eval.scale.inputs import InputError
+    from dover_eval.tables import SUFFIXES, TableError
 
     with extra("evaluation"):
-        from dover_eval.evaluation import BENCHMARKS, TableError, read_scores
+        from dover_eval.evaluation import BENCHMARKS, read_scores
         from dover_eval.evaluation import evaluate as compare
 
     if list_benchmarks:
@@ -94,7 +95,7 @@ def evaluate(
                 resamples=resamples,
                 seed=seed,
             )
-    except (TableError, ValueError) as error:
+    except (TableError, InputError) as error:
         usage(str(error))
     print_report(report)
     if output is not None:
@@ -107,15 +108,21 @@ def evaluate(
 def score_items(
     items: Items, folder: Path | None, scorer: VideoScorer, batch_size: int | None
 ) -> tuple[list[tuple[str, str]], VideoScores, list[str]]:
-    """(video, prompt) as the items call them, their scores, and the names of clips that are not in the folder."""
+    """(video, prompt) as the items call them, their scores, and the names of clips that are not in the folder.
+
+    Raises InputError where there is nothing to score, or a prompt has nothing to read in it, and TableError for names
+    that fit several clips.
+    """
     from dover_eval.cli.loading import score_with_progress
     from dover_eval.evaluation import ClipIndex, match_clips, wanted_clips
-    from dover_eval.scale.inputs import find_videos
+    from dover_eval.scale.inputs import InputError, check_named_prompt, find_videos
 
     wanted = wanted_clips(items)
     found = match_clips(items, ClipIndex((str(path) for path in find_videos([str(folder)])), str(folder)))
     if not found:
-        raise ValueError(f"{folder}: none of the {len(wanted)} clips of the table is there")
+        raise InputError(f"{folder}: none of the {len(wanted)} clips of the table is there")
+    for video, prompt in found:
+        check_named_prompt(video, prompt)
     files, texts = [Path(place) for place in found.values()], [prompt for _, prompt in found]
     missing = list(dict.fromkeys(key[0] for key in wanted if key not in found))
     return list(found), score_with_progress(scorer, files, texts, batch_size), missing

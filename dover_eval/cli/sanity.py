@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def sanity(
     videos: Annotated[list[str] | None, typer.Option(help="Files, folders or patterns; drawn clips if none.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="A CSV with the clips' video_name and Prompt.")] = None,
-    defect: Annotated[list[str] | None, typer.Option(help="Check this defect alone; may be repeated.")] = None,
+    defect: Annotated[list[str] | None, typer.Option(help="Of the defects, this alone; may be repeated.")] = None,
     count: Annotated[int, typer.Option(min=1, help="How many clips to use at most.")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Of the defects' random parts, and of the drawn clips.")] = 0,
     plot: Annotated[Path | None, typer.Option(help="Draw the scores by strength: .png, .svg or .pdf.")] = None,
@@ -42,13 +42,15 @@ def sanity(
         if plot is not None:
             import matplotlib  # noqa: F401
     from dover_eval.replacing import replacing
-    from dover_eval.sanity import check_scorer, drawn_clips, load_clip
-    from dover_eval.scale.inputs import find_videos, match_prompts, read_prompts
+    from dover_eval.sanity import check_scorer, defect_names, drawn_clips, load_clip
+    from dover_eval.scale.inputs import InputError, find_videos, match_prompts, read_prompts
     from dover_eval.video.decode import VideoError
 
     check_file("--plot", plot, (".png", ".svg", ".pdf"))
     check_file("--output", output)
     check_no_input("--output", output, [prompts, *(videos or [])])
+    if unknown := set(defect or ()) - set(defect_names()):
+        usage(f"--defect {', '.join(sorted(unknown))}: expected one of {', '.join(defect_names())}")
     if prompts is not None and not videos:
         usage("--prompts goes with --videos: drawn clips have their own")
     try:
@@ -60,7 +62,7 @@ def sanity(
         else:
             clips, texts = drawn_clips(min(count, 4), scorer.config.num_frames, seed)
         report = _with_status(lambda say: check_scorer(scorer, clips, texts, defects=defect, seed=seed, progress=say))
-    except (VideoError, ValueError) as error:
+    except (VideoError, InputError) as error:
         usage(str(error))
     _print(report, "drawn clips" if not files else "clips", texts is not None)
     if output is not None:

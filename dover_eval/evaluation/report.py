@@ -87,7 +87,7 @@ class ClipIndex:
             self._stems[1][path.stem.split("_")[0]].add(name)
 
     def find(self, called: str) -> str | None:
-        """The clip that `called` (a path, a name or a URL) is, or None. Raises ValueError where it fits several."""
+        """The clip that `called` (a path, a name or a URL) is, or None. Raises TableError where it fits several."""
         if called in self._names:
             return called
         wanted = unquote(urlsplit(called).path) if "://" in called else called.replace("\\", "/")
@@ -99,12 +99,12 @@ class ClipIndex:
             candidates += [stems.get(parts[0], set()) for stems in self._stems]
         found = next((names for names in candidates if names), set())
         if len(found) > 1:
-            raise ValueError(f"{called} is any of {', '.join(sorted(found)[:3])}: keep its folder in the name")
+            raise TableError(f"{called} is any of {', '.join(sorted(found)[:3])}: keep its folder in the name")
         return next(iter(found), None)
 
 
 def match_clips(items: Items, index: ClipIndex) -> dict[tuple[str, str], str]:
-    """The clip of each (video, prompt) that is there. Raises ValueError where two videos of the items are one clip."""
+    """The clip of each (video, prompt) that is there. Raises TableError where two videos of the items are one clip."""
     called: dict[str, str] = {}
     matched = {}
     for video, prompt in wanted_clips(items):
@@ -112,7 +112,7 @@ def match_clips(items: Items, index: ClipIndex) -> dict[tuple[str, str], str]:
         if name is None:
             continue
         if called.setdefault(name, video) != video:
-            raise ValueError(f"{called[name]} and {video} are both {name}: keep the table's folders")
+            raise TableError(f"{called[name]} and {video} are both {name}: keep the table's folders")
         matched[video, prompt] = name
     return matched
 

@@ -71,7 +71,7 @@ def load_examples(settings: TableSettings) -> tuple[list[Example], list[str]]:
     try:
         index = ClipIndex(_video_files(folder), str(folder))
         found = {name: index.find(name) for example in examples for name in example.videos}
-    except ValueError as error:
+    except TableError as error:
         raise TableError(f"{settings.table}: {error}") from error
     missing = [name for name, path in found.items() if path is None]
     if len(missing) == len(found):

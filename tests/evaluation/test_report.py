@@ -15,6 +15,7 @@ from dover_eval.evaluation import (
     ClipIndex,
     JudgedPair,
     RatedClip,
+    TableError,
     evaluate,
     match_clips,
     pair_metrics,
@@ -53,7 +54,7 @@ def test_a_member_of_an_archive_is_found_by_its_own_name():
     index = ClipIndex(names)
     assert index.find("1.mp4") == index.find("x/1.mp4") == index.find("1") == names[0]
     assert index.find(names[1]) == names[1]
-    with pytest.raises(ValueError, match=r"x/2.mp4 is any of tar://x/2.mp4::shards/0.tar, tar://x/2.mp4::shards/1.tar"):
+    with pytest.raises(TableError, match=r"x/2.mp4 is any of tar://x/2.mp4::shards/0.tar, tar://x/2.mp4::shards/1.tar"):
         index.find("x/2.mp4")
 
 
@@ -64,12 +65,12 @@ def test_a_single_clip_is_found_by_its_name(name):
 
 def test_two_videos_of_a_table_are_not_one_clip():
     items = [RatedClip("a/1.mp4", "p", {}), RatedClip("b/1.mp4", "p", {})]
-    with pytest.raises(ValueError, match=r"a/1\.mp4 and b/1\.mp4 are both flat/1\.mp4"):
+    with pytest.raises(TableError, match=r"a/1\.mp4 and b/1\.mp4 are both flat/1\.mp4"):
         match_clips(items, ClipIndex(["flat/1.mp4", "flat/2.mp4"]))
 
 
 def test_a_name_that_fits_two_clips_is_an_error():
-    with pytest.raises(ValueError, match=r"any of data/x/1\.mp4, data/y/1\.mp4"):
+    with pytest.raises(TableError, match=r"any of data/x/1\.mp4, data/y/1\.mp4"):
         ClipIndex(["data/x/1.mp4", "data/y/1.mp4"]).find("1.mp4")
 
 
@@ -227,6 +228,30 @@ def test_missing_clips_end_with_status_one(rated_folder):
     result = run(table, "--videos", folder / "clips")
     assert result.exit_code == 1
     assert "1 clips not found: gone.mp4" in " ".join(result.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("5.mp4,\u200b,3", "'5.mp4': expected a text for its prompt, got '\\u200b'"),
+        ("x/5.mp4,a square,3", "5.mp4 and x/5.mp4 are both"),
+    ],
+)
+def test_a_line_that_cannot_be_scored_names_its_clip(rated_folder, line, words):
+    folder, table, run = rated_folder
+    table.write_text(f"{table.read_text()}{line}\n")
+    result = run(table, "--videos", folder / "clips")
+    assert result.exit_code == 2
+    assert words in " ".join(result.stderr.split())
+
+
+def test_a_fault_of_ours_is_not_blamed_on_the_command(rated_folder, monkeypatch):
+    def broken(*arguments, **options):
+        raise ValueError("shapes do not match")
+
+    monkeypatch.setattr("dover_eval.evaluation.evaluate", broken)
+    folder, table, run = rated_folder
+    assert isinstance(run(table, "--videos", folder / "clips").exception, ValueError)
 
 
 @pytest.mark.parametrize(
