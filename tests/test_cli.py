@@ -161,6 +161,13 @@ def test_markup_in_names_and_prompts_is_text(dover, write_video, moving_frames):
     assert "[bold]x[/nonsense]" in result.stdout
 
 
+def test_a_warning_is_said_once_and_by_whom(dover, videos):
+    assert dover("info").exit_code == 0  # a command before, in the same process
+    result = dover("score", videos, "--prompt", "a square " * 400)
+    assert result.stderr.count("more than") == 1, result.stderr
+    assert "dover_eval.models.text: a prompt has more than 256 tokens" in " ".join(result.stderr.split())
+
+
 def test_info_says_what_runs_and_why(dover):
     result = dover("info")
     assert result.exit_code == 0, result.output

@@ -6,6 +6,8 @@ import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import typer
+
 from dover_eval.cli.exits import failure, usage
 from dover_eval.cli.progress import progress_bar
 
@@ -17,9 +19,24 @@ if TYPE_CHECKING:
     from dover_eval.scores import VideoScores
 
 
+class _StandardError(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        typer.echo(self.format(record), err=True)
+
+
+def show_warnings() -> None:
+    """Our own ones alone: other packages have handlers of their own, and would say everything twice."""
+    for name in ("dover_eval", "dover_integrations"):
+        logger = logging.getLogger(name)
+        if not logger.handlers:
+            handler = _StandardError(logging.WARNING)
+            handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+            logger.addHandler(handler)
+
+
 def load_scorer(model: str | None, device: str | None, calibration: Path | None = None) -> VideoScorer:
     """The scorer of a checkpoint, or an exit with its reason. Warnings (fallbacks) still go to standard error."""
-    logging.basicConfig(format="%(name)s: %(message)s", level=logging.WARNING)
+    show_warnings()
     from dover_eval.calibration import Calibration, CalibrationError
     from dover_eval.scorer import VideoScorer
 

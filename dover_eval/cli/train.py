@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dover_eval.cli.exits import extra, failure, usage
+from dover_eval.cli.loading import show_warnings
 
 if TYPE_CHECKING:
     from dover_eval.training.corpus import Corpus
@@ -26,7 +26,7 @@ def train(
     Several GPUs: torchrun --nproc-per-node 8 -m dover_eval train CONFIG. Exit status: 0 when the checkpoint is there,
     1 when the weights to start from or the training failed, 2 when the settings or the data cannot be used.
     """
-    logging.basicConfig(format="%(name)s: %(message)s", level=logging.WARNING)
+    show_warnings()
     with extra("train"):
         import_module("accelerate")  # Trainer's own import of it is far from here
 
