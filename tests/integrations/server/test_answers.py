@@ -29,7 +29,8 @@ def stub():
                     for name, value in (("Content-Length", str(len(body))), *headers):
                         self.send_header(name, value)
                     self.end_headers()
-                    self.wfile.write(body)
+                    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a client that waits no longer
+                        self.wfile.write(body)
 
                 def log_message(self, *arguments):
                     pass

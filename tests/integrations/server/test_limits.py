@@ -1,6 +1,7 @@
 """What one request may take of time, memory and the queue, so that others have their share."""
 
 import base64
+import inspect
 import io
 import socket
 import struct
@@ -13,9 +14,12 @@ import pytest
 import torch
 from av.stream import Disposition
 from dover_integrations.rewards import RewardError
-from dover_integrations.server import media
+from dover_integrations.server import ServerSettings, media
 from dover_integrations.server.wire import SAFETENSORS, encode_clips
 from PIL import Image
+
+from dover_eval.cli.serve import MIB
+from dover_eval.cli.serve import serve as command
 
 HEADERS = {"Content-Type": SAFETENSORS}
 
@@ -319,3 +323,11 @@ def test_a_cover_before_the_video_hides_nothing_from_the_limits(serve, mp4, tmp_
     with serve(max_frames=4).http() as http:
         answer = http.post("/score", files=[("videos", data)], data={"prompts": "a"}).json()
     assert answer["errors"][0]["dover"] == "video 0: expected at most 4 frames, got 5"
+
+
+def test_the_command_has_the_settings_limits():
+    own = ServerSettings()
+    options = {name: option.default for name, option in inspect.signature(command).parameters.items()}
+    assert (options["max_body_mib"] * MIB, options["max_memory_mib"] * MIB) == (own.max_body, own.max_memory)
+    for name in ("max_clips", "max_frames", "max_pixels", "queue_size", "timeout", "body_timeout"):
+        assert options[name] == getattr(own, name), name
