@@ -56,7 +56,7 @@ def decode_clip(path: str | Path, num_frames: int, windows: int = 1) -> Clip:
     Each is the frame on screen in the middle of its part of the clip, so a variable frame rate is sampled
     rightly and a clip with fewer frames repeats them. With several windows they are runs of consecutive frames, as
     `sample_indices` has them. Rotation and mirroring in the metadata are obeyed. Files stream: memory holds the
-    sampled frames (twice, while they become one tensor), whatever the length.
+    sampled frames, whatever the length.
 
     Raises VideoError for a missing, empty or audio-only file, one that is no video or whose frames change size, a
     playlist of other files, HDR (what is meant for another display would be scored as too dark and grey), frames up to
@@ -70,13 +70,18 @@ def decode_clip(path: str | Path, num_frames: int, windows: int = 1) -> Clip:
     start = times[0]
     moments = sample_moments(times, end, num_frames, windows)
     rising = sorted(set(moments))
-    found = dict(zip(rising, frames_at(path, rising), strict=False))
-    chosen = [found[moment] for moment in moments if moment in found]
-    if len(chosen) < num_frames:
+    frames: Tensor | None = None
+    dates: dict[float, float] = {}
+    for moment, (frame, time) in zip(rising, frames_at(path, rising), strict=False):
+        if frames is None:
+            check_sides(frame.shape[2], frame.shape[1], str(path), VideoError)
+            # Filled as frames come, and not stacked at the end: 16 of 4K are 400 MB, once.
+            frames = frame.new_empty((num_frames, *frame.shape))
+        frames[[i for i, chosen in enumerate(moments) if chosen == moment]] = frame
+        dates[moment] = time
+    if frames is None or len(dates) < len(rising):
         raise VideoError(f"{path}: no frame could be decoded, expected a video")
-    frames = torch.stack([frame for frame, _ in chosen])
-    check_sides(frames.shape[3], frames.shape[2], str(path), VideoError)
-    return Clip(frames, tuple(time - start for _, time in chosen), end - start)
+    return Clip(frames, tuple(dates[moment] - start for moment in moments), end - start)
 
 
 def frame_times(path: str | Path) -> tuple[list[float], float]:
