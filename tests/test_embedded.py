@@ -68,7 +68,7 @@ def test_defects_and_wrong_captions_are_seen_on_scenes_never_trained_on(scorer):
     """Drawn ones, and few; the bounds leave room for that."""
     clips, captions = drawn_clips(8, scorer.config.num_frames, seed=777)
     chosen = ("blur", "noise", "compress", "flicker", "jitter", "darken")
-    for name, result in defects(scorer, clips, captions, 777, names=chosen).items():
+    for name, result in defects(scorer, clips[:4], captions[:4], 777, names=chosen).items():
         assert result.rank.mean > 0.6, name
         assert result.moved.mean > 0.2, name
     align = lambda texts: scorer.score(clips, texts, layout="THWC").values[:, 1]

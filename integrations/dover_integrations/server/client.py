@@ -30,6 +30,7 @@ TOO_LARGE = 413
 CLIPS_PER_REQUEST = 16
 BYTES_PER_REQUEST = 64 * 2**20
 REQUESTS_AT_ONCE = 4
+LONGEST_WAIT = 16.0  # seconds before a request is sent again: who asks for many tries waits for a server, not for hours
 MOST = torch.finfo(torch.float32).max
 
 
@@ -49,7 +50,7 @@ class DoverRewardClient(DoverReward):
         token: the server's bearer token.
         timeout: seconds that one answer may take; one that takes longer is not asked for again.
         retries: how often a request is sent again after a broken connection or an answer of 429, 502, 503 or 504,
-            after 0.5, 1, 2, 4, ... seconds or what the server asks for. Scoring again changes nothing.
+            after 0.5, 1, 2, 4, 8, 16, 16, ... seconds or what the server asks for. Scoring again changes nothing.
     """
 
     def __init__(
@@ -151,7 +152,7 @@ class DoverRewardClient(DoverReward):
     def _send(self, request: Callable[[httpx.Client], httpx.Response]) -> dict[str, Any]:
         problem = ""
         for attempt in range(self.retries + 1):
-            wait = 0.5 * 2**attempt * random.uniform(0.8, 1.2)
+            wait = min(0.5 * 2**attempt, LONGEST_WAIT) * random.uniform(0.8, 1.2)
             try:
                 response = request(self._client())
             except httpx.DecodingError as error:
