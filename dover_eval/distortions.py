@@ -1,4 +1,4 @@
-"""Known ways to spoil a clip, each at a strength from 0 (untouched) to 1 (as bad as it gets).
+"""Known ways to spoil a clip, each at a strength from 0 (untouched, by `compress` nearly) to 1 (as bad as it gets).
 
 Every function takes frames (T,H,W,3) uint8, a strength and a random generator, and gives frames of the same shape.
 `ASPECT_OF` says which of the five scores each one should move.
@@ -74,7 +74,7 @@ def drop(frames: Frames, strength: float, rng: np.random.Generator) -> Frames:
 
 def freeze(frames: Frames, strength: float, rng: np.random.Generator) -> Frames:
     """One picture stands still, for three quarters of the clip at most; then the clip jumps to where it would be."""
-    length = round(0.75 * strength * len(frames))
+    length = min(round(0.75 * strength * len(frames)), len(frames) - 1)
     start = int(rng.integers(0, len(frames) - length))
     order = np.arange(len(frames))
     order[start : start + length + 1] = start

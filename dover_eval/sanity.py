@@ -291,7 +291,7 @@ def _alarms(untouched: NDArray[Any], seen: NDArray[Any]) -> Iterable[str]:
     for column, name in enumerate(SCORE_NAMES):
         if lost := int((~np.isfinite(seen[:, column])).sum()):
             yield f"{name} is no number for {lost} of {len(seen)} versions of clips"
-        elif np.ptp(seen[:, column]) < SAME:
+        elif len(seen) > 1 and np.ptp(seen[:, column]) < SAME:
             yield f"{name} is {seen[0, column]:.4f} for all {len(seen)} versions of all clips"
         elif len(untouched) > 1 and np.ptp(untouched[:, column]) < SAME:
             yield f"{name} is {untouched[0, column]:.4f} for every one of the {len(untouched)} untouched clips"

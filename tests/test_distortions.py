@@ -38,6 +38,12 @@ def test_shape_and_input_are_kept(frames, name):
     assert np.array_equal(frames, before)
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("count", [1, 2])
+def test_clips_of_a_frame_or_two_can_be_spoiled(frames, name, count):
+    assert distort(frames[:count], name, 1.0, np.random.default_rng(0)).shape == frames[:count].shape
+
+
 def test_sharpness_and_grain_move_the_right_way(frames):
     detail = lambda x: np.abs(np.diff(x.astype(float), axis=2)).mean()
     assert detail(distort(frames, "blur", 0.8, np.random.default_rng(0))) < 0.6 * detail(frames)

@@ -157,6 +157,7 @@ def test_defects_that_change_nothing_are_skipped_and_not_passed(drawn):
     report = check_scorer(Measuring(), still, None, defects=["shuffle", "freeze", "drop"])
     assert all(check.status == "skipped" and "do they move" in check.reason for check in report.checks)
     assert not report.ok  # nothing was checked
+    assert not check_scorer(Measuring(), still[:1], None, defects=["freeze"]).alarms  # one score is not a stuck one
 
 
 def test_prompts_without_an_alternative_are_skipped(drawn):

@@ -12,9 +12,11 @@ from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, failur
 from dover_eval.cli.progress import progress_bar
 from dover_eval.opinion import SCORE_NAMES
 from dover_eval.prompts import prompt_fault
-from dover_eval.scale.inputs import find_videos, match_prompts, read_prompts
+from dover_eval.scale.inputs import InputError, find_videos, match_prompts, read_prompts
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from dover_eval.distillation import Labels, Scale
 
 SHOWN_ERRORS = 10
@@ -33,6 +35,7 @@ def label(
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes, each with a teacher of its own.")] = 1,
     device: Annotated[list[str] | None, typer.Option(help="Given to the workers in turn; repeatable.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds that a clip may take; by default any.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Neither summary nor progress.")] = False,
     list_teachers: Annotated[bool, typer.Option("--list", help="Tell the teachers that come along.")] = False,
 ) -> None:
@@ -63,9 +66,9 @@ def label(
     from dover_eval.distillation import LabelsError, TeacherError
     from dover_eval.distillation import label as run
 
+    options = _named("--option", map(_option, option or []))
+    scales = _named("--scale", map(_scale, scale or []))
     try:
-        options = dict(_option(text) for text in option or [])
-        scales = dict(_scale(text) for text in scale or [])
         files = find_videos(videos)
         if prompt is not None:
             texts = [prompt] * len(files)
@@ -82,9 +85,10 @@ def label(
                 scales=scales,
                 workers=workers,
                 devices=device or (),
+                timeout=timeout,
                 progress=bar.advance,
             )
-    except (LabelsError, ValueError) as error:
+    except (LabelsError, InputError) as error:
         usage(str(error))
     except TeacherError as error:
         failure(error)
@@ -105,7 +109,7 @@ def _names(files: list[Path], videos: list[str]) -> list[str]:
 def _option(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not (name and equals):
-        raise ValueError(f"--option {text}: expected NAME=VALUE")
+        usage(f"--option {text}: expected NAME=VALUE")
     try:
         return name, json.loads(value)
     except ValueError:
@@ -117,10 +121,22 @@ def _scale(text: str) -> tuple[str, Scale]:
 
     aspect, equals, value = text.partition("=")
     if not equals:
-        raise ValueError(f"--scale {text}: expected SCORE=WORST:BEST or SCORE=logistic:CENTER:WIDTH")
+        usage(f"--scale {text}: expected SCORE=WORST:BEST or SCORE=logistic:CENTER:WIDTH")
     if aspect not in SCORE_NAMES:
-        raise ValueError(f"--scale {text}: expected a score of {', '.join(SCORE_NAMES)}")
-    return aspect, parse_scale(value)
+        usage(f"--scale {text}: expected a score of {', '.join(SCORE_NAMES)}")
+    try:
+        return aspect, parse_scale(value)
+    except ValueError as error:
+        usage(f"--scale {text}: {error}")
+
+
+def _named(option: str, given: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in given:
+        if name in values:
+            usage(f"{option} {name} is given twice")
+        values[name] = value
+    return values
 
 
 def _report(done: Labels, output: Path) -> None:
@@ -132,6 +148,8 @@ def _report(done: Labels, output: Path) -> None:
         f"{output}: {done.judged + done.kept} clips, {done.kept} of them from before, {len(done.errors)} failed"
         f"{untold}; teacher {done.teacher.fingerprint}"
     )
+    if done.earlier:
+        typer.echo(f"and {done.earlier} rows of earlier runs, which this one did not ask for")
     for (name, _), error in list(done.errors.items())[:SHOWN_ERRORS]:
         typer.echo(f"{name}: {error}", err=True)
     if len(done.errors) > SHOWN_ERRORS:

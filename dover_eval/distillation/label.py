@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ from dover_eval.distillation.teacher import Description, Linear, Logistic, Scale
 from dover_eval.distillation.workers import Answer, Job, Setup, Workers
 from dover_eval.opinion import SCORE_NAMES
 from dover_eval.replacing import replacing
-from dover_eval.scale.inputs import check_name, check_named_prompt
+from dover_eval.scale.inputs import InputError, check_name, check_named_prompt
 
 SUFFIXES = (".csv", ".parquet")
 DECIMALS = 6
@@ -32,13 +33,15 @@ class LabelsError(ValueError):
 @dataclass(frozen=True)
 class Labels:
     """What a run did. judged, kept: rows that it asked for, and that were there already. errors: by (clip, prompt).
-    untold: rows without an error and without a score, of which the teacher could tell nothing."""
+    untold: rows without an error and without a score, of which the teacher could tell nothing. earlier: rows of earlier
+    runs that this one did not ask for, and that the table has as well."""
 
     teacher: Description
     judged: int
     kept: int
     errors: Mapping[Key, str]
     untold: int
+    earlier: int
 
 
 def journal_of(output: Path) -> Path:
@@ -55,13 +58,15 @@ def label(
     scales: Mapping[str, Scale] | None = None,
     workers: int = 1,
     devices: Sequence[str] = (),
+    timeout: float | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Labels:
     """Ask a teacher about clips and write `output`, a .csv or .parquet table.
 
     Columns: `video_name, Prompt`, the five `..._MOS` on 1-5 (empty where the teacher does not tell), for each of its
     scores `..._raw` on its own scale, `error`, and `teacher`, the fingerprint; the journal's first line says what it
-    stands for. Rows are in the order of `clips`; rows of earlier runs that are not asked for follow.
+    stands for. Rows are in the order of `clips`; rows of earlier runs that are not asked for follow, but for those of a
+    clip that is another file by now.
 
     Run again, it asks about new clips, about those whose file has changed and about those that failed.
 
@@ -72,22 +77,27 @@ def label(
         scales: by score name, for a teacher that declares none; they come before its own.
         workers: processes, each with a teacher.
         devices: given to the workers in turn as the option `device`.
+        timeout: seconds that a clip may take, after which it has failed and its worker is replaced; by default any.
         progress: called with 1 for each clip that is done.
 
     Raises:
-        LabelsError: the table is another teacher's or has no journal, or another run is writing it.
+        LabelsError: the table is another teacher's or has no journal, another run is writing it, its name has no known
+            ending, a clip with its prompt comes twice, or there are to be no workers or no time.
         TeacherError: the teacher cannot be had.
         OSError: the table or its journal cannot be written.
-        ValueError: a clip with its prompt comes twice, a name is not UTF-8, a prompt has nothing to read in it, or the
-            output's name has no known ending.
+        ValueError: a name is not UTF-8 or has a space at an end, or a prompt has nothing to read in it.
     """
     output = Path(output)
     if output.suffix not in SUFFIXES:
-        raise ValueError(f"{output}: expected a name that ends in {' or '.join(SUFFIXES)}")
+        raise LabelsError(f"{output}: expected a name that ends in {' or '.join(SUFFIXES)}")
+    if workers < 1 or (timeout is not None and not timeout > 0):
+        raise LabelsError(f"expected at least one worker and a timeout above 0 s, got {workers} and {timeout}")
     asked = dict.fromkeys((name, prompt) for name, _, prompt in clips)
     if len(asked) < len(clips):
-        raise ValueError(f"{len(clips) - len(asked)} clips come twice with the same prompt")
+        raise LabelsError(f"{len(clips) - len(asked)} clips come twice with the same prompt")
     for name, prompt in asked:
+        if name != name.strip():  # who reads a table strips its cells
+            raise InputError(f"{name!r}: a name that begins or ends with a space, expected one without")
         if prompt:
             check_named_prompt(name, prompt)
         else:  # for a teacher that reads none
@@ -97,7 +107,7 @@ def label(
         Setup(teacher, options or {}, scales or {}, max(1, (os.cpu_count() or 1) // workers), devices[i % len(devices)])
         for i in range(max(1, min(workers, len(clips))))
     ]
-    with _locked(output), Workers(setups) as pool:
+    with _locked(output), Workers(setups, math.inf if timeout is None else timeout) as pool:
         journal = _Journal(output, pool.description)
         before = dict(journal.rows)
         digests = {key: row["sha256"] for key, row in before.items() if row["error"] is None}
@@ -110,13 +120,18 @@ def label(
                     judged += 1
                 if progress:
                     progress(1)
-        rows = {key: journal.rows[key] for key in asked} | {
-            key: row for key, row in journal.rows.items() if key not in asked
+        rows = {key: journal.rows[key] for key in asked}
+        files = {name: row["sha256"] for (name, _), row in rows.items() if row["error"] is None}
+        earlier = {
+            key: row
+            for key, row in journal.rows.items()
+            if key not in asked and row["sha256"] == files.get(key[0], row["sha256"])
         }
+        rows |= earlier
         _write(output, list(rows.values()), pool.description)
     errors = {key: rows[key]["error"] for key in asked if rows[key]["error"] is not None}
     untold = sum(rows[key]["error"] is None and not rows[key]["values"] for key in asked)
-    return Labels(pool.description, judged, len(clips) - judged, errors, untold)
+    return Labels(pool.description, judged, len(clips) - judged, errors, untold, len(earlier))
 
 
 class _Journal:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import importlib
 import inspect
@@ -10,7 +12,6 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,6 +31,7 @@ class Linear:
     best: float
 
     def __post_init__(self) -> None:
+        _floats(self)
         if not (math.isfinite(self.worst) and math.isfinite(self.best)) or self.worst == self.best:
             raise ValueError(f"expected two different numbers for the worst and the best, got {self}")
 
@@ -48,6 +50,7 @@ class Logistic:
     width: float
 
     def __post_init__(self) -> None:
+        _floats(self)
         if not (math.isfinite(self.center) and math.isfinite(self.width)) or self.width <= 0:
             raise ValueError(f"expected a finite center and a positive width, got {self}")
 
@@ -57,6 +60,12 @@ class Logistic:
 
 
 Scale = Linear | Logistic
+
+
+def _floats(scale: Scale) -> None:
+    """0 and 0.0 are one scale, and have one fingerprint."""
+    for name, value in asdict(scale).items():
+        object.__setattr__(scale, name, float(value))
 
 
 def parse_scale(text: str) -> Scale:
@@ -79,6 +88,8 @@ class Teacher(Protocol):
         without saying how it was mapped to 1-5.
     identity: optional; whatever besides options and source decides a verdict, such as the hash of the weights. Fit for
         JSON. It enters the fingerprint, by which two teachers are told apart.
+    inputs: optional, a method; for a clip's path, the other files that its verdict is made from, such as its original.
+        Where one of them changes, the clip is asked about again.
     """
 
     scales: Mapping[str, Scale]
@@ -112,10 +123,13 @@ def load_teacher(name: str, options: Mapping[str, Any]) -> Teacher:
         inspect.signature(made).bind(**options)
     except TypeError as error:
         raise TeacherError(f"{name}: {error}; it takes {inspect.signature(made)}") from error
-    return made(**options)
+    teacher: Any = made(**options)
+    if not callable(teacher):
+        raise TeacherError(f"{name} has no __call__(path, prompt)")
+    return teacher
 
 
-@contextmanager
+@contextlib.contextmanager
 def requires(install: str, licence: str) -> Iterator[None]:
     """Around a teacher's imports: what is missing is said with the line that installs it, and its licence."""
     try:
@@ -150,28 +164,41 @@ def declared_scales(teacher: Teacher, name: str, given: Mapping[str, Scale]) -> 
         )
     if unknown := [aspect for aspect in scales if aspect not in SCORE_NAMES]:
         raise TeacherError(f"{name}: expected scales for any of {', '.join(SCORE_NAMES)}, got {', '.join(unknown)}")
+    for aspect, scale in scales.items():
+        if type(scale) not in (Linear, Logistic):  # the journal could not say what another one does
+            raise TeacherError(f"{name}: expected a Linear or a Logistic for {aspect}, got {scale!r}")
     return {aspect: scales[aspect] for aspect in SCORE_NAMES if aspect in scales}
 
 
 def describe(teacher: Teacher, name: str, options: Mapping[str, Any], scales: Mapping[str, Scale]) -> Description:
     """The description of a loaded teacher. Raises TeacherError where its identity is not fit for JSON."""
-    code = teacher if inspect.isroutine(teacher) else type(teacher)
-    try:
-        file = inspect.getsourcefile(code)
-    except TypeError:  # made by an extension
-        file = None
     description = Description(
         teacher=name,
         options=dict(options),
         scales={aspect: {"kind": type(scale).__name__, **asdict(scale)} for aspect, scale in scales.items()},
         identity=dict(getattr(teacher, "identity", {})),
-        source=hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None,
+        source=_source(teacher, name),
     )
     try:
         # As the journal gives it back, in which a tuple is a list.
-        return Description(**json.loads(json.dumps(asdict(description))))
-    except TypeError as error:
+        return Description(**json.loads(json.dumps(asdict(description), allow_nan=False)))
+    except (TypeError, ValueError) as error:
         raise TeacherError(f"{name}: options and identity must be fit for JSON ({error})") from error
+
+
+def _source(teacher: Any, name: str) -> str | None:
+    """sha256 of the file that defines a teacher, under its decorators and what else is wrapped around it, and of the
+    module by whose name it was asked for, if that is another one. None of what an extension made."""
+    code = inspect.unwrap(teacher)
+    while isinstance(code, functools.partial):
+        code = inspect.unwrap(code.func)
+    files = [getattr(sys.modules.get(name.partition(":")[0]), "__file__", None)]
+    with contextlib.suppress(TypeError):  # made by an extension
+        files.append(inspect.getsourcefile(code if inspect.isroutine(code) else type(code)))
+    digests = sorted({hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files if file})
+    if len(digests) > 1:
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
+    return digests[0] if digests else None
 
 
 def judge(teacher: Teacher, scales: Mapping[str, Scale], path: str, prompt: str) -> dict[str, float]:
@@ -185,9 +212,9 @@ def judge(teacher: Teacher, scales: Mapping[str, Scale], path: str, prompt: str)
             raise ValueError(f"the teacher gave {aspect}, whose scale is not declared; declared: {', '.join(scales)}")
         if value is None:
             continue
-        number = float(value)
+        number = math.nan if isinstance(value, bool | str | bytes) else float(value)
         if not math.isfinite(number):
-            raise ValueError(f"the teacher gave {number} for {aspect}, expected a number or None")
+            raise ValueError(f"the teacher gave {value!r} for {aspect}, expected a number or None")
         scales[aspect].mos(number)  # refuses what is beyond the scale
         values[aspect] = number
     return values

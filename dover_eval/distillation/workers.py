@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
+import math
 import multiprocessing
 import os
 import signal
+import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,12 +31,14 @@ from dover_eval.distillation.teacher import (
     load_teacher,
 )
 
-GRACE = 5.0  # seconds for a worker to end by itself
+logger = logging.getLogger(__name__)
+GRACE = 5.0  # seconds for workers to end by themselves
+LOOK = 1.0  # seconds after which a worker is looked at that says nothing
 
 
 @dataclass(frozen=True)
 class Job:
-    """A clip to judge. digest: the sha256 of the file as it was judged before, if it was."""
+    """A clip to judge. digest: that of what it was judged from before (see `Answer`), if it was."""
 
     name: str
     path: str
@@ -42,7 +48,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Answer:
-    """`digest` is the file's sha256, None where it cannot be read. `unchanged`: judged before, and not again."""
+    """digest: the clip's sha256, or that of it and of the teacher's other `inputs`; None where one cannot be read.
+    unchanged: judged before, and not again."""
 
     digest: str | None
     values: Mapping[str, float]
@@ -70,9 +77,10 @@ class _Worker:
         theirs.close()  # so that the pipe ends with the process
         self.setup = setup
         self.job: Job | None = None
+        self.since = math.inf  # when it was given its job
 
     def send(self, job: Job) -> None:
-        self.job = job
+        self.job, self.since = job, time.monotonic()
         with contextlib.suppress(OSError):  # it died between two jobs: the end of its pipe is about to say so
             self.pipe.send(job)
 
@@ -82,22 +90,23 @@ class _Worker:
         code = self.process.exitcode or 0
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
 
-    def end(self) -> None:
+    def kill(self) -> None:
         self.pipe.close()
-        self.process.join(GRACE)
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
+        self.process.kill()
+        self.process.join()
 
 
 class Workers:
     """Processes that judge clips. Use as a context manager; `description` is known once it is entered.
 
+    timeout: seconds that a clip may take; a worker that is longer at it is killed, and another takes its place.
+
     Raises TeacherError where the teacher cannot be had, or is another one in another process.
     """
 
-    def __init__(self, setups: Sequence[Setup]) -> None:
+    def __init__(self, setups: Sequence[Setup], timeout: float = math.inf) -> None:
         self._setups = setups
+        self._timeout = timeout
         self._workers: list[_Worker] = []
         self.description: Description
 
@@ -114,14 +123,22 @@ class Workers:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for worker in self._workers:
-            worker.pipe.close()
-        for worker in self._workers:
-            worker.end()
+        until = time.monotonic() + GRACE
+        try:
+            for worker in self._workers:
+                worker.pipe.close()
+            for worker in self._workers:
+                worker.process.join(max(until - time.monotonic(), 0))
+        finally:  # also where somebody does not wait so long, and presses Ctrl-C again
+            for worker in self._workers:
+                worker.kill()
 
     @staticmethod
     def _ready(worker: _Worker) -> Description:
         try:
+            while not worker.pipe.poll(LOOK):
+                if not worker.process.is_alive() and not worker.pipe.poll():
+                    raise EOFError
             message = worker.pipe.recv()
         except (EOFError, OSError):
             raise TeacherError(f"a worker died while it loaded {worker.setup.teacher} ({worker.death})") from None
@@ -130,31 +147,62 @@ class Workers:
         return message
 
     def judge(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Answer]]:
-        """Each job with its answer, in the order in which they are done."""
+        """Each job with its answer, in the order in which they are done.
+
+        Raises TeacherError where all workers died and none can be started anew.
+        """
         waiting = deque(jobs)
         for worker in self._workers:
             if waiting:
                 worker.send(waiting.popleft())
-        while busy := {worker.pipe: worker for worker in self._workers if worker.job}:
-            for pipe in wait(list(busy)):
-                worker = busy[pipe]  # type: ignore[index]
+        while busy := [worker for worker in self._workers if worker.job]:
+            said = wait([worker.pipe for worker in busy], LOOK)
+            for worker in busy:
+                # The end of its pipe says that a worker died, but where a child of its own lives on and holds it.
+                gone = not worker.process.is_alive()
+                late = time.monotonic() - worker.since > self._timeout
+                if worker.pipe not in said and not (gone or late):
+                    continue
                 job, worker.job = worker.job, None
                 assert job is not None
-                try:
-                    answer: Answer = worker.pipe.recv()
-                except (EOFError, OSError):
-                    answer = Answer(job.digest, {}, f"the worker died on this clip ({worker.death})")
-                    worker = self._replace(worker)
+                answer = self._answer(worker, job)
                 yield job, answer
+                if not worker.process.is_alive():
+                    self._workers.remove(worker)
+                    worker.kill()
+                    if not waiting or (fresh := self._another(worker.setup)) is None:
+                        continue
+                    worker = fresh
                 if waiting:
                     worker.send(waiting.popleft())
 
-    def _replace(self, dead: _Worker) -> _Worker:
-        dead.end()
-        self._workers.remove(dead)
-        fresh = _Worker(dead.setup)
+    def _answer(self, worker: _Worker, job: Job) -> Answer:
+        """What a worker says, or why it never will; then it is dead."""
+        try:
+            if worker.pipe.poll():
+                return worker.pipe.recv()
+        except (EOFError, OSError):
+            return Answer(job.digest, {}, f"the worker died on this clip ({worker.death})")
+        if worker.process.is_alive():
+            worker.process.kill()
+            worker.process.join()
+            return Answer(job.digest, {}, f"took longer than {self._timeout:g} s")
+        return Answer(job.digest, {}, f"the worker died on this clip ({worker.death})")
+
+    def _another(self, setup: Setup) -> _Worker | None:
+        """A worker in place of a dead one; None where it cannot be had, and the others go on without it."""
+        fresh = _Worker(setup)
         self._workers.append(fresh)
-        if (found := self._ready(fresh)) != self.description:
+        try:
+            found = self._ready(fresh)
+        except TeacherError as error:
+            self._workers.remove(fresh)
+            fresh.kill()
+            if not self._workers:
+                raise
+            logger.warning("%s; %d workers go on", error, len(self._workers))
+            return None
+        if found != self.description:
             raise TeacherError(f"the teacher changed during the run: {self.description}, then {found}")
         return fresh
 
@@ -162,6 +210,7 @@ class Workers:
 def _work(pipe: Connection, setup: Setup) -> None:
     """A worker's life: the teacher's description, or why there is none, then an answer a job until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.dup2(2, 1)  # what a teacher prints is no output of ours
     os.environ.setdefault("OMP_NUM_THREADS", str(setup.threads))
     try:
@@ -183,16 +232,32 @@ def _work(pipe: Connection, setup: Setup) -> None:
             return
 
 
+def _end_with_parent() -> None:
+    """A teacher may be at a clip for ever, and would keep its GPU from the next run."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
 def _answer(job: Job, teacher: Any, scales: Mapping[str, Scale]) -> Answer:
     digest = None
     try:
-        with open(job.path, "rb") as file:
-            digest = _sha256(file)
+        digest = _digest([job.path, *getattr(teacher, "inputs", lambda path: ())(job.path)])
         if digest == job.digest:
             return Answer(digest, {}, None, unchanged=True)
         return Answer(digest, judge(teacher, scales, job.path, job.prompt), None)
     except Exception as error:
         return Answer(digest, {}, _reason(error))
+
+
+def _digest(paths: Sequence[str | os.PathLike[str]]) -> str:
+    """sha256 of a file; of several, one of theirs."""
+    found = []
+    for path in paths:
+        with open(path, "rb") as file:
+            found.append(_sha256(file))
+    return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
 
 
 def _sha256(file: BinaryIO) -> str:

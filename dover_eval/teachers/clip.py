@@ -48,10 +48,15 @@ class FrameSimilarity:
     @torch.no_grad()
     def __call__(self, path: str, prompt: str) -> dict[str, float]:
         frames = [frame.permute(1, 2, 0).numpy() for frame in decode_clip(path, self._frames).frames]
-        # SigLIP was trained on texts of full length.
+        # SigLIP was trained on texts of full length. That is the model's: a tokenizer may not know it.
         padding = True if self._kind == "clip" else "max_length"
         inputs = self._processor(
-            text=[prompt], images=frames, padding=padding, truncation=True, return_tensors="pt"
+            text=[prompt],
+            images=frames,
+            padding=padding,
+            truncation=True,
+            max_length=self._model.config.text_config.max_position_embeddings,
+            return_tensors="pt",
         ).to(self._device)
         found = self._model(**inputs)
         if self._kind == "clip":

@@ -7,6 +7,7 @@ structural similarity for image quality assessment", 2003, as pytorch-msssim (MI
 from __future__ import annotations
 
 import math
+import unicodedata
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from dover_eval.distillation import Linear, Scale, requires
-from dover_eval.tables import read_rows, text
+from dover_eval.scale.inputs import match_prompt
+from dover_eval.tables import TableError, read_rows, text
 from dover_eval.video.decode import decode_clip
 
 METRICS = ("ssim", "ms-ssim")
@@ -32,8 +34,8 @@ class FullReference:
     label with it only what was spoiled within its frames. A clip of another size is resized to its original's.
 
     Args:
-        references: a folder with the originals under the clips' own names, or a table `video_name, reference` of file
-            names and of originals beside it.
+        references: a folder with the originals under the clips' own names, or a table `video_name, reference` of the
+            clips' names and of originals beside it. A name is a clip's path, the last parts of that, or its stem.
         metric: "ssim" or "ms-ssim"; the latter needs 161 pixels a side.
         frames: how many are compared, uniform in time.
 
@@ -50,14 +52,18 @@ class FullReference:
         self.frames = frames
         self._similarity: Any = ssim if metric == "ssim" else ms_ssim
         self._least = 161 if metric == "ms-ssim" else 1
-        place = Path(references)
+        place = Path(str(references))  # a folder may be called 2024, which an option takes for a number
         if not place.exists():
             raise ValueError(f"references: there is no folder or table {place}")
         self._folder = place if place.is_dir() else place.parent
         self._table = None if place.is_dir() else _read(place)
 
+    def inputs(self, path: str) -> list[Path]:
+        """The original, whose change is a change of the clip."""
+        return [self._reference(path)]
+
     def __call__(self, path: str, prompt: str) -> dict[str, float]:
-        reference = self._reference(Path(path).name)
+        reference = self._reference(path)
         clip, original = decode_clip(path, self.frames), decode_clip(reference, self.frames)
         if abs(clip.duration - original.duration) > TIME_TOLERANCE:
             raise ValueError(f"lasts {clip.duration:.2f} s, and its original {reference} {original.duration:.2f} s")
@@ -73,19 +79,26 @@ class FullReference:
         lost = max(1 - torch.stack(values).mean().item(), 1e-9)
         return {"Traditional": min(max(-10 * math.log10(lost), 0.0), CEILING)}
 
-    def _reference(self, name: str) -> Path:
-        if self._table is None:
-            original = self._folder / name
-        elif name in self._table:
-            original = self._folder / self._table[name]
+    def _reference(self, path: str) -> Path:
+        if self._table is not None:
+            name = match_prompt(path, self._table)
+            if name is None:
+                raise ValueError(f"{path} has no original in the table of references")
+            places = [self._folder / name]
         else:
-            raise ValueError(f"{name} has no original in the table of references")
-        if not original.is_file():
-            raise ValueError(f"{name} has no original {original}")
-        return original
+            parts = Path(path).parts[1:]
+            places = [self._folder.joinpath(*parts[i:]) for i in range(len(parts))]
+        found = next((place for place in places if place.is_file()), None)
+        if found is None:
+            raise ValueError(f"{path} has no original {places[-1]}")
+        return found
 
 
 def _read(table: Path) -> dict[str, str]:
     columns = ("video_name", "reference")
-    rows = read_rows(table, columns)
-    return {text(table, line, row, columns[0]): text(table, line, row, columns[1]) for line, row in rows}
+    originals: dict[str, str] = {}
+    for line, row in read_rows(table, columns):
+        name, original = (text(table, line, row, column) for column in columns)
+        if originals.setdefault(unicodedata.normalize("NFC", name), original) != original:
+            raise TableError(f"{table}, line {line}: a second original for {name}")
+    return originals

@@ -2,7 +2,7 @@
 
 Both look for what no camera and no moving thing does: light that changes to and fro, a picture that stands still in
 the middle of a movement, and movement that turns about between one frame and the next. Second differences tell these
-from a fade, a pan and a run, which change as well, but evenly.
+from a fade, a pan and a run, which change as well, but evenly. They look at a clip's first 240 frames (`FRAMES`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from dover_eval.video.decode import all_frames
 
 Grey = NDArray[np.float32]
 HEIGHT = 120  # pixels of the shorter side that is looked at
-FRAMES = 240  # at most, from the beginning
+FRAMES = 240
 STILL, LEAST = 0.1, 0.5  # a frame repeats the last one if it changes by less than these: of a lively frame's, of 255
+DARK = 8.0  # a frame with so many times less light than the others is as good as black
+SMALLEST = 32  # pixels of the shorter side, below which OpenCV's flow may crash
 STEADY = 1.25  # how much further two frames go than one, in steady movement; measured: 1.3 to 2
 
 
@@ -30,8 +32,8 @@ class FrameDifference:
     """Temporal, in 0-1, from luma alone: the product of 1 / (1 + found / half) over three findings.
 
     flicker: the mean second difference of a frame's mean luma. stutter: the share of frames that repeat the last one in
-    a clip that moves. reversal: how much less far two frames go than one would have it in steady movement. The latter
-    two disregard repeated frames. Noise counts as reversal where it outweighs the movement.
+    a clip that moves at all. reversal: how much less far two frames go than one would have it in steady movement. The
+    latter two disregard repeated frames. Noise counts as reversal where it outweighs the movement.
     """
 
     scales: ClassVar[dict[str, Scale]] = {"Temporal": Linear(0.0, 1.0)}
@@ -72,11 +74,21 @@ class OpticalFlow:
     def findings(self, path: str) -> dict[str, float]:
         """flicker, in luma of 0-255; stutter, in 0-1; jerk, in percent of the shorter side a frame and frame."""
         frames, share = without_repeats(list(grey_frames(path)))
-        # The flow is of things, not of light: frames are brought to the first one's brightness.
-        gains = [frames[0].mean() / max(frame.mean(), 1.0) for frame in frames]
-        level = [np.clip(frame * gain, 0, 255).astype(np.uint8) for frame, gain in zip(frames, gains, strict=True)]
-        flows = [self._flow.calc(a, b, None) for a, b in itertools.pairwise(level)]
-        jerks = [np.linalg.norm(b - a, axis=2).mean() for a, b in itertools.pairwise(flows)]
+        if min(frames[0].shape) < SMALLEST:
+            raise ValueError(f"{frames[0].shape[1]}x{frames[0].shape[0]}, expected at least {SMALLEST} pixels a side")
+        # The flow is of things, not of light: frames are brought to one brightness. Of black ones there is none.
+        light = np.array([frame.mean() for frame in frames])
+        usual = float(np.median(light))
+        level = [
+            np.clip(frame * (usual / mean), 0, 255).astype(np.uint8) if mean * DARK > usual else None
+            for frame, mean in zip(frames, light, strict=True)
+        ]
+        flows = [None if a is None or b is None else self._flow.calc(a, b, None) for a, b in itertools.pairwise(level)]
+        jerks = [
+            np.linalg.norm(b - a, axis=2).mean()
+            for a, b in itertools.pairwise(flows)
+            if a is not None and b is not None
+        ]
         jerk = 100 * float(np.mean(jerks)) / min(frames[0].shape) if jerks else 0.0
         return {"flicker": flicker(frames), "stutter": share, "jerk": jerk}
 
@@ -94,9 +106,9 @@ def changes(frames: Sequence[Grey], apart: int) -> NDArray[np.float64]:
 def without_repeats(frames: list[Grey]) -> tuple[list[Grey], float]:
     """The frames without those that repeat the last one, and the share of these; all of them where nothing moves."""
     steps = changes(frames, 1)
-    lively = float(np.quantile(steps, 0.9)) if len(steps) else 0.0
-    if lively < LEAST:
+    if not len(steps) or steps.max() < LEAST:
         return frames, 0.0
+    lively = max(float(np.quantile(steps, 0.9)), LEAST)  # the latter where a clip stands still for most of its time
     repeated = steps < min(STILL * lively, LEAST)
     return [frames[0], *(frame for frame, r in zip(frames[1:], repeated, strict=True) if not r)], float(repeated.mean())
 

@@ -6,10 +6,11 @@ The repository is no package: it is cloned, with its requirements and its checkp
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any, ClassVar
 
-from dover_eval.distillation import Logistic, Scale, requires
+from dover_eval.distillation import Logistic, Scale, TeacherError, requires
 from dover_eval.teachers.local import use_clone, weights_digest
 
 WHERE = "https://github.com/KwaiVGI/VideoAlign"
@@ -50,10 +51,21 @@ class VideoReward:
         folder = use_clone(root, ["inference.py"], WHERE)
         with requires(f"pip install -r the requirements of {WHERE}", "see its repository and the checkpoint's card"):
             from inference import VideoVLMRewardInference  # type: ignore[import-not-found]
+        config = Path(checkpoint) / "model_config.json"
+        try:
+            normalised = json.loads(config.read_bytes()).get("inference_config")
+        except (OSError, ValueError, AttributeError) as error:
+            raise TeacherError(f"{config}: expected the checkpoint's settings ({error})") from error
+        if not normalised:  # the script would leave the numbers as they are, without a word
+            raise TeacherError(f"{config}: expected means and deviations under inference_config, found none")
         self._model: Any = VideoVLMRewardInference(checkpoint, device=device, dtype=getattr(torch, dtype))
         self._sampling = {"fps": fps, "num_frames": num_frames}
-        script = hashlib.sha256((folder / "inference.py").read_bytes()).hexdigest()
-        self.identity = {"weights": weights_digest(Path(checkpoint)), "inference": script}
+        sha256 = lambda path: hashlib.sha256(path.read_bytes()).hexdigest()
+        self.identity = {
+            "weights": weights_digest(Path(checkpoint)),
+            "config": sha256(config),
+            "inference": sha256(folder / "inference.py"),
+        }
 
     def __call__(self, path: str, prompt: str) -> dict[str, float]:
         import torch

@@ -90,8 +90,8 @@ def siglip_folder(tmp_path_factory) -> str:
     words = Tokenizer(models.WordLevel({"</s>": 0, "<unk>": 1, "a": 2, "yellow": 3, "heart": 4}, unk_token="<unk>"))
     words.normalizer, words.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, eos_token="</s>", pad_token="</s>", unk_token="<unk>", model_max_length=12
-    )
+        tokenizer_object=words, eos_token="</s>", pad_token="</s>", unk_token="<unk>"
+    )  # which does not say how long a text the model reads, as some do not
     size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     text = SiglipTextConfig(vocab_size=5, max_position_embeddings=12, **size)
     vision = SiglipVisionConfig(image_size=32, patch_size=8, **size)
@@ -111,7 +111,10 @@ def test_frames_are_compared_with_the_prompt(kind, request, tmp_path):
     model, processor = AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
     for row in rows:
         frames = [frame.permute(1, 2, 0).numpy() for frame in decode_clip(CLIPS / row["video_name"], 3).frames]
-        inputs = processor(text=[PROMPT], images=frames, padding="max_length", truncation=True, return_tensors="pt")
+        length = model.config.text_config.max_position_embeddings
+        inputs = processor(
+            text=[PROMPT], images=frames, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )
         with torch.no_grad():
             logits = model(**inputs).logits_per_image[:, 0]
         own = 2.5 * (logits / model.logit_scale.exp()).clamp(min=0) if kind == "clip" else logits.sigmoid()
@@ -160,6 +163,7 @@ def test_video_align_gives_four_unbounded_scores(tmp_path):
     checkpoint.mkdir()
     (clone / "inference.py").write_text(VIDEO_ALIGN)
     (checkpoint / "model.pth").write_bytes(b"weights")
+    (checkpoint / "model_config.json").write_text('{"inference_config": {"VQ_mean": 3.6, "VQ_std": 2.2}}')
     options = {"root": str(clone), "checkpoint": str(checkpoint), "fps": 8, "device": "cpu", "dtype": "float32"}
     for row in verdicts("videoalign:VideoReward", tmp_path, **options):
         size = (CLIPS / row["video_name"]).stat().st_size / 1e6
@@ -167,6 +171,9 @@ def test_video_align_gives_four_unbounded_scores(tmp_path):
         assert raw == pytest.approx({"Traditional": size, "Temporal": -8, "Alignment": 1.4, "Overall": size - 6.6})
         assert float(row["Alignment_MOS"]) == pytest.approx(1 + 4 / (1 + 2.718281828**-1.4), abs=1e-5)
         assert row["Aesthetic_MOS"] == ""
+    (checkpoint / "model_config.json").write_text("{}")
+    with pytest.raises(TeacherError, match="expected means and deviations under inference_config"):
+        verdicts("videoalign:VideoReward", tmp_path, **options)
 
 
 # VQAScore: t2v_metrics 3.0 on PyPI, t2v_metrics/score.py and vqascore.py

@@ -23,16 +23,24 @@ CLIPS = REPOSITORY / "examples" / "clips"
 
 # A teacher of each kind. `Counting` tells in a file what it was asked and made, and dies or hangs on demand.
 TOYS = """
+import functools
 import os
 import signal
 import time
 from pathlib import Path
+
+import torch
 
 from dover_eval.distillation import Linear, Logistic
 
 
 def length(path, prompt):
     return {"Overall": len(prompt) % 5}
+
+
+def patience(path, prompt):
+    time.sleep(600 if prompt == "slow" else 0)
+    return {"Overall": 3}
 
 
 class Counting:
@@ -70,6 +78,52 @@ class Counting:
 class Broken:
     def __init__(self):
         raise OSError("no weights here")
+
+
+class Forking(Counting):  # dies, and leaves a child that holds all that it had open
+
+    def __call__(self, path, prompt):
+        if "dies" in path and not os.fork():
+            time.sleep(60)
+        return super().__call__(path, prompt)
+
+
+class LoadsOnce(Counting):
+    def __init__(self, log):
+        if os.path.exists("loaded"):
+            raise RuntimeError("out of memory")
+        open("loaded", "w").close()
+        super().__init__(log)
+
+
+class Compared(Counting):
+    def inputs(self, path):
+        return ["original"]
+
+
+class Silent:
+    scales = {"Overall": Linear(0, 1)}
+
+
+class Steps(Linear):
+    pass
+
+
+class OfItsOwn(Counting):
+    scales = {"Temporal": Steps(0, 1)}
+
+
+@functools.lru_cache
+def cached(path, prompt):
+    return {"Overall": 3}
+
+
+@torch.no_grad()
+def decorated(path, prompt):
+    return {"Overall": 3}
+
+
+whole = functools.partial(decorated)
 """
 
 
@@ -209,6 +263,44 @@ def test_broken_clips_are_rows_with_their_errors_and_the_others_go_on(place):
     assert "raises.mp4: RuntimeError: out of memory" in done.stderr
 
 
+def test_a_death_is_seen_although_a_child_lives_on(place):
+    shutil.copy(CLIPS / "star_clean.mp4", place / "clips" / "a_dies.mp4")
+    done = ask(teacher="toys:Forking")
+    assert list(done.errors.values()) == ["the worker died on this clip (killed by SIGKILL)"]
+    assert done.judged == len(list(CLIPS.glob("*.mp4"))) + 1
+
+
+def test_a_clip_that_takes_too_long_is_a_row_and_the_others_go_on(place):
+    clips = [(name, CLIPS / "star_clean.mp4", name) for name in ("quick", "slow", "again")]
+    done = label("toys:patience", clips, "table.csv", scales={"Overall": Linear(0, 4)}, timeout=1.0)
+    assert done.errors == {("slow", "slow"): "took longer than 1 s"}
+    assert [row["Overall_raw"] for row in rows(Path("table.csv"))] == ["3.0", "", "3.0"]
+    with pytest.raises(LabelsError, match="a timeout above 0 s, got 1 and 0"):
+        ask(timeout=0)
+
+
+def test_a_worker_that_cannot_start_again_costs_no_clip_that_was_judged(place):
+    shutil.copy(CLIPS / "star_clean.mp4", place / "clips" / "z_dies.mp4")  # the last one
+    done = ask(teacher="toys:LoadsOnce")
+    assert list(done.errors) == [("z_dies.mp4", "a heart")]
+    assert len(rows(Path("table.csv"))) == done.judged == len(list(CLIPS.glob("*.mp4"))) + 1
+    Path("loaded").unlink()
+    shutil.copy(CLIPS / "star_clean.mp4", place / "clips" / "a_dies.mp4")  # the first one
+    with pytest.raises(TeacherError, match="out of memory"):  # and nobody is left to judge the others
+        ask("other.csv", teacher="toys:LoadsOnce")
+
+
+def test_a_worker_ends_with_its_run_whatever_it_is_at(place):
+    process = subprocess.Popen(command(*COUNTING, log="log", pause=600.0), stderr=subprocess.DEVNULL)
+    while not (Path("log").exists() and asked(Path("log"))):
+        assert process.poll() is None
+        time.sleep(0.02)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    assert not psutil.wait_procs(workers, timeout=30)[1]
+
+
 def ask(output: str = "table.csv", clips: str = "clips", **more) -> Labels:
     files = sorted(Path(clips).glob("*.mp4"))
     options = {"log": "log"} | more.pop("options", {})
@@ -233,6 +325,38 @@ def test_only_what_failed_or_changed_or_is_new_is_asked_again(place):
     assert table[-1]["video_name"] == "heart_blurred.mp4"  # no row is lost
     raw = {row["video_name"]: row["Traditional_raw"] for row in table}
     assert raw["star_noisy.mp4"] == raw["heart_dark.mp4"] != raw["star_clean.mp4"]
+
+
+def test_rows_that_were_not_asked_for_stay_and_are_told_but_for_those_of_a_replaced_file(place):
+    ask()
+    (place / "clips" / "heart_blurred.mp4").unlink()
+    shutil.copy("clips/heart_dark.mp4", "clips/star_noisy.mp4")
+    files = sorted(Path("clips").glob("*.mp4"))
+    done = label("toys:Counting", [(f.name, f, "another") for f in files], "table.csv", options={"log": "log"})
+    table = [(row["video_name"], row["Prompt"]) for row in rows(Path("table.csv"))]
+    assert len(table) == len(files) + done.earlier
+    assert ("heart_blurred.mp4", "a heart") in table
+    assert ("heart_dark.mp4", "a heart") in table
+    assert ("star_noisy.mp4", "a heart") not in table  # a verdict on what is not there any more
+    said = run(*COUNTING, log="log")
+    assert f"and {len(files) + 1} rows of earlier runs, which this one did not ask for" in said.stdout
+
+
+def test_a_clip_is_asked_about_again_when_what_it_is_compared_with_has_changed(place):
+    Path("original").write_text("one")
+    ask(teacher="toys:Compared")
+    assert ask(teacher="toys:Compared").judged == 0
+    Path("original").write_text("another")
+    assert ask(teacher="toys:Compared").kept == 0
+
+
+@pytest.mark.parametrize("name", ["decorated", "cached", "whole"])
+def test_the_fingerprint_is_of_the_teachers_own_file_whatever_is_wrapped_around_it(place, name):
+    clips, scales = [("a", CLIPS / "star_clean.mp4", "a star")], {"Overall": Linear(0, 10)}
+    label(f"toys:{name}", clips, "table.csv", scales=scales)
+    Path("toys.py").write_text(TOYS.replace('"Overall": 3', '"Overall": 9'))
+    with pytest.raises(LabelsError, match="another teacher's: source"):
+        label(f"toys:{name}", clips, "table.csv", scales=scales)
 
 
 def test_a_table_is_one_teachers(place):
@@ -267,6 +391,7 @@ def test_a_table_without_its_journal_or_with_a_damaged_one_is_left_alone(place):
     ("clips", "reason"),
     [
         ([("a", "a.mp4", "x"), ("a", "b.mp4", "x")], "1 clips come twice"),
+        ([(" a.mp4", "a.mp4", "x")], "begins or ends with a space"),
         ([("a\udcff.mp4", "a\udcff.mp4", "x")], "name that is not UTF-8"),
         ([("a", "a.mp4", "\ud800")], r"expected a text for its prompt, got .* \(not UTF-8"),
     ],
@@ -324,12 +449,18 @@ def test_parquet_holds_the_same_rows(place):
         ("toys:nothing", "toys has no callable nothing"),
         ("toys:length", "options and devices go with a class, got log"),
         ("toys:Broken", "got an unexpected keyword argument 'log'; it takes"),
+        ("toys:OfItsOwn", "expected a Linear or a Logistic for Temporal, got Steps"),
     ],
 )
 def test_a_teacher_that_cannot_be_had_says_why(place, teacher, reason):
     with pytest.raises(TeacherError, match=reason):
         ask(teacher=teacher)
     assert not Path("table.csv").exists()
+
+
+def test_a_teacher_that_cannot_be_called_says_so_before_any_clip(place):
+    with pytest.raises(TeacherError, match=r"toys:Silent has no __call__"):
+        label("toys:Silent", [("a", CLIPS / "star_clean.mp4", "a star")], "table.csv")
 
 
 def test_a_teacher_whose_weights_are_missing_says_so(place):
@@ -350,6 +481,10 @@ def test_a_teacher_whose_weights_are_missing_says_so(place):
             "a score of Tra",
         ),
         (("--teacher", "a:b", "--videos", "clips", "--prompt", "x", "-o", "t.csv", "--option", "x"), "NAME=VALUE"),
+        (
+            ("--teacher", "a:b", "--videos", "clips", "--prompt", "x", "-o", "t.csv", *2 * ("--option", "x=1")),
+            "--option x is given twice",
+        ),
         (("--teacher", "a", "--videos", "clips", "--prompt", "x", "-o", "t.csv"), "expected module:callable"),
         (("--teacher", "a:b", "--videos", "*.mkv", "--prompt", "x", "-o", "t.csv"), "dover-eval: *.mkv: no file"),
     ],

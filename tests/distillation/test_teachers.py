@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,10 @@ def test_a_logistic_scale_takes_any_number():
     assert 1 <= scale.mos(-1e9) < scale.mos(0) < scale.mos(1e9) <= 5
     with pytest.raises(ValueError, match="positive width"):
         Logistic(0, 0)
+
+
+def test_a_scale_of_whole_numbers_is_the_same_one():
+    assert repr(Linear(0, 10)) == repr(Linear(0.0, 10.0))  # and has the same fingerprint
 
 
 def test_scales_are_read_as_they_are_written():
@@ -124,6 +129,29 @@ def test_the_original_is_found_and_fits(spoil, write_video, tmp_path):
         FullReference(str(CLIPS), metric="psnr")
 
 
+def test_an_original_is_found_by_its_folder_or_by_the_table_and_never_another_ones(spoil, tmp_path):
+    pytest.importorskip("pytorch_msssim")
+    from dover_eval.teachers.reference import FullReference
+
+    for folder in ("one", "two"):
+        for place in (f"clips/{folder}", f"originals/{folder}"):
+            (tmp_path / place).mkdir(parents=True)
+            name = "heart_clean" if folder == "one" else "star_clean"
+            shutil.copy(CLIPS / f"{name}.mp4", tmp_path / place / "0.mp4")
+    table = tmp_path / "originals.csv"
+    lines = ["video_name,reference", "one/0.mp4,originals/one/0.mp4", "two/0.mp4,originals/two/0.mp4"]
+    table.write_text("\n".join(lines))
+    for references in (tmp_path / "originals", table):
+        teacher = FullReference(str(references), metric="ssim", frames=2)
+        for folder in ("one", "two"):
+            clip = str(tmp_path / "clips" / folder / "0.mp4")
+            assert teacher(clip, "")["Traditional"] == 25
+            assert teacher.inputs(clip) == [tmp_path / "originals" / folder / "0.mp4"]
+    table.write_text("\n".join([*lines, "one/0.mp4,originals/two/0.mp4"]))
+    with pytest.raises(ValueError, match=r"line 4: a second original for one/0\.mp4"):
+        FullReference(str(table))
+
+
 # Steadiness
 
 
@@ -162,6 +190,45 @@ def test_stutter_is_the_share_of_repeated_frames(write_video):
 
     frames = np.repeat(frames_of("heart_clean.mp4")[:16], 2, axis=0)  # every frame twice
     assert FrameDifference().findings(str(write_video(frames)))["stutter"] == pytest.approx(0.5, abs=0.04)
+
+
+@pytest.mark.parametrize("teacher", ["FrameDifference", "OpticalFlow"])
+def test_a_clip_that_stands_still_for_nearly_all_of_its_time_is_not_steady(write_video, teacher):
+    if teacher == "OpticalFlow":
+        pytest.importorskip("cv2")
+    from dover_eval.teachers import temporal
+
+    moving = frames_of("heart_clean.mp4")[:4]
+    frozen = np.concatenate([moving, np.repeat(moving[-1:], 44, axis=0)])
+    assert getattr(temporal, teacher)()(str(write_video(frozen)), "")["Temporal"] < 0.3
+
+
+def test_a_slow_clip_with_one_cut_does_not_stutter(write_video):
+    from dover_eval.teachers.temporal import FrameDifference
+
+    across, time = np.arange(96)[None, None, :, None], np.arange(40)[:, None, None, None]
+    soft = 100 + 20 * np.sin((across + time) / 30) + 60 * (time >= 20)  # changes by 0.4 a frame, of 255
+    path = write_video(soft.repeat(96, 1).repeat(3, 3).astype(np.uint8))
+    assert FrameDifference().findings(str(path))["stutter"] == 0
+
+
+@pytest.mark.parametrize("light", [0, 0.02])
+def test_shaking_is_seen_although_the_clip_begins_in_the_dark(write_video, light):
+    pytest.importorskip("cv2")
+    from dover_eval.teachers.temporal import OpticalFlow
+
+    shaken = distort(frames_of("star_clean.mp4"), "jitter", 1, np.random.default_rng(0))
+    jerk = OpticalFlow().findings(str(write_video(shaken, "a.mp4")))["jerk"]
+    shaken[:2] = (shaken[:2] * light).astype(np.uint8)
+    assert OpticalFlow().findings(str(write_video(shaken, "b.mp4")))["jerk"] > 0.8 * jerk > 1
+
+
+def test_a_picture_too_small_for_the_flow_is_refused(write_video, moving_frames):
+    pytest.importorskip("cv2")
+    from dover_eval.teachers.temporal import OpticalFlow
+
+    with pytest.raises(ValueError, match="64x24, expected at least 32 pixels a side"):
+        OpticalFlow()(str(write_video(np.zeros((4, 24, 64, 3), np.uint8))), "")
 
 
 # The classifier
