@@ -71,6 +71,13 @@ class AspectCalibration:
             raise CalibrationError("expected knots of rising scores and of calibrated scores that never fall")
         if knots[:, 1].min() < MOS_MIN or knots[:, 1].max() > MOS_MAX:
             raise CalibrationError(f"expected calibrated scores within {MOS_MIN:g}-{MOS_MAX:g}, got {self.knots}")
+        for name in ("margin", "tie_threshold"):
+            found = getattr(self, name)
+            if found is not None and not (isinstance(found, int | float) and 0 <= found < math.inf):
+                raise CalibrationError(f"expected a {name} of at least 0, or none, got {found!r}")
+        reference = np.array(self.reference, float)
+        if not np.isfinite(reference).all() or (np.diff(reference) < 0).any():
+            raise CalibrationError("expected finite reference scores that never fall")
 
     def __call__(self, scores: ArrayLike) -> Vector:
         """Calibrated scores; NaN stays NaN."""

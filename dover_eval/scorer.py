@@ -118,16 +118,17 @@ class VideoScorer:
             batch_size: clips that go through the model together; by default 8 on a GPU and 1 on a CPU.
             progress: called with the number of clips done since its last call.
 
-        A file that cannot be decoded becomes a row of NaN with its reason in `errors`; the others are scored.
+        A file that cannot be decoded, or a prompt of which the text encoder knows nothing, becomes a row of NaN with
+        its reason in `errors`; the others are scored.
 
         Raises:
             ValueError: the prompts do not fit the clips, one is empty, or a tensor's layout, shape, dtype or range
                 is not as said.
-            TypeError: `videos` is neither paths, an array or a tensor, nor a list of these.
+            TypeError: `videos` is neither paths, an array or a tensor, nor a list of these, or batch_size no integer.
         """
         if batch_size is None:
             batch_size = usual_batch_size(self.device.type != "cpu")
-        if batch_size < 1:
+        if operator.index(batch_size) < 1:
             raise ValueError(f"expected a batch_size of at least 1, got {batch_size}")
         paths = _as_paths(videos)
         if paths is None:
@@ -142,8 +143,9 @@ class VideoScorer:
         parts: list[dict[str, Tensor]] = []
         errors: list[str | None] = []
         batch: list[Tensor | None] = []
-        for clip in clips:
-            prepared, error = self._load(clip)
+        for clip, prompt in zip(clips, prompts, strict=True):
+            fault = self.model.text_encoder.fault(prompt)
+            prepared, error = (None, fault) if fault else self._load(clip)
             batch.append(prepared)
             errors.append(error)
             if len(batch) == batch_size or len(errors) == len(sources):
@@ -204,10 +206,11 @@ class VideoScorer:
 
     def _weights_digest(self) -> str:
         """Counted again where a weight has been replaced or written to since; what is written through `.data` counts as
-        no new version of a tensor, but shows in its norm."""
+        no new version of a tensor, but shows in its norm or its sum."""
         tensors = [*self.model.parameters(), *self.model.buffers()]
-        norms = torch.stack([torch.linalg.vector_norm(t.detach().float()) for t in tensors]).tolist()
-        state = [*norms, *(0 if t.is_inference() else t._version for t in tensors)]
+        floats = [t.detach().float() for t in tensors]
+        sums = torch.stack([*map(torch.linalg.vector_norm, floats), *map(torch.sum, floats)]).tolist()
+        state = [*sums, *(0 if t.is_inference() else t._version for t in tensors)]
         known, told, digest = self._digested
         if told != state or any(map(operator.is_not, tensors, known)):
             digest = weights_digest(self.model.state_dict())
@@ -265,7 +268,10 @@ class VideoScorer:
 
     def _score_batch(self, batch: list[Tensor | None], prompts: Sequence[str]) -> dict[str, Tensor]:
         """`score_prepared` of a batch; rows of NaN where a clip is None."""
-        nan = {name: torch.full((len(batch), n), torch.nan, dtype=torch.float32) for name, n in OUTPUTS.items()}
+        nan = {
+            name: torch.full((len(batch), n), torch.nan, dtype=torch.float32, device="cpu")
+            for name, n in OUTPUTS.items()
+        }
         good = [i for i, clip in enumerate(batch) if clip is not None]
         if good:
             frames = torch.stack([clip for clip in batch if clip is not None])

@@ -83,12 +83,14 @@ class VideoScores:
         for name in ("prompts", "errors"):
             if len(getattr(self, name)) != count:
                 raise ValueError(f"expected {count} {name}, got {len(getattr(self, name))}")
-        finite = self.values.isfinite().all(dim=1).tolist()
+        numbers = [self.values, self.aesthetic_score[:, None], self.technical_score[:, None], self.quality_weights]
+        finite = torch.cat(numbers, dim=1).isfinite().all(dim=1).tolist()
         told = f"the model gave a score that is not finite, in {self.fingerprint.dtype}"
         errors = tuple(e if e or fine else told for e, fine in zip(self.errors, finite, strict=True))
         object.__setattr__(self, "errors", errors)
         if not all(finite):
-            object.__setattr__(self, "values", torch.where(torch.tensor(finite)[:, None], self.values, torch.nan))
+            good = torch.tensor(finite, device=self.values.device)[:, None]
+            object.__setattr__(self, "values", torch.where(good, self.values, torch.nan))
 
     @property
     def overall(self) -> Tensor:

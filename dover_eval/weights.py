@@ -130,8 +130,11 @@ def load_checkpoint_file(path: str | Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path} is no {kind}: {_what_it_is(path) or _reason(error)}") from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(f"{path} holds a {type(state).__name__}, expected a state dict of tensors")
+    if not isinstance(state, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) and value.layout == torch.strided
+        for key, value in state.items()
+    ):
+        raise WeightsError(f"{path} holds a {type(state).__name__}, expected a state dict of dense tensors by name")
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
@@ -167,8 +170,10 @@ def adapt_dover_checkpoint(
     misfits: list[str] = []
     for key, value in state.items():
         name = next((new + key[len(old) :] for old, new in PREFIXES.items() if key.startswith(old)), None)
-        if name is None or name not in ours:
+        if name is None:
             unused.append(key)
+        elif name not in ours:
+            misfits.append(f"{key} has no place")
         elif not value.is_floating_point():
             misfits.append(f"{key} is {value.dtype}, expected a floating dtype")
         elif not value.isfinite().all():

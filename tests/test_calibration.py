@@ -261,6 +261,15 @@ def test_a_map_that_falls_or_leaves_the_scale_is_refused(knots):
         AspectCalibration(knots)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("margin", -1.0), ("margin", float("nan")), ("margin", "0.1"), ("tie_threshold", -0.1), ("reference", (2.0, 1.0))],
+)
+def test_figures_that_mean_nothing_are_refused(name, value):
+    with pytest.raises(CalibrationError, match=f"expected .*{name}"):
+        AspectCalibration(**{name: value})
+
+
 def test_the_command_writes_beside_the_checkpoint_and_score_uses_it(small_scorer, write_video, moving_frames, tmp_path):
     small_scorer.model.save_pretrained(tmp_path / "checkpoint")
     (tmp_path / "clips").mkdir()

@@ -121,6 +121,14 @@ def test_one_broken_file_does_not_stop_the_others(small_scorer, write_video, mov
     assert sum(seen) == 3
 
 
+def test_a_prompt_that_the_text_encoder_cannot_read_fails_alone(small_scorer, clips):
+    """Its score would be that of every other such prompt."""
+    scores = small_scorer.score(clips[:3], ["a cat", "แมวสีแดง", "a dog"], layout="TCHW", batch_size=3)
+    assert [bool(error) for error in scores.errors] == [False, True, False]
+    assert "knows no word of the prompt 'แมวสีแดง'" in scores.errors[1]
+    assert scores.values[1].isnan().all()
+
+
 @pytest.mark.parametrize("layout", [None, "TCHW"])
 def test_nothing_to_score(small_scorer, layout):
     scores = small_scorer.score([], [], layout=layout)
@@ -137,6 +145,7 @@ def test_nothing_to_score(small_scorer, layout):
         ("clips", [*PROMPTS[:4], None], {"layout": "TCHW"}, ValueError, "prompt 4, got None"),
         ("clips", PROMPTS, {}, ValueError, "need layout="),
         ("clips", PROMPTS, {"layout": "TCHW", "batch_size": 0}, ValueError, "batch_size of at least 1, got 0"),
+        ("clips", PROMPTS, {"layout": "TCHW", "batch_size": 2.5}, TypeError, "float"),
         ("a.mp4", "a", {"layout": "TCHW"}, ValueError, "files have their own layout"),
         (["a.mp4", 3], "a", {}, TypeError, r"got a int as videos\[1\]"),
         (3, "a", {"layout": "TCHW"}, TypeError, "got int"),
@@ -239,6 +248,13 @@ def test_the_fingerprint_follows_where_the_model_is_and_what_is_written_to_it(sm
         assert scorer.fingerprint not in (moved, before)
 
 
+def test_a_weight_whose_sign_is_turned_is_another_weight(small_model: DOVERModel) -> None:
+    scorer = VideoScorer(copy.deepcopy(small_model), device="cpu")
+    before = scorer.fingerprint
+    next(scorer.model.parameters()).data.neg_()  # which counts as no new version
+    assert scorer.fingerprint != before
+
+
 def test_a_weight_that_is_replaced_again_and_again_is_never_taken_for_another(small_model: DOVERModel) -> None:
     scorer = VideoScorer(copy.deepcopy(small_model), device="cpu")
     layer = next(m for m in scorer.model.mos_predictor.modules() if isinstance(m, torch.nn.LayerNorm))
@@ -290,6 +306,21 @@ def test_the_default_dtype_of_the_process_has_no_say(small_model, small_scorer, 
         torch.set_default_dtype(torch.float32)
     with pytest.raises(ValueError, match=r"expected weights in float32.*bfloat16"):
         VideoScorer(copy.deepcopy(small_model).bfloat16(), device="cpu")
+
+
+def test_the_default_device_of_the_process_has_no_say(small_scorer, clips):
+    expected = small_scorer.score(clips, PROMPTS, layout="TCHW")
+    with torch.device("meta"):
+        assert torch.equal(small_scorer.score(clips, PROMPTS, layout="TCHW").values, expected.values)
+
+
+def test_a_head_that_gives_no_number_is_an_error_as_well(small_model, clips):
+    model = copy.deepcopy(small_model)
+    model.requires_grad_(False)
+    model.dover_model.technical_head.fc_last.bias.fill_(torch.inf)
+    scores = VideoScorer(model, device="cpu").score(clips[:1], PROMPTS[:1], layout="TCHW")
+    assert scores.to_dicts()[0]["technical_score"] is None
+    assert not scores.ok
 
 
 def test_a_score_that_is_no_number_is_an_error(small_model, clips):

@@ -124,6 +124,13 @@ def test_a_tensor_that_does_not_fit_is_refused_and_the_model_stays_as_it_was(gol
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_a_backbone_deeper_than_the_configuration_is_not_cut(golden):
+    config = DOVERConfig.resolve(golden["config"])
+    model = DOVERModelSimple(config.replace(depths=(1,) * 4))
+    with pytest.raises(WeightsError, match=r"do not fit this configuration: aesthetic_backbone\..* has no place"):
+        adapt_dover_checkpoint(golden["state"], model)
+
+
 def test_fresh_is_a_list_of_names(golden, tmp_path):
     path = saved(tmp_path / "w.pth", golden["state"])
     with pytest.raises(TypeError, match=r"such as \['projection'\]"):

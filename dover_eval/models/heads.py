@@ -54,7 +54,10 @@ class StatisticsPool(nn.Module):
 
     def standardise(self, raw: Tensor) -> Tensor:
         """Raw moments less their centre, over their scale, within +-LIMIT."""
-        return ((raw - self.center) / self.scale).clamp(-self.LIMIT, self.LIMIT)
+        center, scale = self.center, self.scale
+        if self.training:  # a later batch moves them, before the gradients of this one may have been asked for
+            center, scale = center.clone(), scale.clone()
+        return ((raw - center) / scale).clamp(-self.LIMIT, self.LIMIT)
 
     @torch.no_grad()
     def fit(self, raw: Tensor) -> None:

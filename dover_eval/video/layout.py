@@ -12,6 +12,8 @@ from torch import Tensor
 CLIP_LAYOUT = "TCHW"
 #: How many times as long as the short side the long one may be: a view enlarges a frame until its short side is seen.
 MOST_SIDES = 64
+ARRAY_DTYPES = (np.uint8, np.float16, np.float32, np.float64)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def split_clips(videos: Any, layout: str | None) -> list[Tensor]:
@@ -30,14 +32,14 @@ def split_clips(videos: Any, layout: str | None) -> list[Tensor]:
     if not isinstance(layout, str) or sorted(layout.removeprefix("B")) != sorted(CLIP_LAYOUT):
         raise ValueError(f'expected a layout of T, C, H and W, each once, and B at most in front, got "{layout}"')
     if isinstance(videos, Tensor | np.ndarray):
-        batch = _as_tensor(videos, "videos")
+        batch = as_tensor(videos, "videos")
         if batch.ndim != len(layout):
             raise ValueError(f'expected {len(layout)} dimensions for layout "{layout}", got shape {tuple(batch.shape)}')
         clips = list(batch) if layout[0] == "B" else [batch]
     elif isinstance(videos, Sequence):
         if layout[0] == "B":
             raise ValueError(f'a list of clips needs a layout without B, got "{layout}"')
-        clips = [_as_tensor(video, f"videos[{i}]") for i, video in enumerate(videos)]
+        clips = [as_tensor(video, f"videos[{i}]") for i, video in enumerate(videos)]
     else:
         raise TypeError(f"expected paths, an array, a tensor or a list of these, got {type(videos).__name__}")
     order = layout.removeprefix("B")
@@ -60,7 +62,7 @@ def check_clip(clip: Tensor, layout: str, name: str, value_range: tuple[float, f
         return clip
     least, most = value_range
     wanted = f"float in {least:g}-{most:g}" if least >= 0 else f"float from {least:g} to {most:g}"
-    if not clip.is_floating_point():
+    if clip.dtype not in FLOATS:
         raise ValueError(f"expected uint8 in 0-255 or {wanted}, got {found}")
     low, high = (bound.item() for bound in clip.detach().aminmax())
     if not (low >= least and high <= most):  # also where either is NaN
@@ -74,11 +76,19 @@ def check_sides(width: int, height: int, name: str, error: type[ValueError] = Va
         raise error(f"{name}: expected one side at most {MOST_SIDES} times the other, got frames of {width}x{height}")
 
 
-def _as_tensor(video: Any, name: str) -> Tensor:
+def as_tensor(video: Any, name: str) -> Tensor:
+    """A tensor as it is; an array as a tensor of the same memory, or of a copy where torch knows none of its strides.
+
+    Raises ValueError for another dtype than uint8 and floats, or masked values, and TypeError for anything else.
+    """
     if isinstance(video, Tensor):
         return video
-    if isinstance(video, np.ndarray):
-        if video.dtype != np.uint8 and not np.issubdtype(video.dtype, np.floating):
-            raise ValueError(f"expected uint8 in 0-255 or float in 0-1, got {name} of dtype {video.dtype}")
-        return torch.from_numpy(np.ascontiguousarray(video))
-    raise TypeError(f"expected an array or a tensor for {name}, got {type(video).__name__}")
+    if not isinstance(video, np.ndarray):
+        raise TypeError(f"expected an array or a tensor for {name}, got {type(video).__name__}")
+    if video.dtype not in ARRAY_DTYPES:
+        raise ValueError(f"expected uint8 or a floating dtype, got {name} of dtype {video.dtype}")
+    if isinstance(video, np.ma.MaskedArray):
+        raise ValueError(f"expected an array of which every value counts for {name}, got a MaskedArray")
+    if any(stride < 0 or stride % video.itemsize for stride in video.strides):
+        video = np.ascontiguousarray(video)
+    return torch.from_numpy(video)

@@ -86,11 +86,15 @@ def fragments(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     if scale > 1:
         enlarged = (max(size[0], round(pixels.shape[1] * scale)), max(size[1], round(pixels.shape[2] * scale)))
         pixels = F.interpolate(pixels[None], enlarged, mode="bilinear", antialias=True)[0]
-    rows, columns = (
-        torch.cat([torch.arange(patch) + int((i + 0.5) * whole / FRAGMENTS - patch / 2) for i in range(FRAGMENTS)])
-        for whole, patch in zip(pixels.shape[1:], (side // FRAGMENTS for side in size), strict=True)
-    )
-    return pixels[:, rows.to(pixels.device)][:, :, columns.to(pixels.device)]
+    rows, columns = (_middles(*sides, pixels.device) for sides in zip(pixels.shape[1:], size, strict=True))
+    return pixels[:, rows][:, :, columns]
+
+
+def _middles(whole: int, side: int, device: torch.device) -> Tensor:
+    """Where, of `whole` pixels, those lie that `fragments` puts together to `side`."""
+    patch = side // FRAGMENTS
+    firsts = [int((i + 0.5) * whole / FRAGMENTS - patch / 2) for i in range(FRAGMENTS)]
+    return torch.tensor([first + i for first in firsts for i in range(patch)], device=device)
 
 
 def picture_size(config: DOVERConfig) -> tuple[int, int]:

@@ -53,15 +53,28 @@ def test_keeps_the_dtype_and_its_precision(dtype, tolerance):
     assert max(errors.values()) < tolerance, errors
 
 
+def tf32_is_off():
+    cudnn = torch.backends.cudnn
+    return cudnn.conv.fp32_precision == "ieee" if hasattr(cudnn, "conv") else not cudnn.allow_tf32
+
+
 @pytest.mark.parametrize("allowed", [True, False])
 def test_tf32_is_off_for_the_reference_alone(allowed, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
     with _without_tf32():
-        if hasattr(torch.backends.cudnn, "conv"):
-            assert torch.backends.cudnn.conv.fp32_precision == "ieee"
-        else:
-            assert not torch.backends.cudnn.allow_tf32
+        assert tf32_is_off()
     assert torch.backends.cudnn.allow_tf32 == allowed
+
+
+def test_threads_that_overlap_leave_the_switch_as_they_found_it(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    first, second = _without_tf32(), _without_tf32()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert tf32_is_off()  # the second is still at it
+    second.__exit__(None, None, None)
+    assert torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="this torch has one switch for all operators")
@@ -81,6 +94,16 @@ def test_gradients_are_those_of_finite_differences():
     operands = make_operands((1, 2, 2, 3, 2), (3, 7, 7), dtype=torch.float64)
     leaves = [tensor.requires_grad_() for tensor in operands.tensors]
     assert torch.autograd.gradcheck(dwconv3d_layernorm, leaves)
+
+
+def test_gradients_are_of_full_precision_whatever_the_caller_computes_in():
+    operands = [torch.randn(shape) for shape in ((1, 8, 3, 9, 9), (8, 1, 3, 7, 7), (8,), (8,), (8,))]
+    operands = [operand.requires_grad_() for operand in operands]
+    z = dwconv3d_layernorm(*operands)
+    expected = torch.autograd.grad(z.sum(), operands, retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(z.sum(), operands)
+    assert all(map(torch.equal, found, expected))
 
 
 def test_second_derivative_exists():

@@ -51,6 +51,14 @@ def test_statistics_learn_from_one_clip_at_a_time():
     torch.testing.assert_close(pool.scale, torch.tensor([3.0, 0.2]), rtol=0.3, atol=0)
 
 
+def test_two_batches_may_be_seen_before_the_gradients_of_either_are_asked_for():
+    """As in a loss of pairs."""
+    pool = StatisticsPool(2).train()
+    first, second = (torch.randn(3, 2, requires_grad=True) for _ in range(2))
+    (pool(first) - pool(second)).sum().backward()
+    torch.testing.assert_close(first.grad.abs().min(0).values, second.grad.abs().min(0).values, rtol=0.5, atol=0)
+
+
 def test_statistics_are_not_fitted_to_one_clip():
     with pytest.raises(ValueError, match=r"two clips or more, got \(1, 2\)"):
         StatisticsPool(2).fit(torch.randn(1, 2))

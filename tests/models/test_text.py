@@ -35,9 +35,9 @@ def test_agrees_with_sentence_transformers(encoder):
 
 
 def test_a_prompt_has_the_same_bits_in_any_company(encoder):
-    encoder._cache.clear()
+    encoder._forget()
     together = encoder(PROMPTS)
-    encoder._cache.clear()
+    encoder._forget()
     for i in reversed(range(len(PROMPTS))):
         alone = encoder([PROMPTS[i]])
         length = int(together.mask[i].sum())
@@ -46,10 +46,11 @@ def test_a_prompt_has_the_same_bits_in_any_company(encoder):
 
 
 def test_the_cache_is_used_and_bounded(encoder, monkeypatch):
-    monkeypatch.setattr(text, "CACHED_PROMPTS", 3)
+    tokens = encoder(["prompt 0"]).tokens.nbytes
+    monkeypatch.setattr(text, "CACHED_BYTES", 3 * tokens)
     for i in range(8):
         encoder([f"prompt {i}"])
-    assert len(encoder._cache) == 3
+    assert sum(tokens.nbytes for _, tokens in encoder._cache.values()) == encoder._cached_bytes == 3 * tokens
     seen = []
     monkeypatch.setattr(encoder, "_encode", lambda batch: seen.append(batch))
     encoder(["prompt 7", "prompt 6"])
@@ -58,7 +59,7 @@ def test_the_cache_is_used_and_bounded(encoder, monkeypatch):
 
 def test_threads_agree(encoder):
     expected = encoder(PROMPTS).pooled
-    encoder._cache.clear()
+    encoder._forget()
     with ThreadPoolExecutor(8) as pool:
         for result in pool.map(lambda _: encoder(PROMPTS).pooled, range(16)):
             assert torch.equal(result, expected)
@@ -69,8 +70,8 @@ def test_it_pickles(encoder):
     assert torch.equal(copy(["a cat"]).pooled, encoder(["a cat"]).pooled)
 
 
-@pytest.mark.parametrize("prompts", [[], [""], ["a cat", "  "], [None]])
-def test_empty_prompts_are_refused(encoder, prompts):
+@pytest.mark.parametrize("prompts", [[], [""], ["a cat", "  "], [None], "a cat", {"a cat", "a dog"}, {"a cat": 1}])
+def test_what_is_no_list_of_texts_is_refused(encoder, prompts):
     with pytest.raises(ValueError, match="prompt"):
         encoder(prompts)
 
@@ -152,12 +153,23 @@ def test_other_weights_and_another_dtype_are_not_answered_from_the_cache(encoder
     assert own.bfloat16()(PROMPTS[:1]).pooled.dtype == torch.bfloat16
 
 
+def test_what_is_written_to_a_frozen_encoder_or_how_it_reads_is_not_answered_from_the_cache(encoder):
+    own = copy.deepcopy(encoder)
+    before = own(PROMPTS[1:2])
+    with torch.no_grad():
+        for parameter in own.parameters():
+            parameter.mul_(1.05)
+    assert not torch.allclose(own(PROMPTS[1:2]).pooled, before.pooled, atol=1e-3)
+    own.max_length = 5
+    assert own(PROMPTS[1:2]).tokens.shape[1] == 5
+
+
 def test_what_a_long_prompt_says_at_its_end_is_said_to_be_unread(caplog):
     encoder = TextEncoder.load(MINILM)
     encoder(["word " * 200])
     assert not caplog.records
     encoder(["word " * 300 + "and a dragon"])
-    assert "more than 256 tokens; not read: ' word word" in caplog.text
+    assert "more than 256 tokens; not read: 'word word" in caplog.text
 
 
 def test_thousands_of_long_prompts_are_not_all_told_of(caplog):
@@ -182,9 +194,28 @@ def test_a_prompt_with_nothing_to_read_in_it_is_refused(encoder, prompt):
         encoder([prompt])
 
 
-@pytest.mark.parametrize("prompt", ["猫", "🐈", "?", "é", "\U0001fae9", "\U000323b0"])
-def test_a_prompt_of_one_sign_is_read(encoder, prompt):
+@pytest.mark.parametrize("prompt", ["?", "é", "a 🐈", "красное сердце"])
+def test_a_prompt_with_anything_known_in_it_is_read(encoder, prompt):
+    assert encoder.fault(prompt) is None
     assert encoder([prompt]).pooled.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "prompt", ["猫", "🐈", "\U0001fae9", "\U000323b0", "แมวสีแดง", "빨간 고양이", "x" * 200, "\ufffd"]
+)
+def test_a_prompt_of_which_nothing_is_known_is_refused(encoder, prompt):
+    """They are all the same to the encoder, and would all have the same score."""
+    assert "MiniLM-L6-v2 knows no word of the prompt" in encoder.fault(prompt)
+    with pytest.raises(ValueError, match="knows no word of the prompt"):
+        encoder(["a cat", prompt])
+
+
+def test_a_prompt_that_is_known_in_small_part_is_told(caplog):
+    own = TextEncoder.load(MINILM)
+    own(["a red cat 猫"])
+    assert not caplog.records
+    own(["一只红色的猫在雪地里奔跑"])
+    assert "knows less than half of the prompt '一只红色的猫在雪地里奔跑'" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["./no/such/folder", "/no/such", "a/b/c"])

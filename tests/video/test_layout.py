@@ -43,7 +43,10 @@ def test_three_frames_and_three_channels_are_told_apart_by_the_layout_alone():
         (CLIP[:0], "TCHW", r"at least one frame.*\(0, 3, 6, 8\)"),
         (CLIP[..., :0], "TCHW", "at least one frame and one pixel"),
         (CLIP.int(), "TCHW", "uint8 in 0-255 or float in 0-1.*int32"),
-        (CLIP.numpy().astype(np.int16), "TCHW", "uint8 in 0-255 or float in 0-1.*int16"),
+        (CLIP.numpy().astype(np.int16), "TCHW", "uint8 or a floating dtype, got videos of dtype int16"),
+        (CLIP.numpy().astype(np.longdouble), "TCHW", "uint8 or a floating dtype, got videos of dtype"),
+        (np.ma.masked_array(CLIP.numpy(), False), "TCHW", "every value counts for videos, got a MaskedArray"),
+        (CLIP.float().to(torch.float8_e5m2), "TCHW", "uint8 in 0-255 or float in 0-1.*float8"),
         (CLIP.float(), "TCHW", "float in 0-1.*float32 with values from"),
         (CLIP.float() / 127.5 - 1, "TCHW", "with values from -1"),
         (torch.full((5, 3, 6, 8), torch.nan), "TCHW", "values from nan"),
@@ -66,6 +69,12 @@ def test_other_types_are_refused():
 
 def test_nothing_is_copied():
     assert split_clips(CLIP, "TCHW")[0].data_ptr() == CLIP.data_ptr()
+    strided = CLIP.numpy().transpose(0, 2, 3, 1)[::2]
+    assert split_clips(strided, "THWC")[0].data_ptr() == CLIP.data_ptr()
+
+
+def test_an_array_that_is_read_backwards_is_taken_as_it_reads():
+    assert torch.equal(split_clips(CLIP.numpy()[::-1], "TCHW")[0], CLIP.flip(0))
 
 
 def test_a_clip_may_be_held_to_another_range() -> None:

@@ -16,19 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dover_eval.forks import renew_in_children
 from dover_eval.models.dover import DOVERModel
 from dover_eval.models.text import prompts_for
 from dover_eval.opinion import SCORE_NAMES
 from dover_eval.scorer import VideoScorer
 from dover_eval.video.decode import VideoError, decode_clip
-from dover_eval.video.layout import CLIP_LAYOUT, check_clip
+from dover_eval.video.layout import CLIP_LAYOUT, as_tensor, check_clip
 from dover_integrations.rewards.engine import (
     Engine,
     Failure,
     Item,
     RewardError,
     private_engine,
-    renew_in_children,
     shared_engine,
 )
 
@@ -255,10 +255,7 @@ class DoverReward:
         name = f"videos[{i}]"
         if isinstance(clip, str | os.PathLike):
             return Item(Path(clip), prompt, BYTE_RANGE)
-        if isinstance(clip, np.ndarray):
-            clip = torch.from_numpy(np.ascontiguousarray(clip))
-        if not isinstance(clip, Tensor):
-            raise TypeError(f"expected an array, a tensor or a path for {name}, got {type(clip).__name__}")
+        clip = as_tensor(clip, name)
         if clip.dtype == torch.uint8 and self.value_range != BYTE_RANGE:
             raise ValueError(f"expected floats in {self.value_range}, got {name} of dtype uint8, whose range is 0-255")
         if clip.is_floating_point() and clip.numel():
@@ -279,7 +276,7 @@ class DoverReward:
             if self.nan_policy == "raise":
                 raise RewardError(f"videos[{i}]: {row.reason}")
             logger.warning("no reward for videos[%d]: %s", i, row.reason)
-        nan = torch.full((len(SCORE_NAMES),), torch.nan, dtype=torch.float32)
+        nan = torch.full((len(SCORE_NAMES),), torch.nan, dtype=torch.float32, device="cpu")
         return torch.stack([nan if isinstance(row, Failure) else row for row in rows]) if rows else nan.new_empty(0, 5)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-from weakref import WeakSet, WeakValueDictionary
+from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 from dover_eval.config import usual_batch_size
+from dover_eval.forks import renew_in_children
 from dover_eval.models.dover import DOVERModel
 from dover_eval.opinion import SCORE_NAMES
 from dover_eval.scorer import VideoScorer, placement
@@ -57,12 +57,12 @@ class Engine:
         self.home = scorer.device
         self.offloaded = False
         self.renew_locks()
-        renew_in_children(self, scorer.model.text_encoder)
 
     def renew_locks(self) -> None:
         """For a forked child; the queue too, whose thread is not there."""
         self._lock = threading.RLock()
         self._queue: MicroBatcher[Item, Tensor | Failure] = MicroBatcher(self.score, self.batch_size)
+        renew_in_children(self)
 
     def submit(self, items: Sequence[Item]) -> list[Future[Tensor | Failure]]:
         """Futures of the rows (5,), on the CPU; requests of other threads share the batches."""
@@ -78,6 +78,9 @@ class Engine:
             self._check_loaded()
             frames, places = [], []
             for i, item in enumerate(items):
+                if fault := self.scorer.model.text_encoder.fault(item.prompt):
+                    rows[i] = Failure(fault)
+                    continue
                 try:
                     frames.append(self._prepare(item))
                     places.append(i)
@@ -149,33 +152,19 @@ class Engine:
             raise RewardError(f"videos[{i}]: {error}") from error
 
 
+class _Loading:
+    """One engine at a time is loaded."""
+
+    def __init__(self) -> None:
+        self.renew_locks()
+
+    def renew_locks(self) -> None:
+        self.lock = threading.Lock()
+        renew_in_children(self)
+
+
 _ENGINES: WeakValueDictionary[tuple[Any, ...], Engine] = WeakValueDictionary()
-_LOADING = threading.Lock()
-
-
-class HasLocks(Protocol):
-    """What `renew_in_children` takes."""
-
-    def renew_locks(self) -> None: ...
-
-
-_RENEWED: WeakSet[HasLocks] = WeakSet()
-
-
-def renew_in_children(*owners: HasLocks) -> None:
-    """Give `owners` new locks in a forked child: what a thread of the parent held would be held for ever."""
-    _RENEWED.update(owners)
-
-
-def _renew_locks() -> None:
-    global _LOADING
-    _LOADING = threading.Lock()
-    for owner in list(_RENEWED):
-        owner.renew_locks()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_locks)
+_LOADING = _Loading()
 
 
 def shared_engine(
@@ -186,7 +175,7 @@ def shared_engine(
     batch_size = batch_size or usual_batch_size(device.type != "cpu")
     key = (model if model is None else str(model), device, dtype, batch_size)
     # Tensors made in a caller's inference mode would never give gradients, to whoever else shares the model.
-    with _LOADING, torch.inference_mode(False):
+    with _LOADING.lock, torch.inference_mode(False):
         engine = _ENGINES.get(key)
         if engine is None or _place(engine.home) != _place(device):  # none yet, or it has been moved away
             with _float32_by_default():

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dover_eval.forks import renew_in_children
 from dover_eval.opinion import SCORE_NAMES
 from dover_integrations.rewards.core import DoverReward
-from dover_integrations.rewards.engine import renew_in_children
 
 Score = Callable[..., tuple[dict[str, Tensor], dict[str, Any]]]
 

@@ -1,5 +1,6 @@
 """The operator in plain PyTorch: the path on CPU, and the oracle of the kernels' tests."""
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -53,6 +54,18 @@ def _true_fp32(x: Tensor) -> AbstractContextManager[None]:
     return _without_tf32() if x.is_cuda and not torch.compiler.is_compiling() else nullcontext()
 
 
+class _Switch:
+    """cuDNN's own, which is the process's: the first of several threads turns it, and the last one turns it back."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = 0
+        self.before: Any = None
+
+
+_TF32 = _Switch()
+
+
 @contextmanager
 def _without_tf32() -> Iterator[None]:
     # Since torch 2.9 each operator has its own switch, and reading the common one raises where they differ.
@@ -60,12 +73,23 @@ def _without_tf32() -> Iterator[None]:
     switch, name, off = (
         (cudnn.conv, "fp32_precision", "ieee") if hasattr(cudnn, "conv") else (cudnn, "allow_tf32", False)
     )
-    before = getattr(switch, name)
-    setattr(switch, name, off)
+    with _TF32.lock:
+        if _TF32.users == 0:
+            _TF32.before = getattr(switch, name)
+            setattr(switch, name, off)
+        _TF32.users += 1
     try:
         yield
     finally:
-        setattr(switch, name, before)
+        with _TF32.lock:
+            _TF32.users -= 1
+            if _TF32.users == 0:
+                setattr(switch, name, _TF32.before)
+
+
+def _without_autocast(device: str) -> AbstractContextManager[Any]:
+    """`backward` may be called in an autocast that the forward pass was not in. Meta tensors have none."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 class _DepthwiseConv3d(torch.autograd.Function):
@@ -87,13 +111,14 @@ class _DepthwiseConv3d(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         dx = dweight = dbias = None
         dy = _channels_last(dy)
-        if ctx.needs_input_grad[0]:
-            dx = _DepthwiseConv3d.apply(dy, weight.flip((2, 3, 4)), None)
-        if ctx.needs_input_grad[1]:
-            gradient = _weight_gradient_op if torch.compiler.is_compiling() else _weight_gradient
-            dweight = gradient(x, dy, weight.shape[2:])
-        if ctx.needs_input_grad[2]:
-            dbias = dy.sum(dim=(0, 2, 3, 4))
+        with _without_autocast(dy.device.type):
+            if ctx.needs_input_grad[0]:
+                dx = _DepthwiseConv3d.apply(dy, weight.flip((2, 3, 4)), None)
+            if ctx.needs_input_grad[1]:
+                gradient = _weight_gradient_op if torch.compiler.is_compiling() else _weight_gradient
+                dweight = gradient(x, dy, weight.shape[2:])
+            if ctx.needs_input_grad[2]:
+                dbias = dy.sum(dim=(0, 2, 3, 4))
         return dx, dweight, dbias
 
 
