@@ -53,12 +53,13 @@ def _what(record: Mapping[str, Any]) -> str:
 
 def _data(record: Mapping[str, Any]) -> str:
     lines = [
-        "| side | table | kind | rows used | clips missing | clips not decoded | sha256 |",
-        "|---|---|---|---|---|---|---|",
+        "| side | table | kind | rows used | clips missing | clips not decoded | prompts not read | sha256 |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for table in record["data"]:
         name = table["table"] + (f" of {table['hub']}, {table['revision'][:12]}" if table["hub"] else "")
-        cells = (table["rows"], len(table["missing"]), len(table["unreadable"]), f"`{table['sha256']}`")
+        left_out = [len(table[kind]) for kind in ("missing", "unreadable", "unread")]
+        cells = (table["rows"], *left_out, f"`{table['sha256']}`")
         lines.append(f"| {table['side']} | {name} | {table['kind']} | {' | '.join(map(str, cells))} |")
     told = [_side(side, counts) for side, counts in record["counts"].items() if counts["rows"]]
     untaught = [name for name in SCORE_NAMES if not _taught(record["counts"]["training"], name)]

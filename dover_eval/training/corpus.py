@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TableRecord:
-    """What became of a table: its file and hash, how many rows are used, and clips that could not be."""
+    """What became of a table: its file and hash, how many rows are used, and clips and prompts that could not be."""
 
     table: str
     kind: str
@@ -32,6 +32,7 @@ class TableRecord:
     revision: str | None
     missing: tuple[str, ...] = ()
     unreadable: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,18 +81,29 @@ class Corpus:
         return wanted_clips([example.item for example in self.validation])
 
 
-def collect(settings: DataSettings, store: ClipStore, seed: int) -> Corpus:
+def collect(
+    settings: DataSettings, store: ClipStore, seed: int, fault: Callable[[str], str | None] = lambda prompt: None
+) -> Corpus:
     """Read every table, decode every clip once, and set training and validation apart.
 
+    Args:
+        fault: why the model cannot read a prompt, or None (`TextEncoder.fault`).
+
     Raises:
-        TableError: a table cannot be used, or its clips are missing or cannot be decoded and it does not skip them.
+        TableError: a table cannot be used, or its clips are missing or cannot be decoded, or its prompts not be read,
+            and it does not skip them.
         DuplicateError: training and validation share a clip.
         SplitError: no split is left, or nothing can be judged on the validation.
     """
     sources = [(table, load_examples(table)) for table in (*settings.train, *settings.validation)]
     paths = clips_of([example for _, (examples, _) in sources for example in examples])
     identities, errors = survey(paths, store, settings.workers)
-    kept = [_usable(table, *found, errors) for table, found in sources]
+    unread = {
+        prompt: reason
+        for prompt in {example.prompt for _, (examples, _) in sources for example in examples}
+        if (reason := fault(prompt))
+    }
+    kept = [_usable(table, *found, errors, unread) for table, found in sources]
     count = len(settings.train)
     training = [example for examples, _ in kept[:count] for example in examples]
     validation = [example for examples, _ in kept[count:] for example in examples]
@@ -107,25 +119,30 @@ def collect(settings: DataSettings, store: ClipStore, seed: int) -> Corpus:
 
 
 def _usable(
-    settings: TableSettings, examples: list[Example], missing: list[str], errors: dict[str, str]
+    settings: TableSettings, examples: list[Example], missing: list[str], errors: dict[str, str], unread: dict[str, str]
 ) -> tuple[list[Example], TableRecord]:
     """The examples whose clips are all there, and what became of the others. Raises TableError where none may lack."""
     broken = {path: errors[path] for path in clips_of(examples) if path in errors}
-    if settings.unusable == "refuse" and (missing or broken):
-        names = [f"{name}: not in {settings.videos}" for name in missing] + list(broken.values())
+    prompts = {example.prompt: unread[example.prompt] for example in examples if example.prompt in unread}
+    if settings.unusable == "refuse" and (missing or broken or prompts):
+        names = [f"{name}: not in {settings.videos}" for name in missing] + [*broken.values(), *prompts.values()]
         raise TableError(
-            f"{settings.table}: {len(missing)} clips are missing and {len(broken)} cannot be decoded: "
-            f"{'; '.join(names[:5])}. `unusable: skip` leaves their rows out"
+            f"{settings.table}: {len(missing)} clips are missing, {len(broken)} cannot be decoded, and {len(prompts)} "
+            f"prompts not be read: {'; '.join(names[:5])}. `unusable: skip` leaves their rows out"
         )
-    kept = [example for example in examples if not any(path in broken for path in example.videos)]
+    kept = [
+        example
+        for example in examples
+        if example.prompt not in prompts and not any(path in broken for path in example.videos)
+    ]
     if not kept:
         raise TableError(f"{settings.table}: none of its rows can be used")
-    if missing or broken:
-        logger.warning("%s: %d clips missing, %d not decoded", settings.table, len(missing), len(broken))
+    if missing or broken or prompts:
+        told = "%s: %d clips missing, %d not decoded, %d prompts not read"
+        logger.warning(told, settings.table, len(missing), len(broken), len(prompts))
     local = fetch(settings)
     name = settings.table if settings.hub else Path(settings.table).name
     snapshot = Path(local.table).parents[len(Path(settings.table).parts) - 1].name if settings.hub else None
     sha256 = file_sha256(local.table)
-    return kept, TableRecord(
-        name, settings.kind, sha256, len(kept), settings.hub, snapshot, tuple(missing), tuple(sorted(broken))
-    )
+    left_out = (tuple(missing), tuple(sorted(broken)), tuple(sorted(prompts)))
+    return kept, TableRecord(name, settings.kind, sha256, len(kept), settings.hub, snapshot, *left_out)

@@ -62,7 +62,7 @@ def check(settings: TrainSettings) -> Corpus:
     _check_reporters(settings)
     torch.manual_seed(settings.training.seed)
     model, _ = start_model(settings)
-    return collect(settings.data, _store(settings, model), settings.training.seed)
+    return collect(settings.data, _store(settings, model), settings.training.seed, model.text_encoder.fault)
 
 
 def train(settings: TrainSettings, *, resume: bool = False) -> TrainResult | None:
@@ -93,7 +93,7 @@ def train(settings: TrainSettings, *, resume: bool = False) -> TrainResult | Non
     if loop.checkpointing:
         model.gradient_checkpointing_enable()
     store = _store(settings, model)
-    corpus = _once(lambda: collect(settings.data, store, loop.seed))
+    corpus = _once(lambda: collect(settings.data, store, loop.seed, model.text_encoder.fault))
     set_steps(arguments, loop, corpus)
     began = {"settings": settings.to_dict(), "corpus": corpus.digest}
     _once(lambda: _begin(folder, began, resume))

@@ -61,7 +61,8 @@ class TableSettings:
     table: the .csv, .jsonl, .json or .parquet file. videos: the folder that its names are in.
     hub: a data set on the hub that both are paths in; revision: of it.
     rating_range: the ends of the raters' scale, which become 1 and 5.
-    unusable: "refuse" a table whose clips are missing or cannot be decoded, or "skip" those rows and say how many.
+    unusable: "refuse" a table whose clips are missing or cannot be decoded, or whose prompts cannot be read, or "skip"
+        those rows and say how many.
     """
 
     table: str

@@ -192,12 +192,14 @@ def test_clips_that_cannot_be_used_are_refused_or_skipped_and_told(write_setting
     for name, *_ in HEARTS[:4]:
         (videos / name).symlink_to(CLIPS / name)
     (videos / HEARTS[4][0]).write_bytes((CLIPS / HEARTS[4][0]).read_bytes()[:3000])
-    table = {"table": "ratings.csv", "videos": str(videos)}
+    unread = [(name, "แมวสีแดง" if name == HEARTS[3][0] else prompt, *rest) for name, prompt, *rest in HEARTS]
+    write_table("unread.csv", unread)
+    table = {"table": "unread.csv", "videos": str(videos)}
     done = CliRunner().invoke(app, ["train", str(write_settings(data__train=[table])), "--check"])
     assert done.exit_code == 2
-    assert "1 clips are missing and 1 cannot be decoded: heart_wrong_prompt.mp4: not in" in done.stderr
+    assert "1 clips are missing, 1 cannot be decoded, and 1 prompts not be read: heart_wrong_prompt.mp4" in done.stderr
     result = train(write_settings(data__train=[table | {"unusable": "skip"}]))
-    assert "| training | ratings.csv | ratings | 4 | 1 | 1 |" in (result.folder / "README.md").read_text()
+    assert "| training | unread.csv | ratings | 3 | 1 | 1 | 1 |" in (result.folder / "README.md").read_text()
 
 
 COMMAND_ERRORS = {
