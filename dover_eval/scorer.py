@@ -19,7 +19,7 @@ from torch import Tensor
 from dover_eval.calibration import Calibration
 from dover_eval.config import DOVERConfig, usual_batch_size
 from dover_eval.models.dover import DOVERModel
-from dover_eval.models.text import prompts_for
+from dover_eval.models.text import check_prompts, prompts_for
 from dover_eval.opinion import ASPECTS, SCORE_NAMES
 from dover_eval.scores import Fingerprint, VideoScores, weights_digest
 from dover_eval.video.decode import VideoError, decode_clip
@@ -165,6 +165,14 @@ class VideoScorer:
             errors=tuple(errors),
             fingerprint=self.fingerprint,
         )
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Raises ValueError for a prompt that has nothing to read in it, or no word that the text encoder knows: before
+        a clip is made for it, say."""
+        check_prompts(prompts)
+        for prompt in prompts:
+            if fault := self.model.text_encoder.fault(prompt):
+                raise ValueError(fault)
 
     def explain(
         self, video: str | os.PathLike[str], prompt: str, *, windows: int = 24, seconds: float | None = None

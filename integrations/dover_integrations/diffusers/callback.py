@@ -33,7 +33,7 @@ class Scorer(Protocol):
     """A `VideoScorer`, or anything else that scores frames.
 
     `score` gets (B,T,3,H,W), float in [0,1], a prompt for each, and layout="BTCHW"; its result has `values` (B,N) and
-    `names`, N of them.
+    `names`, N of them. `check_prompts`, where there is one, gets the prompts before the first step.
     """
 
     def score(self, videos: Any, prompts: Sequence[str], *, layout: str) -> Any: ...
@@ -101,7 +101,7 @@ class DoverCallback(PipelineCallback):
             raise ValueError("stop_below needs every or steps: after the last step there is nothing to stop")
         self.scorer = scorer
         self.prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        check_prompts(self.prompts)
+        getattr(scorer, "check_prompts", check_prompts)(self.prompts)
         self.every = None if every is None else operator.index(every)
         self.target = target
         self.last_step = last_step

@@ -138,8 +138,10 @@ def best_of(
     seeds = list(range(n)) if seeds is None else [int(seed) for seed in seeds]
     keep = [getattr(share, "item", lambda share=share: share)() for share in keep]
     _check(pipe, prompt, n, seeds, prune_at, keep, pipe_kwargs)
-    if isinstance(scorer, VideoScorer) and rank_by not in SCORE_NAMES:
-        raise ValueError(f"expected rank_by of {', '.join(SCORE_NAMES)}, got {rank_by!r}")
+    if isinstance(scorer, VideoScorer):
+        scorer.check_prompts([prompt])
+        if rank_by not in SCORE_NAMES:
+            raise ValueError(f"expected rank_by of {', '.join(SCORE_NAMES)}, got {rank_by!r}")
     scorer = _Finite(scorer, rank_by)
     embedded = any(name.startswith("prompt_embeds") for name in pipe_kwargs)
     pipe_kwargs = {"prompt": None if embedded else prompt, **pipe_kwargs}

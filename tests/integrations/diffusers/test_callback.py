@@ -185,6 +185,11 @@ def test_an_empty_prompt_is_refused_before_anything_is_sampled() -> None:
         DoverCallback(Judge(), ["a cat", ""])
 
 
+def test_a_prompt_that_the_scorer_cannot_read_is_refused_before_anything_is_sampled(small_scorer: VideoScorer) -> None:
+    with pytest.raises(ValueError, match="knows no word of the prompt 'แมวสีแดง'"):
+        DoverCallback(small_scorer, ["a cat", "แมวสีแดง"])
+
+
 def test_steps_beyond_the_call_are_warned_of_and_an_array_of_steps_will_do(tiny: Any) -> None:
     callback = DoverCallback(Judge(), PROMPT, steps=np.array([0, 100]), last_step=False)
     with pytest.warns(UserWarning, match=r"never scored, since there are \d+ steps: \[100\]"):
