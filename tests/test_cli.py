@@ -161,6 +161,11 @@ def test_markup_in_names_and_prompts_is_text(dover, write_video, moving_frames):
     assert "[bold]x[/nonsense]" in result.stdout
 
 
+def test_help_fills_the_terminals_lines_and_not_the_sources():
+    said = CliRunner().invoke(app, ["label", "--help"], env={"COLUMNS": "90"}).stdout
+    assert "changed. A clip that the teacher cannot judge is a row with its error; the others go on." in said
+
+
 def test_a_warning_is_said_once_and_by_whom(dover, videos):
     assert dover("info").exit_code == 0  # a command before, in the same process
     result = dover("score", videos, "--prompt", "a square " * 400)

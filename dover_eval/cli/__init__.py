@@ -1,5 +1,7 @@
 """`dover-eval`: one file a command. A command's imports are its own, so that `--help` answers at once."""
 
+from collections.abc import Callable
+
 import typer
 
 from dover_eval.cli.app import app as app_command
@@ -22,18 +24,24 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_show_locals=False,
 )
-app.command()(score)
-app.command()(info)
-app.command()(evaluate)
-app.command()(calibrate)
-app.command()(label)
-app.command()(sanity)
-app.command()(report)
-app.command()(compare)
-app.command()(explain)
-app.command("app")(app_command)
-app.command()(serve)
-app.command()(train)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "score": score,
+    "info": info,
+    "evaluate": evaluate,
+    "calibrate": calibrate,
+    "label": label,
+    "sanity": sanity,
+    "report": report,
+    "compare": compare,
+    "explain": explain,
+    "app": app_command,
+    "serve": serve,
+    "train": train,
+}
+for name, command in COMMANDS.items():
+    # The source's line ends are none of the terminal's.
+    paragraphs = [" ".join(part.split()) for part in (command.__doc__ or "").split("\n\n")]
+    app.command(name, help="\n\n".join(paragraphs))(command)
 
 
 def main() -> None:
