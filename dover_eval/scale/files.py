@@ -26,15 +26,26 @@ class Shard(NamedTuple):
 
 
 class Clip(NamedTuple):
-    """A row to come. `video` is a path, a URL, or "tar://member::shard", as fsspec calls a member of a tar file."""
+    """A row to come. `video` is a path, a URL, or "tar://member::shard", as fsspec calls a member of a tar file.
+
+    folder: where relative paths start; empty for the current folder.
+    """
 
     video: str
     prompt: str
     shard: Shard | None = None
+    folder: str = ""
+
+    @property
+    def place(self) -> str:
+        """The path or the URL of the file that holds it."""
+        name = self.shard.path if self.shard else self.video
+        inside, colons, file = name.rpartition("::") if is_url(name) else ("", "", name)
+        return name if is_url(file) else f"{inside}{colons}{os.path.join(self.folder, file)}"
 
     @property
     def is_local(self) -> bool:
-        return not is_url(self.shard.path if self.shard else self.video)
+        return not is_url(self.place)
 
 
 def is_url(name: str) -> bool:
@@ -67,10 +78,9 @@ def identity(clip: Clip) -> str | None:
     Size and modification time of a local file; size and the store's ETag, checksum or date else. A member of a shard
     has its place in it, too.
     """
-    name = clip.shard.path if clip.shard else clip.video
-    if is_url(name):
+    if not clip.is_local:
         try:
-            files, path = locate(name)
+            files, path = locate(clip.place)
             info = files.info(path)
         except FileNotFoundError:
             return None
@@ -82,7 +92,7 @@ def identity(clip: Clip) -> str | None:
         found = f"{info.get('size')} {revision}"
     else:
         try:
-            status = os.stat(name)
+            status = os.stat(clip.place)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -94,21 +104,21 @@ def identity(clip: Clip) -> str | None:
 @contextmanager
 def local_file(clip: Clip) -> Iterator[Path]:
     """The clip as a file of this machine: itself, or a copy for as long as it is used. Raises FileError."""
-    if clip.shard is None and not is_url(clip.video):
-        yield Path(clip.video)
+    if clip.shard is None and clip.is_local:
+        yield Path(clip.place)
         return
     with tempfile.NamedTemporaryFile(prefix="dover-eval-", suffix=PurePosixPath(own_path(clip.video)).suffix) as copy:
         try:
-            if clip.shard is not None and not is_url(clip.shard.path):
-                with open(clip.shard.path, "rb") as shard:
+            if clip.shard is not None and clip.is_local:
+                with open(clip.place, "rb") as shard:
                     shard.seek(clip.shard.offset)
                     copy.write(shard.read(clip.shard.size))
             elif clip.shard is not None:
-                files, path = locate(clip.shard.path)
+                files, path = locate(clip.place)
                 start = clip.shard.offset
                 copy.write(files.cat_file(path, start=start, end=start + clip.shard.size))
             else:
-                files, path = locate(clip.video)
+                files, path = locate(clip.place)
                 files.get_file(path, copy.name)
             copy.flush()
         except FileError:

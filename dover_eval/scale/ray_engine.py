@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import socket
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -56,7 +57,11 @@ class RayEngine:
         address: str | None = None,
         num_gpus: int | None = None,
     ) -> None:
-        self.model, self.calibration, self.threads = model, calibration, threads
+        # The cluster's processes run in folders of their own.
+        folder = model and Path(model).expanduser().absolute()
+        self.model = str(folder) if folder and folder.is_dir() else model
+        self.calibration = calibration and calibration.absolute()
+        self.threads = threads
         try:
             if not ray.is_initialized():
                 _reach(address)
@@ -107,10 +112,11 @@ class RayEngine:
         self, clips: Sequence[Clip], batches: Sequence[int], batch_size: int, config: Any, failed: Mapping[int, str]
     ) -> Iterator[Scored]:
         """Rows of batches, in any order; those of `failed` clips with that error, and without touching their file."""
+        folder = os.getcwd()
         items = [
             {
                 "first": (span := _span(batch, batch_size, len(clips))).start,
-                "clips": json.dumps([clips[i] for i in span]),
+                "clips": json.dumps([clips[i]._replace(folder=folder) for i in span]),
                 "failed": json.dumps([failed.get(i) for i in span]),
             }
             for batch in batches
@@ -235,7 +241,8 @@ def _decoded(table: pyarrow.Table) -> Iterator[Decoded]:
 
 def _clips(table: pyarrow.Table) -> list[Clip]:
     return [
-        Clip(video, prompt, shard and Shard(*shard)) for video, prompt, shard in json.loads(table["clips"][0].as_py())
+        Clip(video, prompt, shard and Shard(*shard), folder)
+        for video, prompt, shard, folder in json.loads(table["clips"][0].as_py())
     ]
 
 

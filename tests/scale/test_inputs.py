@@ -5,10 +5,8 @@ from __future__ import annotations
 import errno
 import functools
 import http.server
-import io
 import json
 import os
-import tarfile
 import threading
 import zipfile
 from pathlib import Path
@@ -16,9 +14,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from dover_eval.scale.files import Clip, identity
+from dover_eval.scale.files import Clip, FileError, identity, local_file
 from dover_eval.scale.inputs import InputError, NoPromptError, list_clips, read_prompts
-from tests.scale.conftest import read_lines
+from tests.scale.conftest import read_lines, write_shard
 
 
 def write_table(path: Path, rows: list[dict[str, str]]) -> Path:
@@ -31,15 +29,6 @@ def write_table(path: Path, rows: list[dict[str, str]]) -> Path:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     else:
         path.write_text("\n".join([",".join(rows[0]), *(",".join(row.values()) for row in rows)]) + "\n")
-    return path
-
-
-def write_shard(path: Path, members: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
     return path
 
 
@@ -327,6 +316,22 @@ def test_identity_of_a_member_is_of_its_shard_and_its_place(tmp_path):
     assert identity(Clip(str(tmp_path / "no.mp4"), "x")) is None
     with pytest.raises(InputError, match="without videos"):
         list_clips([str(write_shard(tmp_path / "e.tar", {"a.txt": b"a"}))], "x")
+
+
+def test_a_clip_keeps_its_name_where_paths_start_in_another_folder(clips, tmp_path):
+    write_shard(clips / "s.tar", {"a.mp4": (clips / "a.mp4").read_bytes()})
+    for clip in (
+        Clip("a.mp4", "x", folder=str(clips)),
+        Clip("tar://a.mp4::s.tar", "x", folder=str(clips)),
+        list_clips([str(clips / "s.tar")], "x")[0]._replace(folder=str(tmp_path)),
+    ):
+        assert identity(clip) is not None
+        with local_file(clip) as path:
+            assert path.read_bytes() == (clips / "a.mp4").read_bytes()
+    assert Clip("s3://bucket/a.mp4", "x", folder=str(clips)).place == "s3://bucket/a.mp4"
+    with pytest.raises(FileError, match=r"^tar://b.mp4::s.tar: no such file"), \
+            local_file(Clip("tar://b.mp4::s.tar", "x", folder=str(clips))):  # fmt: skip
+        pass
 
 
 def test_a_prompt_is_found_by_the_last_parts_of_a_path_and_whatever_form_unicode_has(tmp_path):

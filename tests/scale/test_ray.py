@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.scale.conftest import read_lines
+from tests.scale.conftest import read_lines, write_shard
 
 pytest.importorskip("ray")
 psutil = pytest.importorskip("psutil")
@@ -30,7 +31,7 @@ def cluster():
 
 @pytest.fixture
 def on_ray(dover):
-    return lambda *given: dover(*given, "--engine", "ray", "--num-gpus", 0, device=False)
+    return lambda *given, **kwargs: dover(*given, "--engine", "ray", "--num-gpus", 0, device=False, **kwargs)
 
 
 def scorers() -> list[int]:
@@ -74,6 +75,22 @@ def test_one_engine_goes_on_where_the_other_was_stopped(cluster, dover, on_ray, 
     result = on_ray(manifest, "-o", output, "--resume")
     assert result.exit_code == 1, result.output
     assert output.read_bytes() == expected
+
+
+def test_relative_paths_start_where_the_command_does_and_not_where_the_cluster_does(
+    cluster, on_ray, dover, clips, checkpoint, tmp_path, monkeypatch
+):
+    write_shard(clips / "s.tar", {"a.mp4": (clips / "a.mp4").read_bytes(), "a.txt": b"a square"})
+    os.symlink(checkpoint, clips / "model")
+    monkeypatch.chdir(clips)  # the cluster runs in the folder before
+    given = ("b.mp4", "s.tar", "tar://a.mp4::s.tar", "--prompt", "a square")
+    result = on_ray(*given, "-o", "there.jsonl", model="model")
+    assert result.exit_code == 0, result.output
+    dover(*given, "-o", "here.jsonl")
+    assert Path("there.jsonl").read_bytes() == Path("here.jsonl").read_bytes()
+    assert [row["video_name"] for row in read_lines(Path("there.jsonl"))] == [
+        "b.mp4", "tar://a.mp4::s.tar", "tar://a.mp4::s.tar",
+    ]  # fmt: skip
 
 
 def test_more_gpus_than_there_are(cluster, dover, clips):
