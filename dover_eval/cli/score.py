@@ -87,8 +87,8 @@ def score(
         _needs("pyarrow", "parquet")
     if output is None and (resume or retry_failed):
         usage("--resume, --retry-failed and several ranks need an --output")
-    if retry_failed and (not resume or share.world > 1):
-        usage("--retry-failed goes with --resume, in one process")
+    if retry_failed and not resume:
+        usage("--retry-failed goes with --resume")
     if engine not in ENGINES:
         usage(f"--engine {engine}: expected one of {', '.join(ENGINES)}")
     if engine == "ray":

@@ -92,6 +92,8 @@ def score_set(
         progress(log.done)
         scored = 0
         mine = [batch for batch in log.missing if batch % share.world == share.rank]
+        if share.rank == 0:  # alone: another rank cannot tell whether a batch has been tried again already
+            mine = sorted({*mine, *log.again})
         if mine or not log.is_finished(asked):
             for batch in engine(mine, log.claim):
                 log.append(batch)
@@ -103,8 +105,8 @@ def score_set(
                 before = log.done
                 log.refresh()
                 progress(log.done - before)
-            log.finish(asked)
-        return Outcome(len(clips), log.failed, scored, log.digest, list(itertools.islice(log.rows(), ROWS_SHOWN)))
+            log.finish(clips, asked)
+        return Outcome(len(clips), log.failed, scored, log.digest, list(itertools.islice(log.rows(clips), ROWS_SHOWN)))
     finally:
         log.close()
 

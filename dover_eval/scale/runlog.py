@@ -18,8 +18,9 @@ import os
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from dover_eval.results import Row, write_results
 from dover_eval.scale.files import Clip, FileError, identity
@@ -35,11 +36,13 @@ class RunError(RuntimeError):
 
 
 class Scored(NamedTuple):
-    """A batch's rows. first: the index of its first clip. files: `identity` of each clip's file."""
+    """A batch's rows. first: the index of its first clip. files: `identity` of each clip's file. attempt: how often
+    the batch had been scored before, which its log knows."""
 
     first: int
     rows: list[Row]
     files: list[str | None]
+    attempt: int = 0
 
 
 class RunLog:
@@ -49,7 +52,7 @@ class RunLog:
         output: the results file to be.
         settings: what a run keeps to from its first row to its last; it goes on only with the same.
         resume: go on with what is there; else an unfinished run is refused and a finished one replaced.
-        retry_failed: take batches with errors for unfinished.
+        retry_failed: take batches with errors for unfinished; one rank is to score them.
 
     Raises RunError.
     """
@@ -90,27 +93,31 @@ class RunLog:
         self.digest: str | None = None
         self._files: list[Path] = []
         self._read_to: dict[Path, int] = {}
-        # Where each batch's line is: in which file, and from which byte on. And how many errors it has.
+        # Where each batch's line is: in which file, and from which byte on. How many errors it has, and its attempt.
         batches = -(-self.count // self.batch_size)
         self._file = array("h", [NOT_YET]) * batches
         self._place = array("q", [NOT_YET]) * batches
         self._errors = array("q", [0]) * batches
+        self._attempt = array("q", [NOT_YET]) * batches
+        self._retry_failed = retry_failed
         self._descriptor = self._open()
         try:
-            self.refresh(skip_failed=retry_failed)
+            self.refresh()
         except RunError:
             os.close(self._descriptor)
             raise
+        # The batches that are there, and to be scored once more.
+        self.again = {i for i, errors in enumerate(self._errors) if errors and retry_failed}
 
     @property
     def missing(self) -> list[int]:
-        """The batches that are still to be scored, in order."""
+        """The batches that are not there, in order."""
         return [i for i, file in enumerate(self._file) if file == NOT_YET]
 
     @property
     def done(self) -> int:
-        """Rows that are there."""
-        return sum(self._size(i) for i, file in enumerate(self._file) if file != NOT_YET)
+        """Rows that are there, and not to be scored once more."""
+        return sum(self._size(i) for i, file in enumerate(self._file) if file != NOT_YET and i not in self.again)
 
     @property
     def failed(self) -> int:
@@ -128,7 +135,15 @@ class RunLog:
             )
 
     def append(self, scored: Scored) -> None:
-        """Add a batch. Raises RunError, with all that was there safe, where the disk is full."""
+        """Add a batch; of one that is there the rows without an error stay where the new ones have one.
+
+        Raises RunError, with all that was there safe, where the disk is full.
+        """
+        batch = scored.first // self.batch_size
+        if self._file[batch] != NOT_YET:
+            with self._files[self._file[batch]].open("rb") as file:
+                scored = _with_good_rows_of(self._line(batch, file), scored)
+        scored = scored._replace(attempt=self._attempt[batch] + 1)
         data = (json.dumps(scored._asdict(), ensure_ascii=False) + "\n").encode()
         (self.folder / FINISHED).unlink(missing_ok=True)  # a results file from before is no longer all
         start = os.lseek(self._descriptor, 0, os.SEEK_END)
@@ -139,10 +154,11 @@ class RunLog:
         except OSError as error:
             os.ftruncate(self._descriptor, start)
             raise self._unwritable(error) from error
-        self._note(self._own, start, scored.first, scored.rows)
+        self._note(self._own, start, scored)
+        self.again.discard(batch)
         self._read_to[self._own] = start + len(data)
 
-    def refresh(self, *, skip_failed: bool = False) -> None:
+    def refresh(self) -> None:
         """Read what all writers have added."""
         for path in sorted(self.folder.glob("rows-*.jsonl")):
             with path.open("rb") as file:
@@ -151,25 +167,20 @@ class RunLog:
                 for line in file:
                     if not line.endswith(b"\n"):
                         break  # being written, or cut off by a kill
-                    first, rows, _ = self._parse(path, place, line)
-                    if not (skip_failed and any(row["error"] for row in rows)):
-                        self._note(path, place, first, rows)
+                    self._note(path, place, self._parse(path, place, line))
                     place += len(line)
                 self._read_to[path] = place
 
     def check(self, clips: Sequence[Clip]) -> None:
-        """Raises RunError where a row that is there is of another clip or prompt, or its file has changed since."""
-        entries = ((clips[first + i], row, file) for first, rows, files in self._lines()
-                   for i, (row, file) in enumerate(zip(rows, files, strict=True)))  # fmt: skip
+        """Raises RunError where a row that is there is of another clip or prompt, or its file has changed since.
+
+        A row that is to be scored once more may be of a file that has changed, if it has an error.
+        """
+        entries = (entry for entry in self._entries(clips) if not (self._retry_failed and entry[1]["error"]))
         with ThreadPoolExecutor(32) as pool:  # a store far away is asked many things at a time
             while group := list(itertools.islice(entries, CHECKED_TOGETHER)):
                 far = iter(list(pool.map(_identity_now, [clip for clip, _, _ in group if not clip.is_local])))
                 for clip, row, then in group:
-                    if (clip.video, clip.prompt) != (row["video_name"], row["Prompt"]):
-                        raise RunError(
-                            f"{self.output}: the inputs are not those that this run was begun with: "
-                            f"{row['video_name']} ({row['Prompt']!r}) then, {clip.video} ({clip.prompt!r}) now"
-                        )
                     now = _identity_now(clip) if clip.is_local else next(far)
                     if now != then:
                         kind = "is gone" if now is None else "has changed" if then else "was not there, and is now"
@@ -179,23 +190,26 @@ class RunLog:
                             f"{then} then, {now} now); put it back, score into another --output{hint}"
                         )
 
-    def rows(self) -> Iterator[Row]:
-        """All rows, in the input's order."""
-        for _, rows, _ in self._lines():
-            yield from rows
+    def rows(self, clips: Sequence[Clip]) -> Iterator[Row]:
+        """All rows, in the input's order. Raises RunError where one is of another clip or prompt."""
+        return (row for _, row, _ in self._entries(clips))
 
     def is_finished(self, asked: Mapping[str, Any] | None) -> bool:
         """Whether all rows are there, and by what `asked` stands for. None stands for nothing."""
-        return not self.missing and asked is not None and self._finished().get("asked") == _as_json(asked)
+        done = not self.missing and not self.again
+        return done and asked is not None and self._finished().get("asked") == _as_json(asked)
 
-    def finish(self, asked: Mapping[str, Any] | None) -> None:
-        """Write the results file from the log, unless it is there as it was written. Raises RunError."""
+    def finish(self, clips: Sequence[Clip], asked: Mapping[str, Any] | None) -> None:
+        """Write the results file from the log, unless it is there as it was written.
+
+        Raises RunError, also where ranks were given other clips or prompts than these.
+        """
         told = {"rows": self.count, "asked": asked, "file": identity(Clip(str(self.output), ""))}
         if self._finished() == _as_json(told):
             return
         try:
             os.fsync(self._descriptor)
-            write_results(self.rows(), self.output, self.folder / DRAFT)
+            write_results(self.rows(clips), self.output, self.folder / DRAFT)
             told["file"] = identity(Clip(str(self.output), ""))
             (self.folder / FINISHED).write_text(json.dumps(told, indent=1) + "\n")
         except OSError as error:
@@ -274,7 +288,8 @@ class RunLog:
                 "again with --resume"
             ) from error
 
-    def _note(self, path: Path, place: int, first: int, rows: list[Row]) -> None:
+    def _note(self, path: Path, place: int, scored: Scored) -> None:
+        first, rows = scored.first, scored.rows
         batch, rest = divmod(first, self.batch_size)
         if rest or first + len(rows) > self.count:
             raise RunError(
@@ -287,22 +302,37 @@ class RunLog:
         if len(digests) > 1:
             raise RunError(f"{path}: rows of several fingerprints ({', '.join(sorted(digests))}), expected one")
         self.digest = digests.pop()
+        errors = sum(row["error"] is not None for row in rows)
+        # The last attempt counts; and of two that were made at a time, whichever file they are in, the better one.
+        if (scored.attempt, -errors) < (self._attempt[batch], -self._errors[batch]):
+            return
         if path not in self._files:
             self._files.append(path)
         self._file[batch], self._place[batch] = self._files.index(path), place
-        self._errors[batch] = sum(row["error"] is not None for row in rows)
+        self._errors[batch], self._attempt[batch] = errors, scored.attempt
+
+    def _entries(self, clips: Sequence[Clip]) -> Iterator[tuple[Clip, Row, str | None]]:
+        """Each row that is there, with its clip and what its file was then. Raises RunError for another clip's row."""
+        for found in self._lines():
+            for i, (row, then) in enumerate(zip(found.rows, found.files, strict=True), start=found.first):
+                clip = clips[i]
+                if (clip.video, clip.prompt) != (row["video_name"], row["Prompt"]):
+                    raise RunError(
+                        f"{self.output}: the inputs are not those that this run was begun with, here or on another "
+                        f"rank: {row['video_name']} ({row['Prompt']!r}) then, {clip.video} ({clip.prompt!r}) now"
+                    )
+                yield clip, row, then
 
     def _lines(self) -> Iterator[Scored]:
-        files = {path: path.open("rb") for path in self._files}
-        try:
-            for file, place in zip(self._file, self._place, strict=True):
+        with ExitStack() as stack:
+            files = [stack.enter_context(path.open("rb")) for path in self._files]
+            for batch, file in enumerate(self._file):
                 if file != NOT_YET:
-                    path = self._files[file]
-                    files[path].seek(place)
-                    yield self._parse(path, place, files[path].readline())
-        finally:
-            for open_file in files.values():
-                open_file.close()
+                    yield self._line(batch, files[file])
+
+    def _line(self, batch: int, file: IO[bytes]) -> Scored:
+        file.seek(self._place[batch])
+        return self._parse(self._files[self._file[batch]], self._place[batch], file.readline())
 
     def _size(self, batch: int) -> int:
         return min(self.batch_size, self.count - batch * self.batch_size)
@@ -335,6 +365,14 @@ def _identity_now(clip: Clip) -> str | None:
         return identity(clip)
     except FileError as error:
         raise RunError(f"{error}; whether it has changed since it was scored cannot be told") from error
+
+
+def _with_good_rows_of(before: Scored, scored: Scored) -> Scored:
+    rows, files = list(scored.rows), list(scored.files)
+    for i, (row, file) in enumerate(zip(before.rows, before.files, strict=True)):
+        if row["error"] is None and rows[i]["error"] is not None:
+            rows[i], files[i] = row, file
+    return scored._replace(rows=rows, files=files)
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -12,7 +12,9 @@ import sys
 
 import pytest
 
-from dover_eval.scale.runlog import RunLog
+from dover_eval.scale.files import Clip
+from dover_eval.scale.run import Share, score_set
+from dover_eval.scale.runlog import RunError, RunLog, Scored
 from tests.scale.conftest import exit_status, logged_lines, read_lines, wait_for
 
 
@@ -153,6 +155,90 @@ def test_failed_rows_once_more(dover, write_video, moving_frames, clips, tmp_pat
     assert rows[0] == first
     assert rows[1]["error"] is None
     assert dover(*given, "--resume").exit_code == 0
+
+
+def scored(first: int, *names: str, error: str | None = None, prompt: str = "x") -> Scored:
+    """A batch as an engine gives it."""
+    rows = [{"video_name": name, "Prompt": prompt, "error": error, "fingerprint": "f"} for name in names]
+    return Scored(first, rows, [None if error else "1 1"] * len(rows))
+
+
+def test_the_last_attempt_counts_whichever_rank_s_log_it_is_in(tmp_path):
+    def log(rank: int = 0, **kwargs: bool) -> RunLog:
+        return RunLog(tmp_path / "r.jsonl", 2, 1, {}, rank=rank, resume=True, **kwargs)
+
+    for rank, error in ((0, None), (1, "no such file")):
+        writer = log(rank)
+        writer.append(scored(rank, f"{rank}.mp4", error=error))
+        writer.close()
+    for error in ("cannot be decoded", None):
+        again = log(retry_failed=True)
+        assert again.again == {1}
+        again.append(scored(1, "1.mp4", error=error))
+        again.close()
+        reader = log()
+        assert [row["error"] for row in reader.rows([Clip("0.mp4", "x"), Clip("1.mp4", "x")])] == [None, error]
+        assert reader.failed == (error is not None)
+        reader.close()
+
+
+def test_failed_rows_of_several_ranks_once_more(dover, write_video, moving_frames, clips, tmp_path, monkeypatch):
+    output = tmp_path / "r.jsonl"
+    given = (clips / "a.mp4", clips / "late.mp4", "--prompt", "a square", "-o", output)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        dover(*given)
+    write_video(moving_frames, "clips/late.mp4")
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        assert "--retry-failed" in dover(*given).stderr
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        result = dover(*given, "--retry-failed")
+        assert result.exit_code == 0, result.output
+    monkeypatch.undo()
+    assert dover(*given, "--resume").exit_code == 0
+    assert [row["error"] for row in read_lines(output)] == [None, None]
+
+
+def test_a_good_row_stays_though_another_of_its_batch_is_scored_once_more(dover, clips, tmp_path):
+    output = tmp_path / "r.jsonl"
+    (clips / "broken.mp4").write_text("no video")
+    given = (clips / "a.mp4", clips / "broken.mp4", "-o", output, "--batch-size", 2)
+    dover(*given, "--prompt", "a square")
+    first = output.read_bytes()
+    result = dover(*given, "--prompt", "a circle", "--resume", "--retry-failed")
+    assert "the inputs are not those" in result.stderr
+    (clips / "a.mp4").rename(clips / "hidden.mp4")
+    result = dover(*given, "--prompt", "a square", "--resume", "--retry-failed")
+    assert "a.mp4 is gone since it was scored" in result.stderr
+    assert output.read_bytes() == first
+    log = RunLog(output, 2, 2, {"threads": 1}, resume=True, retry_failed=True)
+    (before,) = log._lines()
+    assert [row["error"] is None for row in before.rows] == [True, False]
+    failed = [row | {"error": "cannot be reached"} for row in before.rows]
+    log.append(Scored(0, failed, [None, None]))  # gone between the check and the attempt
+    (after,) = log._lines()
+    log.close()
+    assert after.rows == [before.rows[0], failed[1]]
+    assert after.files == [before.files[0], None]
+
+
+def test_ranks_with_different_inputs_are_told_and_not_merged(tmp_path):
+    output = tmp_path / "r.jsonl"
+    other = RunLog(output, 2, 1, {}, rank=1, resume=True)
+
+    def engine(batches, claim):  # both ranks start before either has a row
+        claim({}, "f")
+        other.append(scored(1, "0.mp4"))
+        yield from (scored(i, "0.mp4") for i in batches)
+
+    clips = [Clip("0.mp4", "x"), Clip("1.mp4", "x")]
+    with pytest.raises(RunError, match=r"on another rank: 0.mp4 \('x'\) then, 1.mp4 \('x'\) now"):
+        score_set(clips, output, engine, batch_size=1, settings={}, share=Share(0, 2), resume=True)
+    other.close()
+    assert not output.exists()
 
 
 def test_without_resume_an_unfinished_run_is_kept_and_a_finished_one_replaced(dover, clips, tmp_path):
