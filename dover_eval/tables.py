@@ -7,6 +7,7 @@ import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Set
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -40,10 +41,13 @@ def read_rows(path: Path, columns: tuple[str, ...]) -> list[tuple[int, Row]]:
         raise TableError(
             f"{path}: expected the columns {', '.join(columns)}; {', '.join(lacking)} not in {', '.join(found)}"
         )
+    rows = []
     for line, record in records:
         if set(record) != set(found):
             raise TableError(f"{path}, line {line}: expected {len(found)} cells, as in the header")
-    return [(line, {name: cell(value) for name, value in record.items()}) for line, record in records]
+        texts = {name: text_cell(f"{path}, line {line}", name, record[name]) for name in columns}
+        rows.append((line, {name: cell(value) for name, value in record.items()} | texts))
+    return rows
 
 
 def stream_rows(name: str, raw: IO[bytes], only: Set[str] | None = None) -> Iterator[Any]:
@@ -150,6 +154,19 @@ def read_text(path: Path) -> str:
 def cell(value: Any) -> str:
     """A cell's text, stripped; empty for what is missing."""
     return "" if value is None or value != value else str(value).strip()
+
+
+def text_cell(place: str, column: str, value: Any) -> str:
+    """A cell that is to hold a text: stripped, of UTF-8 where it is bytes; empty for what is missing.
+
+    Raises TableError for what would only be written like one: a list, an object, true and false, other bytes.
+    """
+    if isinstance(value, bytes):
+        with suppress(UnicodeDecodeError):
+            value = value.decode()
+    if isinstance(value, list | dict | bool | bytes):
+        raise TableError(f"{place}: expected a text in {column}, found {value!r:.60}")
+    return cell(value)
 
 
 def text(path: Path, line: int, row: Row, column: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from dover_eval.prompts import prompt_fault
 from dover_eval.scale.files import Clip, FileError, Shard, is_url, locate, own_path
-from dover_eval.tables import TableError, cell, stream_rows
+from dover_eval.tables import TableError, stream_rows, text_cell
 
 VIDEO_SUFFIXES = frozenset(
     (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv")
@@ -24,6 +24,7 @@ SHARD_SUFFIX = ".tar"
 MANIFEST_SUFFIXES = (".csv", ".jsonl", ".parquet")
 NAME_COLUMNS = ("video_name", "path", "video")
 NAME_COLUMN, PROMPT_COLUMN = "video_name", "Prompt"
+MOST_LINKS = 40  # to follow, as on Linux
 SHARD_PROMPTS = ("Prompt", "prompt", "caption", "text")
 
 
@@ -47,6 +48,8 @@ def list_clips(names: list[str], prompt: str | None = None, prompts: Mapping[str
     found: list[tuple[str, str | None, Shard | None]] = []
     seen: set[str] = set()
     for name in names:
+        if _suffix(name) == ".json":
+            raise InputError(f"{name}: a .json is no manifest, expected {', '.join(MANIFEST_SUFFIXES)}")
         if _suffix(name) in MANIFEST_SUFFIXES:
             found += ((video, text, None) for video, text in read_manifest(name))
             continue
@@ -112,13 +115,24 @@ def find_files(name: str, suffixes: Set[str] = VIDEO_SUFFIXES | {SHARD_SUFFIX}) 
 
 
 def files_in(folder: str) -> Iterator[str]:
-    """The files of a folder and of its subfolders. Raises InputError for one that cannot be listed."""
+    """The files of a folder and of its subfolders, each folder once, by a link where nothing else leads to it.
+
+    Raises InputError for one that cannot be listed.
+    """
 
     def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename}: a folder that cannot be listed ({error.strerror})") from error
 
-    for place, _, names in os.walk(Path(folder), onerror=refuse):
-        yield from (path for name in names if os.path.isfile(path := os.path.join(place, name)))
+    seen, waiting = set(), [str(Path(folder))]
+    while waiting:
+        for place, folders, names in os.walk(waiting.pop(0), onerror=refuse):
+            real = os.path.realpath(place)
+            if real in seen:  # also where a link leads to a folder above
+                folders.clear()
+                continue
+            seen.add(real)
+            waiting += (path for name in sorted(folders) if os.path.islink(path := os.path.join(place, name)))
+            yield from (path for name in names if os.path.isfile(path := os.path.join(place, name)))
 
 
 def find_videos(names: Sequence[str]) -> list[Path]:
@@ -165,7 +179,8 @@ def _of_folder(folder: str, paths: Iterator[str], suffixes: Set[str]) -> list[st
 def read_manifest(name: str) -> Iterator[tuple[str, str]]:
     """(video, prompt) of a .csv, .jsonl or .parquet table with `Prompt` and `video_name`, `path` or `video`.
 
-    Relative paths start from the manifest's folder where the file is there, else from the current one.
+    Relative paths start from the manifest's folder where the file is there, else from the current one; those of a
+    results file the other way round, as its run had them.
     """
     rows = _rows(name)
     columns: list[str] = next(rows, [])
@@ -177,12 +192,11 @@ def read_manifest(name: str) -> Iterator[tuple[str, str]]:
         )
     folder, line = posixpath.dirname(name), 0
     for line, row in rows:
-        video, text = cell(row.get(column)), cell(row.get(PROMPT_COLUMN))
-        if not video or not text:
-            raise InputError(f"{name}, line {line}: an empty {PROMPT_COLUMN if video else column}")
+        video, text = (_text(name, line, row, wanted) for wanted in (column, PROMPT_COLUMN))
         if not is_url(video) and not posixpath.isabs(video):
             beside = posixpath.join(folder, video)
-            video = beside if is_url(name) or os.path.exists(beside) else video
+            as_it_is = "fingerprint" in columns and os.path.exists(video)
+            video = beside if not as_it_is and (is_url(name) or os.path.exists(beside)) else video
         yield video, text
     if not line:
         raise InputError(f"{name}: a table without rows")
@@ -197,12 +211,22 @@ def read_prompts(path: Path) -> dict[str, str]:
         raise InputError(f"{path}: expected the columns {NAME_COLUMN} and {PROMPT_COLUMN}, found {found}")
     texts: dict[str, str] = {}
     for line, row in rows:
-        name, text = cell(row.get(NAME_COLUMN)), cell(row.get(PROMPT_COLUMN))
-        if not name or not text:
-            raise InputError(f"{path}, line {line}: an empty {PROMPT_COLUMN if name else NAME_COLUMN}")
+        name, text = (_text(str(path), line, row, wanted) for wanted in (NAME_COLUMN, PROMPT_COLUMN))
+        name = name if is_url(name) else str(PurePosixPath(name))  # without a ./, as files are named
         if texts.setdefault(unicodedata.normalize("NFC", name), text) != text:
             raise InputError(f"{path}, line {line}: a second prompt for {name}")
     return texts
+
+
+def _text(name: str, line: int, row: Mapping[str, Any], column: str) -> str:
+    """A cell that must not be empty. Raises InputError."""
+    try:
+        found = text_cell(f"{name}, line {line}", column, row.get(column))
+    except TableError as error:
+        raise InputError(str(error)) from error
+    if not found:
+        raise InputError(f"{name}, line {line}: an empty {column}")
+    return found
 
 
 def match_prompts(files: Sequence[Path], texts: Mapping[str, str]) -> list[str]:
@@ -243,23 +267,35 @@ def read_shard(name: str) -> list[tuple[str, str | None, Shard | None]]:
     """(video, prompt, place) of a WebDataset shard: clip.mp4 beside clip.txt, or clip.json with "prompt" or "caption".
 
     A text is its video's by the name without the suffix; or as WebDataset has it, by what is before the first dot, if
-    the text is named no more than that or no other video has as much. Only the headers and the texts are read. Python's
-    tarfile, not the webdataset package: that one streams, and would pull a million clips through one process to find
-    where they lie.
+    the text is named no more than that or no other video has as much. A link is what it leads to. Only the headers and
+    the texts are read. Python's tarfile, not the webdataset package: that one streams, and would pull a million clips
+    through one process to find where they lie.
     """
     texts: dict[str, str] = {}
+    named: dict[str, tarfile.TarInfo] = {}
     videos: dict[str, Shard] = {}
     try:
         with _open(name) as raw, tarfile.open(fileobj=raw, mode="r:") as archive:
             for member in archive:
                 suffix = PurePosixPath(member.name).suffix.lower()
-                if not member.isfile():
+                if not (member.isfile() or member.islnk() or member.issym()):
                     continue
                 if suffix in VIDEO_SUFFIXES:
-                    videos[member.name] = Shard(name, member.offset_data, member.size)
+                    if member.name.startswith("/") or "::" in member.name:
+                        raise InputError(f"{name}: {member.name!r}: expected a name without / in front and without ::")
+                    named[member.name] = member
                 elif suffix in (".txt", ".json") and (data := archive.extractfile(member)):
                     stem = _stem(member.name)
-                    texts[stem] = _shard_prompt(data.read().decode(), suffix) or texts.get(stem, "")
+                    text = _shard_prompt(f"{name}: {member.name}", data.read().decode(), suffix)
+                    texts[stem] = text or texts.get(stem, "")
+            _check_end(name, raw, archive.offset)
+            # Files last: tar may write a file that is named twice as a link to itself.
+            members = {posixpath.normpath(member.name): member for member in sorted(archive, key=lambda m: m.isfile())}
+            for video, member in named.items():
+                held = _behind_links(name, member, members)
+                videos[video] = Shard(name, held.offset_data, held.size)
+    except InputError:
+        raise
     except (tarfile.TarError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{name}: expected an uncompressed tar file with UTF-8 texts ({error})") from error
     except Exception as error:
@@ -276,22 +312,56 @@ def read_shard(name: str) -> list[tuple[str, str | None, Shard | None]]:
     return found
 
 
+def _check_end(name: str, raw: Any, end: int) -> None:
+    """Raises InputError where a tar file's members end without its mark: tarfile takes a damaged header for the end.
+
+    The mark is two blocks of zeros, and some writers add more up to a whole record: of tarfile.RECORDSIZE bytes, or of
+    a larger power of two. Any more than that stand where members were.
+    """
+    raw.seek(0, os.SEEK_END)
+    size = raw.tell()
+    raw.seek(end)
+    mark = bytes(2 * tarfile.BLOCKSIZE)
+    record = max(tarfile.RECORDSIZE, size & -size)
+    if raw.read(len(mark)) != mark or size - end - len(mark) >= record:
+        raise InputError(
+            f"{name}: its members end at byte {end} of {size}, expected the end mark of a tar file there; it is "
+            "damaged, cut off, or several archives in one file"
+        )
+
+
+def _behind_links(shard: str, member: tarfile.TarInfo, members: Mapping[str, tarfile.TarInfo]) -> tarfile.TarInfo:
+    """The member that has the bytes. Raises InputError for a link that leads to none."""
+    found: tarfile.TarInfo | None = member
+    for _ in range(MOST_LINKS):
+        if found is None or found.isfile():
+            break
+        folder = posixpath.dirname(found.name) if found.issym() else ""
+        found = members.get(posixpath.normpath(posixpath.join(folder, found.linkname)))
+    if found is None or not found.isfile():
+        raise InputError(f"{shard}: {member.name} is a link to {member.linkname}, which is no file of this shard")
+    return found
+
+
 def _stem(member: str) -> str:
-    return str(PurePosixPath(member).with_suffix(""))
+    return posixpath.splitext(PurePosixPath(member))[0]
 
 
 def _key(member: str) -> str:
     """Up to the first dot of the name."""
-    path = PurePosixPath(member)
-    return str(path.with_name(path.name.split(".")[0] or path.name))
+    folder, name = posixpath.split(PurePosixPath(member))
+    return posixpath.join(folder, name.split(".")[0] or name)
 
 
-def _shard_prompt(text: str, suffix: str) -> str | None:
+def _shard_prompt(place: str, text: str, suffix: str) -> str | None:
     if suffix == ".txt":
         return text.strip()
     found = json.loads(text)
-    named = [str(found[key]).strip() for key in SHARD_PROMPTS if found.get(key)] if isinstance(found, dict) else []
-    return named[0] if named else None
+    key = next((key for key in SHARD_PROMPTS if found.get(key)), None) if isinstance(found, dict) else None
+    try:
+        return text_cell(place, key, found[key]) if key else None
+    except TableError as error:
+        raise InputError(str(error)) from error
 
 
 def _open(name: str) -> Any:

@@ -151,3 +151,14 @@ def test_a_missing_table(tmp_path):
 
 def test_every_benchmark_says_where_it_is_to_be_had():
     assert all(benchmark.where for benchmark in BENCHMARKS.values())
+
+
+def test_a_prompt_is_a_text_and_not_what_is_written_like_one(tmp_path):
+    path = tmp_path / "t.parquet"
+    schema = pyarrow.schema([("video_name", "string"), ("Prompt", "binary"), ("Overall_MOS", "float64")])
+    pyarrow.parquet.write_table(pyarrow.table([["a"], [b"a dog"], [3.0]], schema=schema), path)
+    assert BENCHMARKS["ratings"].read(path)[0].prompt == "a dog"
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"video_name": "a", "Prompt": ["a dog"], "Overall_MOS": 3, "tags": ["x"]}\n')
+    with pytest.raises(TableError, match=r"t.jsonl, line 1: expected a text in Prompt, found \['a dog'\]"):
+        BENCHMARKS["ratings"].read(path)

@@ -7,6 +7,7 @@ import functools
 import http.server
 import json
 import os
+import tarfile
 import threading
 import zipfile
 from pathlib import Path
@@ -15,11 +16,11 @@ import fsspec
 import pytest
 
 from dover_eval.scale.files import Clip, FileError, identity, local_file
-from dover_eval.scale.inputs import InputError, NoPromptError, list_clips, read_prompts
+from dover_eval.scale.inputs import InputError, NoPromptError, find_files, list_clips, read_prompts
 from tests.scale.conftest import read_lines, write_shard
 
 
-def write_table(path: Path, rows: list[dict[str, str]]) -> Path:
+def write_table(path: Path, rows: list[dict[str, object]]) -> Path:
     if path.suffix == ".parquet":
         import pyarrow
         import pyarrow.parquet
@@ -82,6 +83,45 @@ def test_broken_manifests_and_shards_say_what_is_wrong(dover, name, content, wor
     assert name in result.stderr
 
 
+@pytest.mark.parametrize("prompt", [["a dog"], {"en": "a dog"}, True, b"\xff"])
+def test_what_is_no_text_is_no_prompt_and_no_name(tmp_path, prompt):
+    suffix = ".parquet" if isinstance(prompt, bytes) else ".jsonl"
+    for row in ({"video": "a.mp4", "Prompt": prompt}, {"video": prompt, "Prompt": "x"}):
+        column = next(column for column, value in row.items() if value is prompt)
+        path = write_table(tmp_path / f"set{suffix}", [row])
+        with pytest.raises(InputError, match=rf"set{suffix}, line 1: expected a text in {column}, found .*"):
+            list_clips([str(path)])
+    if suffix == ".jsonl":
+        shard = write_shard(tmp_path / "s.tar", {"a.mp4": b"x", "a.json": json.dumps({"prompt": prompt}).encode()})
+        with pytest.raises(InputError, match=r"s.tar: a.json: expected a text in prompt, found"):
+            list_clips([str(shard)])
+
+
+def test_bytes_are_a_text_where_they_are_utf_8_and_numbers_are_one(tmp_path):
+    rows = [{"video": "a.mp4", "Prompt": "ein Häuschen".encode()}]
+    assert list_clips([str(write_table(tmp_path / "set.parquet", rows))])[0].prompt == "ein Häuschen"
+    assert list_clips([str(write_table(tmp_path / "set.jsonl", [{"video": 1, "Prompt": 3}]))])[0][:2] == ("1", "3")
+
+
+def test_results_are_of_paths_from_here(clips, tmp_path, monkeypatch):
+    """Though another file lies where a manifest beside them would have it."""
+    monkeypatch.chdir(tmp_path)
+    (clips / "clips").mkdir()
+    (clips / "clips" / "a.mp4").write_text("another")
+    for columns, found in (({"fingerprint": "f"}, "clips/a.mp4"), ({}, "clips/clips/a.mp4")):
+        path = write_table(Path("clips/r.jsonl"), [{"video_name": "clips/a.mp4", "Prompt": "x", **columns}])
+        assert list_clips([str(path)])[0].video == found
+    monkeypatch.chdir(clips.parent.parent)
+    (clips / "clips" / "clips").mkdir()
+    path = write_table(clips / "r.jsonl", [{"video_name": "clips/a.mp4", "Prompt": "x", "fingerprint": "f"}])
+    assert list_clips([str(path)])[0].video == str(clips / "clips" / "a.mp4")
+
+
+def test_results_that_are_no_manifest_are_told(tmp_path):
+    with pytest.raises(InputError, match=r"r.json: a .json is no manifest, expected .csv, .jsonl, .parquet"):
+        list_clips([str(tmp_path / "r.json")], "x")
+
+
 def test_a_missing_manifest(dover, tmp_path):
     result = dover(tmp_path / "m.csv")
     assert result.exit_code == 2
@@ -134,6 +174,89 @@ def test_no_clip_of_a_shard_is_lost_for_the_dots_in_its_name(tmp_path):
     }  # fmt: skip
 
 
+PAIRS = {f"{i}.{suffix}": b"x" * 700 for i in range(4) for suffix in ("mp4", "txt")}
+THIRD = 4 * (512 + 1024)  # where the third clip's header is, in bytes
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[: THIRD + 100] + b"\xff" + data[THIRD + 101 :],  # in a header
+        lambda data: data[:THIRD],
+        lambda data: data[: THIRD + 100],
+        lambda data: data[:THIRD] + bytes(512),  # half of an end mark
+        lambda data: data[:THIRD] + bytes(len(data) - THIRD),
+        lambda data: data + data,
+    ],
+    ids=["a byte of a header", "cut at a member", "cut in a header", "half a mark", "zeros", "two archives"],
+)
+def test_a_damaged_shard_is_refused_and_not_read_as_a_shorter_one(tmp_path, damage):
+    shard = write_shard(tmp_path / "s.tar", {**PAIRS, "5.mp4": b"x" * 9000})
+    shard.write_bytes(damage(shard.read_bytes()))
+    with pytest.raises(InputError, match=r"s.tar: its members end at byte \d+ of \d+, expected the end mark"):
+        list_clips([str(shard)])
+
+
+@pytest.mark.parametrize("record", [512, 10240, 1 << 20])
+def test_a_shard_may_end_as_writers_end_it(tmp_path, record):
+    """With no more than the mark, or with zeros up to a record of any size."""
+    shard = write_shard(tmp_path / "s.tar", PAIRS)
+    data = shard.read_bytes()[: 2 * THIRD + 1024]
+    shard.write_bytes(data + bytes(-len(data) % record))
+    assert len(list_clips([str(shard)])) == 4
+
+
+def write_links(path: Path, links: dict[str, tuple[bytes, str]]) -> Path:
+    """A shard of a clip, its text, and links (their kind and target)."""
+    write_shard(path, {"d/a.mp4": b"clip", "d/a.txt": b"a square"})
+    with tarfile.open(path, "a") as archive:
+        for name, (kind, target) in links.items():
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            archive.addfile(info)
+    return path
+
+
+def test_links_of_a_shard_are_the_members_that_they_lead_to(tmp_path):
+    hard, soft = tarfile.LNKTYPE, tarfile.SYMTYPE
+    links = {
+        "d/b.mp4": (hard, "d/a.mp4"), "d/b.txt": (hard, "d/a.txt"), "e/c.mp4": (soft, "../d/b.mp4"),
+        "e/c.txt": (soft, "../d/a.txt"), "d/a.mp4": (hard, "d/a.mp4"),
+    }  # fmt: skip
+    shard = write_links(tmp_path / "s.tar", links)
+    clips = list_clips([str(shard)])
+    assert [clip.video for clip in clips] == [f"tar://{name}.mp4::{shard}" for name in ("d/a", "d/b", "e/c")]
+    assert {clip.prompt for clip in clips} == {"a square"}
+    for clip in clips:
+        with local_file(clip) as path:
+            assert path.read_bytes() == b"clip"
+        with fsspec.open(clip.video) as member:
+            assert member.read() == b"clip"
+
+
+@pytest.mark.parametrize(
+    ("links", "name"),
+    [
+        ({"b.mp4": (tarfile.SYMTYPE, "/data/b.mp4")}, "b.mp4 is a link to /data/b.mp4"),
+        ({"b.mp4": (tarfile.SYMTYPE, "c.mp4"), "c.mp4": (tarfile.SYMTYPE, "b.mp4")}, "b.mp4 is a link to c.mp4"),
+    ],
+)
+def test_links_of_a_shard_that_lead_nowhere_are_refused_by_name(tmp_path, links, name):
+    with pytest.raises(InputError, match=f"s.tar: {name}, which is no file of this shard"):
+        list_clips([str(write_links(tmp_path / "s.tar", links))], "x")
+
+
+@pytest.mark.parametrize("member", ["/data/a.mp4", "a::b.mp4"])
+def test_a_member_that_no_url_can_name_is_refused(tmp_path, member):
+    with pytest.raises(InputError, match=f"'{member}': expected a name without / in front and without ::"):
+        list_clips([str(write_shard(tmp_path / "s.tar", {member: b"x"}))], "x")
+
+
+def test_a_shard_s_text_may_have_any_name(tmp_path):
+    shard = write_shard(tmp_path / "s.tar", {"./a.mp4": b"x", "./a.txt": b"a square", "..txt": b"x"})
+    assert [clip.prompt for clip in list_clips([str(shard)])] == ["a square"]
+
+
 @pytest.mark.parametrize("kind", ["tar", "zip"])
 def test_members_of_an_archive_are_scored_by_their_names(dover, clips, tmp_path, kind):
     """The results of a shard are a manifest, too."""
@@ -177,6 +300,20 @@ def test_a_folder_that_cannot_be_listed_is_refused(clips, monkeypatch):
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(InputError, match=r"sub/locked: a folder that cannot be listed \(Permission denied\)"):
         list_clips([str(clips)], "x")
+
+
+def test_linked_folders_are_read_once_and_loops_end(clips, tmp_path):
+    """By their own name where it is there."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (clips / "a.mp4").rename(outside / "a.mp4")
+    (clips / "1").symlink_to(outside)
+    (clips / "0").symlink_to(clips / "sub")
+    (clips / "sub").mkdir()
+    (clips / "b.mp4").rename(clips / "sub" / "b.mp4")
+    (clips / "sub" / "up").symlink_to(clips)
+    (outside / "back").symlink_to(clips / "1")
+    assert find_files(str(clips)) == [str(clips / name) for name in ("1/a.mp4", "c.mp4", "sub/b.mp4")]
 
 
 def test_a_manifest_may_begin_with_an_empty_line(clips, tmp_path):
@@ -339,7 +476,7 @@ def test_a_prompt_is_found_by_the_last_parts_of_a_path_and_whatever_form_unicode
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     table = tmp_path / "prompts.csv"
-    table.write_text("video_name,Prompt\na/1.mp4,one\nb/1.mp4,other\n\u00e9.mp4,accent\n", encoding="utf-8")
+    table.write_text("video_name,Prompt\n./a/1.mp4,one\nb/1.mp4,other\n\u00e9.mp4,accent\n", encoding="utf-8")
     found = list_clips([str(tmp_path)], prompts=read_prompts(table))
     assert [clip.prompt for clip in found] == ["one", "other", "accent"]
 
