@@ -7,6 +7,7 @@ torchcodec (decoders on a GPU, of one vendor). It is bounded: each worker decode
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dover_eval.config import DOVERConfig
-from dover_eval.scale.files import Clip, FileError, identity, local_file
+from dover_eval.scale.files import NO_ROOM, Clip, FileError, identity, local_file
 from dover_eval.scale.runlog import RunError
 from dover_eval.scorer import VideoScorer
 from dover_eval.video.decode import VideoError
@@ -47,7 +48,10 @@ class Sampler:
 
 
 def decode_file(clip: Clip, decode: Decode) -> Decoded:
-    """The frames of one clip, wherever it lies; a failure is a reason, with the clip's own name."""
+    """The frames of one clip, wherever it lies; a failure is a reason, with the clip's own name.
+
+    Raises RunError where it is this machine that fails, which has no room for a copy.
+    """
     file = None
     try:
         file = identity(clip)
@@ -62,7 +66,20 @@ def decode_file(clip: Clip, decode: Decode) -> Decoded:
     except FileError as error:
         return Decoded(None, str(error), file)
     except OSError as error:
+        if error.errno in NO_ROOM:
+            raise RunError(
+                f"{clip.video}: cannot be copied to {tempfile.gettempdir()} ({error.strerror}): make room, or set "
+                "TMPDIR to another folder, and go on with --resume"
+            ) from error
         return Decoded(None, f"{clip.video}: cannot be read ({error.strerror or error})", file)
+
+
+def known_identity(clip: Clip) -> str | None:
+    """`identity`; None also for a clip whose store cannot be asked, which may be why it failed."""
+    try:
+        return identity(clip)
+    except FileError:
+        return None
 
 
 def decode_ahead(
@@ -73,7 +90,7 @@ def decode_ahead(
     A file that kills its decoder, or makes the system kill it, becomes a row with that reason: the clips that were
     under way are decoded again one by one, each in a process of its own.
 
-    Raises RunError where frames do not fit into the memory that processes share.
+    Raises RunError where frames do not fit into the memory that processes share, or copies onto this machine's disk.
     """
     at = 0
     while at < len(order):
@@ -101,7 +118,7 @@ def decode_apart(clips: Sequence[Clip], index: int, decode: Decode) -> Decoded:
         if not _is_lost(error):
             raise
         clip = clips[index]
-        return Decoded(None, f"{clip.video}: it ended the process that decoded it ({error})", identity(clip))
+        return Decoded(None, f"{clip.video}: it ended the process that decoded it ({error})", known_identity(clip))
     if isinstance(found, RunError):
         raise found
     return found
@@ -146,7 +163,10 @@ class _Files(Dataset[Decoded | RunError]):
         self.clips, self.decode = clips, decode
 
     def __getitem__(self, index: int) -> Decoded | RunError:
-        found = decode_file(self.clips[index], self.decode)
+        try:
+            found = decode_file(self.clips[index], self.decode)
+        except RunError as error:
+            return error
         if found.frames is not None:
             try:
                 found.frames.share_memory_()

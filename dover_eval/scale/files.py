@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +12,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 # What file systems call that which changes when a file does, surest first.
-REVISIONS = ("ETag", "etag", "e_tag", "blob_id", "checksum", "md5", "LastModified", "last_modified", "mtime", "created")
+REVISIONS = (
+    *("ETag", "etag", "e_tag", "blob_id", "checksum", "md5", "Content-MD5", "Digest"),
+    *("LastModified", "last_modified", "Last-Modified", "mtime", "created"),
+)
+WEB = ("http://", "https://")
+# A fault of this machine and of no clip: no room for a copy, or no file left to open.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
 
 
 class FileError(ValueError):
@@ -53,8 +61,11 @@ def is_url(name: str) -> bool:
 
 
 def own_path(video: str) -> str:
-    """A clip's name; where it is a member of an archive, without what that is called."""
-    return video.split("::")[0] if is_url(video) else video
+    """A clip's name; where it is a member of an archive, without what that is called; without a web address' query."""
+    if not is_url(video):
+        return video
+    name = video.split("::")[0]
+    return re.split("[?#]", name, maxsplit=1)[0] if name.startswith(WEB) else name
 
 
 def locate(url: str) -> tuple[Any, str]:
@@ -82,8 +93,12 @@ def identity(clip: Clip) -> str | None:
         try:
             files, path = locate(clip.place)
             info = files.info(path)
-        except FileNotFoundError:
-            return None
+        except FileNotFoundError as error:
+            # fsspec takes whatever a web server answers for a file that is not there.
+            answer = error.__cause__ if clip.place.split("::")[-1].startswith(WEB) else None
+            if answer is None or isinstance(answer, FileNotFoundError) or getattr(answer, "status", 0) in (404, 410):
+                return None
+            raise FileError(f"{clip.video}: cannot be reached ({_reason(answer)})") from error
         except FileError:
             raise
         except Exception as error:
@@ -103,7 +118,10 @@ def identity(clip: Clip) -> str | None:
 
 @contextmanager
 def local_file(clip: Clip) -> Iterator[Path]:
-    """The clip as a file of this machine: itself, or a copy for as long as it is used. Raises FileError."""
+    """The clip as a file of this machine: itself, or a copy for as long as it is used.
+
+    Raises FileError, and OSError with one of `NO_ROOM` where this machine cannot hold a copy.
+    """
     if clip.shard is None and clip.is_local:
         yield Path(clip.place)
         return
@@ -126,11 +144,15 @@ def local_file(clip: Clip) -> Iterator[Path]:
         except FileNotFoundError as error:
             raise FileError(f"{clip.video}: no such file") from error
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                raise
             raise FileError(f"{clip.video}: cannot be fetched ({_reason(error)})") from error
-        if clip.shard is not None and os.path.getsize(copy.name) != clip.shard.size:
-            raise FileError(f"{clip.video}: the shard ends before it does")
+        size = os.path.getsize(copy.name)
+        if clip.shard is not None and size != clip.shard.size:
+            why = "the shard ends before it does" if size < clip.shard.size else "its server ignores byte ranges"
+            raise FileError(f"{clip.video}: expected {clip.shard.size} bytes, found {size}: {why}")
         yield Path(copy.name)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dover_eval.prompts import prompt_fault
-from dover_eval.scale.files import Clip, FileError, Shard, is_url, locate, own_path
+from dover_eval.scale.files import WEB, Clip, FileError, Shard, is_url, locate, own_path
 from dover_eval.tables import TableError, stream_rows, text_cell
 
 VIDEO_SUFFIXES = frozenset(
@@ -151,7 +151,7 @@ def _find_remote(name: str, suffixes: Set[str]) -> list[str]:
         def named(found: str) -> str:
             return "::".join([files.unstrip_protocol(found), *archive])
 
-        if glob.has_magic(inside) and not name.startswith(("http://", "https://")):
+        if glob.has_magic(inside) and not name.startswith(WEB):
             matched = sorted(map(named, files.glob(path)))
             if not matched:
                 raise InputError(f"{name}: no file matches this pattern")
@@ -190,7 +190,7 @@ def read_manifest(name: str) -> Iterator[tuple[str, str]]:
         raise InputError(
             f"{name}: expected the columns {PROMPT_COLUMN} and one of {', '.join(NAME_COLUMNS)}, found {found}"
         )
-    folder, line = posixpath.dirname(name), 0
+    folder, line = posixpath.dirname(own_path(name)), 0
     for line, row in rows:
         video, text = (_text(name, line, row, wanted) for wanted in (column, PROMPT_COLUMN))
         if not is_url(video) and not posixpath.isabs(video):
@@ -254,7 +254,7 @@ def _rows(name: str) -> Iterator[Any]:
     """First the names of a table's columns, then (line, row), in bounded memory."""
     try:
         with _open(name) as raw:
-            yield from stream_rows(name, raw, {*NAME_COLUMNS, PROMPT_COLUMN})
+            yield from stream_rows(own_path(name), raw, {*NAME_COLUMNS, PROMPT_COLUMN})
     except InputError:
         raise
     except TableError as error:

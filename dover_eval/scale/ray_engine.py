@@ -22,8 +22,8 @@ import ray.data
 import ray.exceptions
 import torch
 
-from dover_eval.scale.decoding import Decoded, Sampler, decode_apart, decode_file
-from dover_eval.scale.files import Clip, FileError, Shard, identity
+from dover_eval.scale.decoding import Decoded, Sampler, decode_apart, decode_file, known_identity
+from dover_eval.scale.files import Clip, Shard
 from dover_eval.scale.local import score_decoded
 from dover_eval.scale.run import Claim, Engine
 from dover_eval.scale.runlog import RunError, Scored
@@ -172,15 +172,19 @@ def _describe(**scorer: Any) -> tuple[dict[str, Any], str, Any]:
 
 
 def _decode(table: pyarrow.Table, config: Any) -> pyarrow.Table:
-    """A batch's clips to their frames: a list of bytes, and what they are in JSON."""
+    """A batch's clips to their frames: a list of bytes, and what they are in JSON; or a failure of this machine."""
     import pyarrow
 
     clips = _clips(table)
     failed = json.loads(table["failed"][0].as_py())
-    decoded = [
-        Decoded(None, error, _identity(clip)) if error else decode_file(clip, Sampler(config).decode)
-        for clip, error in zip(clips, failed, strict=True)
-    ]
+    failure, decoded = "", []
+    try:
+        decoded = [
+            Decoded(None, error, known_identity(clip)) if error else decode_file(clip, Sampler(config).decode)
+            for clip, error in zip(clips, failed, strict=True)
+        ]
+    except RunError as error:
+        failure = str(error)
     frames = [None if found.frames is None else found.frames.numpy() for found in decoded]
     told = [
         (None if pixels is None else pixels.shape, found.error, found.file)
@@ -190,16 +194,14 @@ def _decode(table: pyarrow.Table, config: Any) -> pyarrow.Table:
         [[None if one is None else one.tobytes() for one in frames]], pyarrow.list_(pyarrow.large_binary())
     )
     return pyarrow.table(
-        {"first": table["first"], "clips": table["clips"], "told": [json.dumps(told)], "frames": pixels}
+        {
+            "first": table["first"],
+            "clips": table["clips"],
+            "told": [json.dumps(told)],
+            "frames": pixels,
+            "failure": [failure],
+        }
     )
-
-
-def _identity(clip: Clip) -> str | None:
-    """`identity`, also of a clip whose store cannot be asked, which may be why it failed."""
-    try:
-        return identity(clip)
-    except FileError:
-        return None
 
 
 class _Scorer:
@@ -211,10 +213,11 @@ class _Scorer:
     def __call__(self, table: pyarrow.Table) -> pyarrow.Table:
         import pyarrow
 
-        first, failure = table["first"][0].as_py(), ""
+        first, failure = table["first"][0].as_py(), table["failure"][0].as_py()
         scored = Scored(first, [], [])
         try:
-            scored = score_decoded(self.scorer, first, _clips(table), list(_decoded(table)))
+            if not failure:
+                scored = score_decoded(self.scorer, first, _clips(table), list(_decoded(table)))
         except Exception as error:
             failure = f"a scorer failed: {type(error).__name__}: {_short(error)}"
         return pyarrow.table(

@@ -371,19 +371,64 @@ def test_a_remote_file_that_changed_or_went_is_told(dover, memory, tmp_path):
     assert "memory://set/a.mp4 has changed" in dover(*given, "--resume").stderr
 
 
-def test_over_http(dover, clips, tmp_path):
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(clips))
-    handler.log_message = lambda *_: None  # type: ignore[attr-defined]
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+class Web(http.server.SimpleHTTPRequestHandler):
+    """The clips, and at /503.mp4 and the like an answer of that status. Like Python's own it knows no byte ranges."""
+
+    def send_head(self):
+        status = Path(self.path).stem
+        return self.send_error(int(status)) if status.isdecimal() else super().send_head()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def web(clips):
+    """Its address."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Web, directory=str(clips))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        root = f"http://127.0.0.1:{server.server_port}"
-        output = tmp_path / "r.jsonl"
-        result = dover(f"{root}/a.mp4", f"{root}/gone.mp4", "--prompt", "a square", "-o", output)
+        yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+def test_over_http(dover, web, clips, tmp_path):
+    output = tmp_path / "r.jsonl"
+    given = (f"{web}/a.mp4", f"{web}/gone.mp4", "--prompt", "a square", "-o", output)
+    result = dover(*given)
     assert result.exit_code == 1, result.output
     rows = read_lines(output)
     assert rows[0]["error"] is None
-    assert f"{root}/gone.mp4: no such file" in rows[1]["error"]
+    assert f"{web}/gone.mp4: no such file" in rows[1]["error"]
+    os.utime(clips / "a.mp4", (1e9, 1e9))
+    assert f"{web}/a.mp4 has changed" in dover(*given, "--resume").stderr
+
+
+def test_a_web_server_in_trouble_has_not_lost_its_files(web):
+    assert identity(Clip(f"{web}/404.mp4", "x")) is None
+    assert identity(Clip(f"{web}/410.mp4", "x")) is None
+    for status in (403, 500, 503):
+        with pytest.raises(FileError, match=rf"/{status}.mp4: cannot be reached \({status}"):
+            identity(Clip(f"{web}/{status}.mp4", "x"))
+    with pytest.raises(FileError, match=r"a.mp4: cannot be reached"):
+        identity(Clip("http://127.0.0.1:1/a.mp4", "x"))
+
+
+def test_a_signed_address_is_read_by_what_is_before_its_query(web, clips):
+    query = "X-Amz-Credential=AK%2F2024/us-east-1.x&X-Amz-Signature=" + "a" * 300
+    (clips / "m.jsonl").write_text('{"video": "b.mp4", "Prompt": "x"}\n')
+    found = list_clips([f"{web}/a.mp4?{query}", f"{web}/m.jsonl?{query}"], prompts={"a.mp4": "of a"})
+    assert found == [Clip(f"{web}/a.mp4?{query}", "of a"), Clip(f"{web}/b.mp4", "x")]
+    with local_file(found[0]) as path:
+        assert path.suffix == ".mp4"
+        assert path.read_bytes() == (clips / "a.mp4").read_bytes()
+
+
+def test_a_shard_needs_a_server_that_knows_byte_ranges(web, clips):
+    write_shard(clips / "s.tar", {"a.mp4": b"x" * 5000, "b.mp4": b"x" * 5000})
+    clip = list_clips([f"{web}/s.tar"], "x")[1]
+    with pytest.raises(FileError, match=r"expected 5000 bytes, found 20480: its server ignores byte ranges"), \
+            local_file(clip):  # fmt: skip
+        pass
 
 
 @pytest.fixture

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -14,9 +16,11 @@ import pytest
 import torch
 
 from dover_eval.scale.decoding import decode_ahead
-from dover_eval.scale.files import Clip
+from dover_eval.scale.files import Clip, FileError, identity
+from dover_eval.scale.inputs import list_clips
 from dover_eval.scale.local import score_batches
-from tests.scale.conftest import exit_status, logged_lines, read_lines, wait_for
+from dover_eval.scale.runlog import RunError
+from tests.scale.conftest import exit_status, logged_lines, read_lines, wait_for, write_shard
 
 
 def test_rows_are_the_scorer_s_own_to_the_last_bit(small_scorer, clips):
@@ -65,6 +69,31 @@ def test_a_file_that_changes_while_it_is_read_is_no_score(tmp_path):
     (found,) = decode_ahead([Clip(str(tmp_path / "x"), "x")], [0], decode, 1)
     assert found.frames is None
     assert "changed while it was read" in found.error
+
+
+def test_a_file_that_kills_its_decoder_is_a_row_though_its_store_is_away(tmp_path, monkeypatch):
+    (tmp_path / "deadly").write_text("x")
+    here = os.getpid()
+
+    def identity_there(clip: Clip) -> str | None:
+        if os.getpid() == here:
+            raise FileError("cannot be reached")
+        return identity(clip)
+
+    monkeypatch.setattr("dover_eval.scale.decoding.identity", identity_there)
+    (found,) = decode_ahead([Clip(str(tmp_path / "deadly"), "x")], [0], deadly, 1)
+    assert "it ended the process that decoded it" in found.error
+    assert found.file is None
+
+
+def test_a_full_disk_for_copies_ends_the_run_and_is_no_row(tmp_path, monkeypatch):
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    shard = write_shard(tmp_path / "s.tar", {"a.mp4": b"x"})
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", full)
+    with pytest.raises(RunError, match=r"a.mp4::.* \(No space left on device\): make room, or set TMPDIR"):
+        list(decode_ahead(list_clips([str(shard)], "x"), [0], deadly, 1))
 
 
 def test_decoders_end_with_a_killed_parent(arguments, start, manifest, tmp_path):
