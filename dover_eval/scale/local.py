@@ -11,7 +11,7 @@ import torch
 from dover_eval.results import COLUMNS, Row
 from dover_eval.scale.decoding import Decoded, decode_ahead
 from dover_eval.scale.files import Clip
-from dover_eval.scale.runlog import Scored
+from dover_eval.scale.runlog import RunError, Scored
 
 if TYPE_CHECKING:
     from dover_eval.scorer import VideoScorer
@@ -55,10 +55,21 @@ def _send(frames: torch.Tensor | None, device: torch.device) -> torch.Tensor | N
 
 
 def score_decoded(scorer: VideoScorer, first: int, clips: Sequence[Clip], decoded: Sequence[Decoded]) -> Scored:
-    """One batch through the model; the same batch gives the same bits, whoever decoded it."""
+    """One batch through the model; the same batch gives the same bits, whoever decoded it.
+
+    Raises RunError, which names the clips, where the model fails: such a fault may not be theirs, and is no row.
+    """
     good = [i for i, found in enumerate(decoded) if found.frames is not None]
     frames = [found.frames for found in decoded if found.frames is not None]
-    scores = scorer.score(frames, [clips[i].prompt for i in good], layout="TCHW", batch_size=max(len(good), 1))
+    prompts = [clips[i].prompt for i in good]
+    try:
+        scores = scorer.score(frames, prompts, layout="TCHW", batch_size=max(len(good), 1))
+    except (RuntimeError, MemoryError) as error:
+        names = ", ".join(clips[i].video for i in good)
+        raise RunError(
+            f"{names}: the model failed ({type(error).__name__}: {' '.join(str(error).split())}); rows in --output are "
+            "safe: go on with --resume when the device is free, or score the others into another --output"
+        ) from error
     digest = str(scores.fingerprint)
     rows = [failed_row(clip, found.error, digest) for clip, found in zip(clips, decoded, strict=True)]
     for i, row in zip(good, scores.to_dicts(), strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,9 @@ Claim = Callable[[Mapping[str, Any], str], None]
 Engine = Callable[[Sequence[int], Claim], Iterator[Scored]]
 ROWS_SHOWN = 100
 JOIN_POLL_SECONDS = 0.5
+SILENT_POLLS = 60  # before rank 0 says whom it waits for
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -100,11 +104,20 @@ def score_set(
                 scored += len(batch.rows)
                 progress(len(batch.rows))
         if share.rank == 0:
-            while log.missing:  # what other ranks still score
+            silent = 0
+            while missing := log.missing:  # what other ranks still score
                 time.sleep(JOIN_POLL_SECONDS)
                 before = log.done
                 log.refresh()
                 progress(log.done - before)
+                silent = 0 if log.done > before else silent + 1
+                if silent == SILENT_POLLS:
+                    ranks = ", ".join(map(str, sorted({batch % share.world for batch in missing})))
+                    logger.warning(
+                        "%s: waiting for %d batches of rank %s of %d, from which nothing came for %g s; a rank that "
+                        "has ended goes on when it is started again",
+                        output, len(missing), ranks, share.world, SILENT_POLLS * JOIN_POLL_SECONDS,
+                    )  # fmt: skip
             log.finish(clips, asked)
         return Outcome(len(clips), log.failed, scored, log.digest, list(itertools.islice(log.rows(clips), ROWS_SHOWN)))
     finally:

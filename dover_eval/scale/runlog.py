@@ -22,7 +22,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from dover_eval.results import Row, write_results
+from dover_eval.results import TEXTS, Row, write_results
 from dover_eval.scale.files import Clip, FileError, identity
 
 RUN, MADE_WITH, FINISHED, DRAFT = "run.json", "made_with.json", "finished.json", "draft"
@@ -81,15 +81,12 @@ class RunLog:
         try:
             self._begin(resume, {"batch_size": batch_size, **settings}, retry_failed)
         except BaseException:
-            os.close(self._lock)
+            self.close()
             raise
 
     def _begin(self, resume: bool, settings: Mapping[str, Any], retry_failed: bool) -> None:
-        if not resume:
-            self._clear()
-        begun = self._agree(RUN, settings)
-        if differing := _differences(begun, settings):
-            raise RunError(f"{self.output}: this run was begun otherwise ({differing}); go on as it was begun")
+        self._settings = settings
+        self._descriptor = NOT_YET
         self.digest: str | None = None
         self._files: list[Path] = []
         self._read_to: dict[Path, int] = {}
@@ -100,12 +97,11 @@ class RunLog:
         self._errors = array("q", [0]) * batches
         self._attempt = array("q", [NOT_YET]) * batches
         self._retry_failed = retry_failed
-        self._descriptor = self._open()
-        try:
+        if resume:
+            self._open()
             self.refresh()
-        except RunError:
-            os.close(self._descriptor)
-            raise
+        else:
+            self._check_finished()
         # The batches that are there, and to be scored once more.
         self.again = {i for i, errors in enumerate(self._errors) if errors and retry_failed}
 
@@ -125,7 +121,13 @@ class RunLog:
         return sum(self._errors)
 
     def claim(self, made_with: Mapping[str, Any], digest: str) -> None:
-        """Say what the rows to come are made with. Raises RunError where those that are there differ."""
+        """Say what the rows to come are made with. Raises RunError where those that are there differ.
+
+        Without `resume` what was there goes only now, when it is known that there is something to replace it.
+        """
+        if self._descriptor == NOT_YET:
+            self._clear()
+            self._open()
         differing = _differences(self._agree(MADE_WITH, made_with), made_with)
         if differing or self.digest not in (None, digest):
             raise RunError(
@@ -209,23 +211,27 @@ class RunLog:
             return
         try:
             os.fsync(self._descriptor)
-            write_results(self.rows(clips), self.output, self.folder / DRAFT)
+            # What a link names may be on another disk.
+            write_results(self.rows(clips), self.output, None if self.output.is_symlink() else self.folder / DRAFT)
             told["file"] = identity(Clip(str(self.output), ""))
             (self.folder / FINISHED).write_text(json.dumps(told, indent=1) + "\n")
         except OSError as error:
             raise self._unwritable(error) from error
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        if self._descriptor != NOT_YET:
+            os.close(self._descriptor)
         os.close(self._lock)
 
-    def _clear(self) -> None:
-        """Empty the folder, but for the lock that is held."""
+    def _check_finished(self) -> None:
         begun = any(path.stat().st_size for path in self.folder.glob("rows-*.jsonl"))
         if begun and not (self.folder / FINISHED).exists():
             raise RunError(
                 f"{self.folder} holds rows of a run that did not finish: go on with --resume, or delete that folder"
             )
+
+    def _clear(self) -> None:
+        """Empty the folder, but for the lock that is held."""
         for path in self.folder.iterdir():
             if path != self._own.with_suffix(".lock"):
                 path.unlink()
@@ -241,10 +247,7 @@ class RunLog:
                 pass
             finally:
                 draft.unlink(missing_ok=True)
-        try:
-            return json.loads(path.read_text())
-        except ValueError as error:
-            raise RunError(f"{path}: damaged ({error}); delete {self.folder} to score anew") from error
+        return _read_object(path)
 
     def _finished(self) -> dict[str, Any]:
         try:
@@ -266,21 +269,24 @@ class RunLog:
             raise RunError(f"{self.folder}: another process is writing this run") from error
         return lock
 
-    def _open(self) -> int:
-        """This rank's file, without a half-written end."""
-        descriptor = os.open(self._own, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        size = os.fstat(descriptor).st_size
-        end = os.pread(descriptor, LONGEST_LINE, max(size - LONGEST_LINE, 0))
-        os.ftruncate(descriptor, size - len(end) + end.rfind(b"\n") + 1)
-        return descriptor
+    def _open(self) -> None:
+        """Begin, or go on as it was begun, with this rank's file without a half-written end."""
+        if differing := _differences(self._agree(RUN, self._settings), self._settings):
+            raise RunError(f"{self.output}: this run was begun otherwise ({differing}); go on as it was begun")
+        self._descriptor = os.open(self._own, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        size = os.fstat(self._descriptor).st_size
+        end = os.pread(self._descriptor, LONGEST_LINE, max(size - LONGEST_LINE, 0))
+        os.ftruncate(self._descriptor, size - len(end) + end.rfind(b"\n") + 1)
 
     def _parse(self, path: Path, place: int, line: bytes) -> Scored:
         try:
             found = Scored(**json.loads(line))
             if len(found.rows) != len(found.files):
                 raise ValueError(f"{len(found.rows)} rows of {len(found.files)} files")
-            if lacking := [column for row in found.rows for column in ("error", "fingerprint") if column not in row]:
+            if lacking := [column for row in found.rows for column in TEXTS if column not in row]:
                 raise ValueError(f"a row without {lacking[0]}")
+            if not all(isinstance(number, int) and number >= 0 for number in (found.first, found.attempt)):
+                raise ValueError(f"first {found.first!r} and attempt {found.attempt!r}, expected numbers from 0 on")
             return found
         except (ValueError, TypeError) as error:
             raise RunError(
@@ -350,14 +356,20 @@ def run_folder(output: Path) -> Path:
 
 def recorded(output: Path) -> dict[str, Any]:
     """How a run was begun, as far as it is known."""
-    path = run_folder(output) / RUN
     try:
-        found = json.loads(path.read_text())
+        return _read_object(run_folder(output) / RUN)
     except FileNotFoundError:
         return {}
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+        if not isinstance(found, dict):
+            raise ValueError(f"expected an object, found {found!r:.60}")
+        return found
     except ValueError as error:
         raise RunError(f"{path}: damaged ({error}); delete {path.parent} to score anew") from error
-    return found if isinstance(found, dict) else {}
 
 
 def _identity_now(clip: Clip) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import signal
@@ -19,7 +20,9 @@ from dover_eval.scale.decoding import decode_ahead
 from dover_eval.scale.files import Clip, FileError, identity
 from dover_eval.scale.inputs import list_clips
 from dover_eval.scale.local import score_batches
-from dover_eval.scale.runlog import RunError
+from dover_eval.scale.run import Share, score_set
+from dover_eval.scale.runlog import RunError, RunLog, Scored
+from dover_eval.scorer import VideoScorer
 from tests.scale.conftest import exit_status, logged_lines, read_lines, wait_for, write_shard
 
 
@@ -94,6 +97,57 @@ def test_a_full_disk_for_copies_ends_the_run_and_is_no_row(tmp_path, monkeypatch
     monkeypatch.setattr(tempfile, "NamedTemporaryFile", full)
     with pytest.raises(RunError, match=r"a.mp4::.* \(No space left on device\): make room, or set TMPDIR"):
         list(decode_ahead(list_clips([str(shard)], "x"), [0], deadly, 1))
+
+
+def test_a_model_that_fails_names_its_clips(dover, clips, tmp_path, monkeypatch):
+    score = VideoScorer.score
+
+    def full(self, frames, prompts, **kwargs):
+        if prompts == ["a circle"]:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+        return score(self, frames, prompts, **kwargs)
+
+    monkeypatch.setattr(VideoScorer, "score", full)
+    output = tmp_path / "r.jsonl"
+    table = tmp_path / "m.csv"
+    table.write_text(f"video,Prompt\n{clips / 'a.mp4'},a square\n{clips / 'b.mp4'},a circle\n")
+    result = dover(table, "-o", output)
+    assert result.exit_code == 1
+    assert "b.mp4: the model failed (OutOfMemoryError: CUDA out of memory. Tried to allocate)" in result.stderr
+    assert "go on with --resume" in result.stderr
+    assert logged_lines(output) == 1
+    monkeypatch.undo()
+    assert dover(table, "-o", output, "--resume").exit_code == 0
+
+
+def test_rank_0_says_whom_it_waits_for(tmp_path, monkeypatch, caplog):
+    output, clips = tmp_path / "r.jsonl", [Clip(f"{i}.mp4", "x") for i in range(6)]
+
+    def scored(i: int) -> Scored:
+        return Scored(i, [{"video_name": f"{i}.mp4", "Prompt": "x", "error": None, "fingerprint": "f"}], [None])
+
+    def engine(batches, claim):
+        claim({}, "f")
+        yield from map(scored, batches)
+
+    def sleep(_: float) -> None:
+        """Rank 1 is slow, and rank 2 comes when it is missed."""
+        assert next(polls) < 100
+        if not other.done:
+            other.append(scored(1))
+            other.append(scored(4))
+        if caplog.messages:
+            score_set(clips, output, engine, share=Share(2, 3), **settings)
+
+    polls = itertools.count()
+    settings = {"batch_size": 1, "settings": {}, "resume": True}
+    monkeypatch.setattr("dover_eval.scale.run.time.sleep", sleep)
+    other = RunLog(output, 6, 1, {}, rank=1, resume=True)
+    outcome = score_set(clips, output, engine, share=Share(0, 3), **settings)
+    other.close()
+    assert len(outcome.rows) == 6
+    (message,) = caplog.messages
+    assert "waiting for 2 batches of rank 2 of 3, from which nothing came for 30 s" in message
 
 
 def test_decoders_end_with_a_killed_parent(arguments, start, manifest, tmp_path):

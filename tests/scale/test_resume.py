@@ -258,6 +258,25 @@ def test_without_resume_an_unfinished_run_is_kept_and_a_finished_one_replaced(do
     assert read_lines(output)[0]["Prompt"] == "a circle"
 
 
+def test_a_start_that_fails_leaves_what_was_there(dover, clips, tmp_path, monkeypatch):
+    output = tmp_path / "r.jsonl"
+    given = (clips, "--prompt", "a square", "-o", output)
+    dover(*given)
+    assert dover(*given, model="./nowhere").exit_code == 1
+    assert dover(*given, "--batch-size", 2, model="./nowhere").exit_code == 1
+    monkeypatch.setattr("dover_eval.cli.loading.load_scorer", None)  # all is still there
+    assert dover(*given, "--resume").exit_code == 0
+
+
+def test_a_link_stays_and_its_file_is_replaced(dover, clips, tmp_path):
+    (tmp_path / "there").mkdir()
+    link = tmp_path / "r.jsonl"
+    link.symlink_to(tmp_path / "there" / "r.jsonl")
+    assert dover(clips, "--prompt", "a square", "-o", link).exit_code == 0
+    assert link.is_symlink()
+    assert len(read_lines(tmp_path / "there" / "r.jsonl")) == 3
+
+
 def test_batches_stay_what_they_were(dover, clips, tmp_path):
     output = tmp_path / "r.jsonl"
     given = (clips, "--prompt", "a square", "-o", output)
@@ -274,11 +293,19 @@ def test_a_damaged_log_says_where(dover, clips, tmp_path):
     dover(*given)
     log = tmp_path / "r.jsonl.run" / "rows-0.jsonl"
     lines = log.read_bytes().splitlines(keepends=True)
-    for damaged in (b"\0" * 20 + b"\n", lines[1].replace(b'"fingerprint"', b'"print"')):
+    for damaged in (
+        b"\0" * 20 + b"\n",
+        lines[1].replace(b'"fingerprint"', b'"print"'),
+        lines[1].replace(b'"video_name"', b'"name"'),
+        lines[1].replace(b'"first": 1', b'"first": "1"'),
+        lines[1].replace(b'"first": 1', b'"first": -1'),
+    ):
         log.write_bytes(lines[0] + damaged + b"".join(lines[2:]))
         result = dover(*given, "--resume")
         assert result.exit_code == 1
         assert f"rows-0.jsonl: damaged in the line at byte {len(lines[0])}" in result.stderr
+    (tmp_path / "r.jsonl.run" / "run.json").write_text("[]")
+    assert "run.json: damaged (expected an object, found [])" in dover(*given, "--resume").stderr
 
 
 def test_two_processes_do_not_write_one_run(dover, arguments, start, manifest, tmp_path):
