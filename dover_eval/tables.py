@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 Row = dict[str, str]
+LONGEST_CELL = 1 << 26  # letters of a CSV
 SUFFIXES = (".csv", ".jsonl", ".json", ".parquet")
 
 
@@ -69,6 +70,7 @@ def stream_rows(name: str, raw: IO[bytes], only: Set[str] | None = None) -> Iter
 
 
 def _csv_rows(name: str, file: io.TextIOWrapper) -> Iterator[Any]:
+    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_CELL))  # of the process, and less than results may hold
     reader = csv.DictReader(file, strict=True)
     try:
         columns = list(reader.fieldnames or [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dover_eval.cli import app
+from dover_eval.cli.exits import check_no_input
 
 COLUMNS = {
     "video_name",
@@ -153,6 +155,15 @@ def test_a_folder_or_a_pattern_without_videos(dover, tmp_path):
         assert dover("score", given, "--prompt", "a").exit_code == 2
 
 
+def test_a_file_that_a_table_names_often_is_compared_with_the_output_once(tmp_path, monkeypatch):
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "r.csv").touch()
+    compared, samefile = [], os.path.samefile
+    monkeypatch.setattr(os.path, "samefile", lambda one, other: compared.append(other) or samefile(one, other))
+    check_no_input("--output", tmp_path / "r.csv", [str(tmp_path / "a.mp4")] * 1000)
+    assert len(compared) == 1
+
+
 def test_markup_in_names_and_prompts_is_text(dover, write_video, moving_frames):
     path = write_video(moving_frames, "[red]a[b].mp4")
     result = dover("score", path, "--prompt", "[bold]x[/nonsense]")
@@ -185,6 +196,12 @@ def test_a_model_that_is_not_there(dover, videos):
     result = dover("score", videos, "--prompt", "a", "--model", "./nowhere", model=False)
     assert result.exit_code == 1
     assert "./nowhere cannot be loaded: no checkpoint folder" in result.stderr
+
+
+def test_a_device_without_data_is_refused(dover, videos, checkpoint):
+    result = dover("score", videos, "--prompt", "a", "--device", "meta", "--model", checkpoint, model=False)
+    assert result.exit_code == 2
+    assert "--device meta: expected one that computes" in result.stderr
 
 
 def test_another_process_writes_the_same_bytes(dover, videos, checkpoint, tmp_path):

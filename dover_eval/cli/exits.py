@@ -42,7 +42,8 @@ def check_no_input(option: str, path: Path | None, inputs: Iterable[str | Path |
     """Whether a result would take the place of something that was read for it."""
     if path is None or not os.path.exists(path):
         return
-    if any(name is not None and os.path.exists(name) and os.path.samefile(path, name) for name in inputs):
+    different = dict.fromkeys(inputs)  # a table may name one file a million times
+    if any(name is not None and os.path.exists(name) and os.path.samefile(path, name) for name in different):
         usage(f"{option} {path} is one of the inputs, and would be replaced")
 
 

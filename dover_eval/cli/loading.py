@@ -52,9 +52,11 @@ def check_device(device: str | None) -> None:
     import torch
 
     try:
-        torch.device(device or "cpu")
+        kind = torch.device(device or "cpu").type
     except RuntimeError as error:
         usage(f"--device {device}: {str(error).splitlines()[0]}")
+    if kind == "meta":
+        usage(f"--device {device}: expected one that computes, and meta holds no data")
 
 
 @contextmanager

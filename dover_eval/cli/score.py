@@ -27,7 +27,7 @@ from dover_eval.scale.run import (
     score_set,
     what_is_asked,
 )
-from dover_eval.scale.runlog import RunError, Scored, recorded
+from dover_eval.scale.runlog import RunError, Scored, recorded, run_folder
 from dover_eval.tables import SUFFIXES
 
 if TYPE_CHECKING:
@@ -141,6 +141,10 @@ def score(
                 )
     except (RunError, OSError) as error:
         failure(error)
+    except KeyboardInterrupt:
+        if output is not None:
+            typer.echo(f"dover-eval: stopped; rows are safe in {run_folder(output)}: go on with --resume", err=True)
+        raise
     if share.rank != 0:
         return  # rank 0 tells; and a rank that fails would make torchrun end the others
     if not quiet:

@@ -12,6 +12,7 @@ import sys
 
 import pytest
 
+from dover_eval.results import COLUMNS, read_results, write_results
 from dover_eval.scale.files import Clip
 from dover_eval.scale.run import Share, score_set
 from dover_eval.scale.runlog import RunError, RunLog, Scored
@@ -275,6 +276,26 @@ def test_a_link_stays_and_its_file_is_replaced(dover, clips, tmp_path):
     assert dover(clips, "--prompt", "a square", "-o", link).exit_code == 0
     assert link.is_symlink()
     assert len(read_lines(tmp_path / "there" / "r.jsonl")) == 3
+
+
+def test_a_stop_by_hand_says_how_to_go_on(dover, clips, tmp_path, monkeypatch):
+    def stop(log: RunLog, scored: Scored) -> None:
+        raise KeyboardInterrupt
+
+    output = tmp_path / "r.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr(RunLog, "append", stop)
+        result = dover(clips, "--prompt", "a square", "-o", output)
+    assert result.exit_code not in (0, 2)
+    assert "stopped; rows are safe in" in result.stderr
+    assert "go on with --resume" in result.stderr
+    assert dover(clips, "--prompt", "a square", "-o", output, "--resume").exit_code == 0
+
+
+def test_results_of_a_long_prompt_are_read_back(tmp_path):
+    row = dict.fromkeys(COLUMNS) | {"video_name": "a.mp4", "error": "gone", "fingerprint": "f", "Prompt": "x" * 200_000}
+    write_results([row], tmp_path / "r.csv")
+    assert read_results(tmp_path / "r.csv").prompts == ("x" * 200_000,)
 
 
 def test_batches_stay_what_they_were(dover, clips, tmp_path):
