@@ -68,11 +68,12 @@ def test_prompts_sort_and_filter(comparison, visit):
     expect(names).to_have_count(1)
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (375, "dark")])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (700, "light"), (375, "dark"), (320, "light")])
 def test_everyone_can_read_it(comparison, visit, width, scheme):
     page = visit(comparison, width=width, scheme=scheme)
     page.locator("#forest svg").wait_for()
     assert fits(page)
+    assert page.evaluate("[...document.querySelectorAll('#table td')].every(c => c.scrollWidth <= c.clientWidth)")
     accessible(page)
 
 
