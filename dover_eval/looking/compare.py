@@ -83,6 +83,12 @@ class Comparison:
         """Prompts with more than one clip in A or in B."""
         return sum(max(len(a), len(b)) > 1 for a, b in zip(self.clips_a, self.clips_b, strict=True))
 
+    def shown_clips(self, prompt: int) -> tuple[int, int]:
+        """A clip of each file to show for a prompt: where it has several, the one whose scores are nearest to their
+        mean."""
+        a, b = self.clips_a[prompt], self.clips_b[prompt]
+        return _nearest(self.a, a, self.scores_a[prompt]), _nearest(self.b, b, self.scores_b[prompt])
+
     def largest(self, column: int, count: int) -> list[int]:
         """The prompts that differ most in a score, the largest difference first."""
         size = np.abs(self.scores_b[:, column] - self.scores_a[:, column])
@@ -181,6 +187,10 @@ def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
     corrected = np.empty_like(steps)
     corrected[order] = steps
     return corrected
+
+
+def _nearest(results: Results, rows: tuple[int, ...], scores: NDArray[np.float64]) -> int:
+    return min(rows, key=lambda row: float(np.square(results.scores[row] - scores).sum()))
 
 
 def _win_rate(wins: int, ties: int, count: int) -> Interval:

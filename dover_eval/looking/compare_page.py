@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from dover_eval.evaluation.metrics import LEVEL
 from dover_eval.looking.compare import Comparison
 from dover_eval.looking.page import render_page
-from dover_eval.looking.report import columns, make_previews
+from dover_eval.looking.report import columns, in_turn, make_previews
 from dover_eval.opinion import SCORE_NAMES
 
 
@@ -22,18 +23,18 @@ def compare_page(
     """The page, as HTML text that needs nothing else; `prompts` is how many are shown side by side, by each score."""
     c = comparison
     largest = [c.largest(i, prompts) for i in range(len(SCORE_NAMES))]
-    shown = sorted({i for rows in largest for i in rows})
-    previews = []
-    for done, (results, clips, folder) in enumerate(((c.a, c.clips_a, folders[0]), (c.b, c.clips_b, folders[1]))):
-        step = (lambda n, _, done=done: progress(done * len(shown) + n, 2 * len(shown))) if progress else None
-        made = make_previews([results.videos[clips[i][0]] for i in shown], folder, step)
-        previews.append({str(i): preview for i, preview in zip(shown, made, strict=True)})
+    clips = [c.shown_clips(i) for i in range(len(c.prompts))]
+    both = [(i, side) for i in in_turn(largest) for side in (0, 1)]
+    paths = [(folders[side] or Path()) / (c.a, c.b)[side].videos[clips[i][side]] for i, side in both]
+    previews: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+    for (i, side), preview in zip(both, make_previews(paths, progress), strict=True):
+        previews[side][str(i)] = preview | {"scores": columns((c.a, c.b)[side].scores[clips[i][side]])}
     data = {
         "names": SCORE_NAMES,
         "files": c.names,
         "prompts": c.prompts,
-        "videos": [[r.videos[clips[0]] for clips in rows] for r, rows in ((c.a, c.clips_a), (c.b, c.clips_b))],
-        "clips": [[len(clips) for clips in rows] for rows in (c.clips_a, c.clips_b)],
+        "videos": [[c.a.videos[a] for a, _ in clips], [c.b.videos[b] for _, b in clips]],
+        "clips": [[len(own) for own in rows] for rows in (c.clips_a, c.clips_b)],
         "scores": [[columns(s[:, i]) for i in range(len(SCORE_NAMES))] for s in (c.scores_a, c.scores_b)],
         "largest": largest,
         "previews": previews,

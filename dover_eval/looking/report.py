@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,9 @@ def report_page(
         progress: called with how many clips are read, and of how many.
     """
     shown = _extremes(results, clips)
-    names = sorted({i for ends in shown for end in ends for i in end})
-    made = make_previews([results.videos[i] for i in names], folder, progress)
-    previews = {str(i): preview for i, preview in zip(names, made, strict=True)}
+    rows = in_turn(end for ends in shown for end in ends)
+    made = make_previews([(folder or Path()) / results.videos[i] for i in rows], progress)
+    previews = {str(i): preview for i, preview in zip(rows, made, strict=True)}
     prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(results.prompts))}
     data = {
         "names": SCORE_NAMES,
@@ -65,24 +66,28 @@ def report_page(
     )
 
 
-def make_previews(
-    videos: Sequence[str], folder: Path | None = None, progress: Callable[[int, int], None] | None = None
-) -> list[dict[str, Any]]:
-    """For each name a clip that plays, or a note that says why there is none; bounded by `PREVIEW_BYTES`."""
+def in_turn(lists: Iterable[Sequence[int]]) -> list[int]:
+    """The first of every list, then the second of every list, and so on; each once."""
+    return list(dict.fromkeys(i for turn in zip_longest(*lists) for i in turn if i is not None))
+
+
+def make_previews(paths: Sequence[Path], progress: Callable[[int, int], None] | None = None) -> list[dict[str, Any]]:
+    """For each file a clip that plays, or a note that says why there is none; the first have them where all together
+    would be more than `PREVIEW_BYTES`."""
     made: list[dict[str, Any]] = []
     total = 0
-    for i, name in enumerate(videos):
+    for i, path in enumerate(paths):
         if total > PREVIEW_BYTES:
             made.append({"note": "left out: the page's previews are full"})
         else:
             try:
-                clip = thumbnail((folder or Path()) / name)
+                clip = thumbnail(path)
                 made.append({"mp4": clip.base64})
                 total += len(clip.mp4)
             except VideoError as error:
-                made.append({"note": f"no preview: {str(error).removeprefix(f'{(folder or Path()) / name}: ')}"})
+                made.append({"note": f"no preview: {str(error).removeprefix(f'{path}: ')}"})
         if progress:
-            progress(i + 1, len(videos))
+            progress(i + 1, len(paths))
     return made
 
 

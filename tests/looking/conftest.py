@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -90,6 +91,12 @@ def write_clip(path: Path, frames: int = 24, rate: int = 12) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_mp4(str(path), moving)
     return path
+
+
+def page_data(page: Path) -> Any:
+    """What a page has for its scripts."""
+    (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(encoding="utf-8"))
+    return json.loads(text)
 
 
 @pytest.fixture(scope="module")

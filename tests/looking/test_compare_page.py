@@ -13,6 +13,7 @@ from tests.looking.conftest import (
     fits,
     make_row,
     make_rows,
+    page_data,
     until,
     write_clip,
     write_rows,
@@ -56,6 +57,24 @@ def test_the_prompts_that_differ_most_play_side_by_side(comparison, visit):
     until(page, "[...document.querySelectorAll('.pair video')].filter(v => v.currentTime > 0.1).length === 2")
     page.get_by_label("By score", exact=True).select_option("Alignment")
     expect(page.get_by_role("button", name="Play all")).to_be_visible()
+
+
+def test_the_clip_that_is_shown_has_its_own_scores(dover, tmp_path, monkeypatch):
+    """Of three the one nearest to their mean; and the room for previews is one for both sides."""
+    monkeypatch.setattr("dover_eval.looking.report.PREVIEW_BYTES", 1)
+    a = [make_row(f"{i}.mp4", "p", [score] * 5) for i, score in enumerate((1.2, 5, 3.3))]
+    a.append(make_row("q.mp4", "q", [3] * 5))
+    b = [make_row("2.mp4", "p", [4] * 5), make_row("q.mp4", "q", [3] * 5)]
+    write_clip(tmp_path / "2.mp4")
+    files, output = [write_rows(a, tmp_path / "a.jsonl"), write_rows(b, tmp_path / "b.jsonl")], tmp_path / "p.html"
+    result = dover("compare", *files, "-o", output, "--folder-a", tmp_path, "--folder-b", tmp_path)
+    assert result.exit_code == 0, result.output
+    data = page_data(output)
+    assert data["videos"][0] == ["2.mp4", "q.mp4"]
+    assert data["scores"][0][0][0] == pytest.approx(3.167, abs=1e-3)
+    assert data["previews"][0]["0"]["scores"] == [3.3] * 5
+    assert "mp4" in data["previews"][0]["0"]
+    assert data["previews"][1]["0"]["note"] == "left out: the page's previews are full"
 
 
 def test_prompts_sort_and_filter(comparison, visit):

@@ -17,6 +17,7 @@ from tests.looking.conftest import (
     fits,
     make_row,
     make_rows,
+    page_data,
     until,
     write_clip,
     write_rows,
@@ -131,6 +132,19 @@ def test_clips_play_and_pause_by_keyboard_and_all_at_once(report, visit):
 def test_a_clip_that_is_not_there_has_a_note_in_its_place(report, visit):
     page = visit(report)
     assert page.locator("#worst .unplayed").first.inner_text() == "no preview: no such file\n1.54"
+
+
+def test_where_previews_are_too_large_the_worst_and_the_best_have_theirs(dover, tmp_path, monkeypatch):
+    monkeypatch.setattr("dover_eval.looking.report.PREVIEW_BYTES", 5000)  # a clip has more than half of that
+    scores = [2, 4, 3, 5, 1]
+    rows = [make_row(f"{i}.mp4", "p", [score] * 5) for i, score in enumerate(scores)]
+    for row in rows:
+        write_clip(tmp_path / row["video_name"])
+    results, output = write_rows(rows, tmp_path / "r.jsonl"), tmp_path / "r.html"
+    assert dover("report", results, "-o", output, "--folder", tmp_path).exit_code == 0
+    previews = page_data(output)["previews"]
+    assert sorted(scores[int(i)] for i, preview in previews.items() if "mp4" in preview) == [1, 5]
+    assert previews["0"] == {"note": "left out: the page's previews are full"}
 
 
 def test_worst_and_best_follow_the_score(report, visit):

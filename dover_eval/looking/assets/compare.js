@@ -22,11 +22,8 @@
   }, { tooltip: (d) => (d.name ? [d.name, `${dover.signed(d.mean, 3)}, ${dover.signed(d.low, 3)} to ${dover.signed(d.high, 3)}`] : ["no difference"]) });
 
   /* Side by side */
-  const half = (side, i, column) => {
-    const scores = data.scores[side];
-    return dover.screen(`${side} ${i}`, data.previews[side][i], {
-      name: `${"AB"[side]}, ${dover.base(data.videos[side][i])}`, badge: dover.fixed(scores[column][i]), side: "AB"[side] });
-  };
+  const half = (side, i, column) => dover.screen(`${side} ${i}`, data.previews[side][i], {
+    name: `${"AB"[side]}, ${dover.base(data.videos[side][i])}`, badge: dover.fixed(data.previews[side][i].scores[column]), side: "AB"[side] });
   const several = (i) => data.clips.some((side) => side[i] > 1);
   const pairs = () => {
     const column = Number(find("by").value);
@@ -38,7 +35,7 @@
       return make("li", { class: "card pair" }, make("div", { class: "two" }, half(0, i, column), half(1, i, column)),
         make("div", { class: "about" }, make("div", { class: "prompt" }, data.prompts[i]),
           make("div", {}, make("span", { class: tone(change) }, `${data.names[column]} ${dover.signed(change)}`), make("span", { class: "muted" }, `  ${others}`)),
-          several(i) ? make("div", { class: "muted" }, `Shown: the first of ${data.clips[0][i]} (A) and ${data.clips[1][i]} (B) clips`) : null));
+          several(i) ? make("div", { class: "muted" }, `Of ${data.clips[0][i]} (A) and ${data.clips[1][i]} (B) clips those nearest to their means, which are ${dover.fixed(a[column][i])} and ${dover.fixed(b[column][i])}`) : null));
     }));
   };
   data.names.forEach((name, i) => find("by").append(make("option", { value: i, selected: i === overall }, name)));
