@@ -51,6 +51,7 @@ def explain(
 
     try:
         found = scorer.explain(clip, prompt, windows=windows, seconds=seconds)
+        _print(found)  # first: what follows reads the clip to its end, where it may be damaged
         if output is not None:
             from dover_eval.looking.explain_page import explain_page
             from dover_eval.looking.page import write_page
@@ -65,7 +66,6 @@ def explain(
                 write_overlay(found, map_name, video)
     except VideoError as error:
         failure(error)
-    _print(found)
 
 
 def _print(found: Any) -> None:

@@ -6,12 +6,13 @@ Results are the pages of `dover-eval explain`, in frames that may run their own 
 from __future__ import annotations
 
 import html
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from dover_eval.explain import Explanation
 from dover_eval.looking.explain_page import explain_page, pair_page
 from dover_eval.prompts import prompt_fault
 from dover_eval.scorer import VideoScorer
@@ -26,11 +27,13 @@ def make_app(scorer: VideoScorer) -> gr.Blocks:
     """The app, not yet serving; one clip is scored at a time, others wait."""
 
     def look(video: str | None, prompt: str) -> str:
-        return _frame(explain_page(_explain(scorer, video, prompt)), "Explanation of the clip")
+        with _asked(prompt, {"a clip": video}) as (clip,):
+            return _frame(explain_page(scorer.explain(clip, prompt)), "Explanation of the clip")
 
     def compare(video_a: str | None, video_b: str | None, prompt: str) -> str:
-        found = [_explain(scorer, video, prompt, name) for video, name in ((video_a, "clip A"), (video_b, "clip B"))]
-        return _frame(pair_page(*found), "Comparison of the two clips")
+        with _asked(prompt, {"clip A": video_a, "clip B": video_b}) as clips:
+            found = [scorer.explain(clip, prompt) for clip in clips]
+            return _frame(pair_page(*found), "Comparison of the two clips")
 
     with gr.Blocks(title="dover-eval", analytics_enabled=False, delete_cache=(KEEP_SECONDS, KEEP_SECONDS)) as app:
         gr.Markdown("# dover-eval\nScores a generated video against its prompt, from 1 (bad) to 5 (excellent).")
@@ -71,16 +74,22 @@ def _video(label: str, name: str) -> gr.Video:
     return gr.Video(label=label, elem_id=name, sources=["upload"], height=300, buttons=[])
 
 
-def _explain(scorer: VideoScorer, video: str | None, prompt: str, name: str = "a clip") -> Explanation:
-    if not video:
-        raise gr.Error(f"Drop {name} first.")
+@contextmanager
+def _asked(prompt: str, videos: dict[str, str | None]) -> Iterator[list[str]]:
+    """The clips; around all that reads them, pages too, for a page shows frames that were not sampled."""
+    clips = [video for video in videos.values() if video]
+    for name, video in videos.items():
+        if not video:
+            raise gr.Error(f"Drop {name} first.")
     if prompt_fault(prompt):
         raise gr.Error("Type the prompt: an alignment score needs words.")
     try:
-        return scorer.explain(video, prompt)
+        yield clips
     except VideoError as error:
-        # Gradio shows messages as HTML; the reader knows the clip by its name, not by where it was uploaded to.
-        raise gr.Error(html.escape(str(error).replace(video, Path(video).name))) from error
+        said = str(error)
+        for clip in clips:  # the reader knows it by its name, not by where it was uploaded to
+            said = said.replace(clip, Path(clip).name)
+        raise gr.Error(html.escape(said)) from error  # Gradio shows messages as HTML
 
 
 def _frame(page: str, title: str) -> str:

@@ -93,6 +93,18 @@ def write_clip(path: Path, frames: int = 24, rate: int = 12) -> Path:
     return path
 
 
+def damage_end(clip: Path) -> Path:
+    """Makes the last frame one that cannot be decoded; those before do not need it."""
+    import av
+
+    with av.open(str(clip)) as container:
+        last = max((packet for packet in container.demux(video=0) if packet.size), key=lambda packet: packet.pts)
+    content = bytearray(clip.read_bytes())
+    content[last.pos + 8 : last.pos + last.size] = bytes(last.size - 8)
+    clip.write_bytes(content)
+    return clip
+
+
 def page_data(page: Path) -> Any:
     """What a page has for its scripts."""
     (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(encoding="utf-8"))

@@ -96,6 +96,26 @@ def test_what_is_missing_or_broken_is_said(address, visit, tmp_path):
     expect(page.get_by_text(re.compile("broken.mp4: cannot be decoded as a video"))).to_be_visible()
 
 
+def test_damage_that_only_the_page_meets_is_said(small_scorer, tmp_path, monkeypatch):
+    """A page shows every frame, and scores need some."""
+    import gradio as gr
+
+    from dover_eval import VideoError
+    from dover_eval.looking.app import make_app
+
+    def damaged(*found):
+        raise VideoError(f"{found[-1].source}: damaged <b>")
+
+    for name in ("explain_page", "pair_page"):
+        monkeypatch.setattr(f"dover_eval.looking.app.{name}", damaged)
+    clip = str(write_clip(tmp_path / "clip.mp4", frames=12))
+    look, compare = (step.fn for step in make_app(small_scorer).fns.values() if step.inputs)
+    for shown in (lambda: look(clip, "a square"), lambda: compare(clip, clip, "a square")):
+        with pytest.raises(gr.Error) as said:
+            shown()
+        assert said.value.message == "clip.mp4: damaged &lt;b&gt;"
+
+
 def test_it_listens_on_loopback_alone(address):
     port = int(address.rstrip("/").rsplit(":", 1)[1])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

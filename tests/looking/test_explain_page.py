@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.looking.conftest import INJECTIONS, accessible, expect, fits, until, write_clip
+from tests.looking.conftest import INJECTIONS, accessible, damage_end, expect, fits, until, write_clip
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +95,15 @@ def test_the_command_tells_the_lowest_and_writes_the_video(dover, checkpoint, tm
     assert "words that look the most narrowly: " in result.stdout
     with av.open(str(output)) as container:
         assert sum(1 for _ in container.decode(video=0)) == 12
+
+
+def test_what_was_found_is_told_even_if_no_page_can_be_made(dover, checkpoint, tmp_path):
+    clip, page = damage_end(write_clip(tmp_path / "clip.mp4", frames=60)), tmp_path / "p.html"
+    result = dover("explain", clip, "--prompt", "a square", "-o", page, "--model", checkpoint, "--windows", 1)
+    assert result.exit_code == 1
+    assert "whole clip" in result.stdout
+    assert "clip.mp4: " in result.stderr
+    assert not page.exists()
 
 
 @pytest.mark.parametrize(
