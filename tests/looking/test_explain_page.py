@@ -45,6 +45,13 @@ def test_both_players_go_together_and_to_the_worst_moment(explanation, visit):
     page.get_by_label("Colour shows").select_option("aesthetic quality")
     until(page, "document.getElementById('coloured').readyState >= 2")
     expect(page.locator("[data-map=aesthetic]")).to_be_visible()
+    page.evaluate("document.getElementById('original').playbackRate = 0.5")
+    page.get_by_label("Colour shows").select_option("technical quality")
+    until(page, "document.getElementById('coloured').readyState >= 2")
+    assert page.evaluate("document.getElementById('coloured').playbackRate") == 0.5
+    page.evaluate("document.getElementById('original').play()")
+    page.evaluate("document.getElementById('coloured').currentTime = 1.5")
+    until(page, "Math.abs(document.getElementById('coloured').currentTime - original.currentTime) < 0.15")
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (375, "dark")])

@@ -7,19 +7,23 @@
   /* Two players, one clock: the one with controls leads. */
   original.muted = coloured.muted = true;
   original.src = dover.url("original", data.videos.original);
+  // The default as well: a new source starts at that.
+  const keepPace = () => { coloured.defaultPlaybackRate = coloured.playbackRate = original.playbackRate; };
   const colour = () => {
     coloured.src = dover.url(find("map").value, data.videos[find("map").value]);
     coloured.currentTime = original.currentTime;
+    keepPace();
     if (!original.paused) coloured.play().catch(() => {});
     document.querySelectorAll("[data-map]").forEach((legend) => { legend.hidden = legend.dataset.map !== find("map").value; });
   };
   find("map").addEventListener("change", colour);
   colour();
-  const follow = () => { if (Math.abs(coloured.currentTime - original.currentTime) > 0.04) coloured.currentTime = original.currentTime; };
+  const follow = (apart = 0.04) => { if (Math.abs(coloured.currentTime - original.currentTime) > apart) coloured.currentTime = original.currentTime; };
   original.addEventListener("play", () => { follow(); coloured.play().catch(() => {}); });
   original.addEventListener("pause", () => { coloured.pause(); follow(); });
-  original.addEventListener("seeked", follow);
-  original.addEventListener("ratechange", () => { coloured.playbackRate = original.playbackRate; });
+  original.addEventListener("seeked", () => follow());
+  original.addEventListener("timeupdate", () => { if (!original.paused) follow(0.15); }); // a jump stutters: not for less
+  original.addEventListener("ratechange", keepPace);
 
   const go = (time) => {
     original.pause();
