@@ -59,6 +59,10 @@ def test_everyone_can_read_it(explanation, visit, width, scheme):
     page = visit(explanation, width=width, scheme=scheme)
     page.locator("#curves svg").wait_for()
     assert fits(page)
+    edge = page.locator("#curves").bounding_box()["x"] + page.locator("#curves").bounding_box()["width"]
+    legend = [text.bounding_box() for text in page.locator("#curves .role-legend-label text").all()]
+    assert len(legend) == 5
+    assert all(text["x"] + text["width"] <= edge for text in legend)
     accessible(page)
 
 

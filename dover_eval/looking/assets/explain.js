@@ -41,12 +41,13 @@
     const range = light ? ["#2b7bba", "#c2410c", "#5b7c12", "#aa3377", "#1a1c20"] : ["#66ccee", "#ee8866", "#bbcc33", "#ee99cc", "#ebe9e4"];
     const x = { field: "time", type: "quantitative", title: "seconds", scale: { domain: [0, data.duration], nice: false }, axis: { grid: false } };
     const y = { field: "value", type: "quantitative", title: null, scale: { domain: [1, 5], nice: false }, axis: { values: [1, 2, 3, 4, 5], format: "d", ticks: false, domain: false } };
-    const color = { field: "name", type: "nominal", scale: { domain: data.names, range }, legend: { orient: "top", title: null, symbolType: "stroke", symbolSize: 400 } };
+    const legend = { orient: "top", title: null, columns: { signal: "max(1, floor(width / 115))" } }; // five do not fit on a phone
+    const color = { field: "name", type: "nominal", scale: { domain: data.names, range }, legend: { ...legend, symbolType: "stroke", symbolSize: 400 } };
     return {
       width: "container", height: 330, autosize: { type: "fit", contains: "padding" }, data: { values: rows },
       layer: [
         { mark: { type: "line", interpolate: "monotone" }, encoding: { x, y, color,
-          strokeDash: { field: "name", type: "nominal", scale: { domain: data.names, range: [[1, 0], [7, 3], [2, 3], [9, 3, 2, 3], [1, 0]] }, legend: { orient: "top", title: null } },
+          strokeDash: { field: "name", type: "nominal", scale: { domain: data.names, range: [[1, 0], [7, 3], [2, 3], [9, 3, 2, 3], [1, 0]] }, legend },
           strokeWidth: { condition: { test: "datum.name === 'Overall'", value: 3.2 }, value: 2 } } },
         { mark: { type: "circle", size: 70, opacity: 0.001, tooltip: true, cursor: "pointer" }, encoding: { x, y } },
         { transform: [{ filter: "datum.lowest" }], mark: { type: "point", size: 110, strokeWidth: 2, filled: false, tooltip: true, cursor: "pointer" }, encoding: { x, y, color } },
