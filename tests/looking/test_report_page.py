@@ -24,6 +24,10 @@ from tests.looking.conftest import (
 )
 
 COUNT = 70
+# Whether what has the focus is what a finger would touch there.
+SEEN = """(() => { const box = document.activeElement.getBoundingClientRect();
+  const top = document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2);
+  return document.activeElement.contains(top); })()"""
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +176,10 @@ def test_everyone_can_read_it(report, visit, width, scheme):
     page = visit(report, width=width, scheme=scheme)
     page.wait_for_selector("#scatter canvas")
     assert fits(page)
+    page.get_by_role("button", name="Clear").focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    assert page.evaluate(SEEN)
     accessible(page)
 
 
