@@ -194,6 +194,19 @@ def fits(page: Any) -> bool:
     return page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
+def point_at(page: Any, selector: str) -> None:
+    """Moves the mouse onto the first point of a scatter plot: the axes and the grid are opaque, and points are not."""
+    script = """selector => { const c = document.querySelector(selector), box = c.getBoundingClientRect();
+      const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
+      const point = (x, y) => { const alpha = d[4 * (y * c.width + x) + 3]; return alpha > 150 && alpha < 250; };
+      for (let y = 4; y < c.height - 4; y++) for (let x = 4; x < c.width - 4; x++)
+        if (point(x, y) && point(x - 2, y) && point(x + 2, y) && point(x, y + 2))
+          return [box.x + x / c.width * box.width, box.y + (y + 1) / c.height * box.height]; }"""
+    page.locator(selector).scroll_into_view_if_needed()
+    page.mouse.move(*page.evaluate(script, selector))
+    page.locator(".tip").wait_for(state="attached")
+
+
 def drawn(page: Any, selector: str) -> int:
     """How many pixels of a canvas carry anything."""
     script = """selector => { const c = document.querySelector(selector);

@@ -18,6 +18,7 @@ from tests.looking.conftest import (
     make_row,
     make_rows,
     page_data,
+    point_at,
     until,
     write_clip,
     write_rows,
@@ -169,6 +170,29 @@ def test_any_score_against_any_other(report, visit):
     page.get_by_label("Up").select_option("Overall")
     assert page.locator("#against-text").inner_text().startswith("Overall against Aesthetic. Spearman's rank")
     assert page.locator("#scatter").get_attribute("aria-label").startswith("Scatter plot of Overall against Aesthetic")
+
+
+def test_a_point_that_is_clicked_is_the_one_in_the_table_whatever_was_filtered(dover, visit, tmp_path):
+    """Also of two rows of one file; and its prompt, however long and from whichever side, stays in bounds."""
+    rows = [make_row("one.mp4", "שלום " * 900, [score] * 5) for score in (1.1, 4.9, 3)]
+    output = tmp_path / "r.html"
+    assert dover("report", write_rows(rows, tmp_path / "r.jsonl"), "-o", output, "--clips", 0).exit_code == 0
+    page = visit(output)
+    page.wait_for_selector("#scatter canvas")
+    page.get_by_label("To", exact=True).fill("2")
+    expect(status(page)).to_have_text("1–1 of 1 (3 in all)")
+    point_at(page, "#scatter canvas")  # the uppermost
+    tip = page.locator(".tip").bounding_box()
+    assert tip["y"] >= 8
+    assert tip["y"] + tip["height"] <= 900
+    page.mouse.down()
+    page.mouse.up()
+    expect(page.locator("#table tbody .strong")).to_have_text(["4.90"])
+    prompt = page.locator("#table tbody .prompt")
+    assert prompt.bounding_box()["height"] < 100
+    assert prompt.evaluate("node => getComputedStyle(node).direction") == "rtl"
+    page.get_by_role("button", name="Clear").click()
+    expect(status(page)).to_have_text("1–3 of 3")
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (375, "dark")])

@@ -23,6 +23,8 @@ dover.find = (id) => document.getElementById(id);
 dover.fixed = (value, digits = 2) => (value === null || value === undefined ? "–" : value.toFixed(digits));
 dover.signed = (value, digits = 2) => (value < 0 ? "−" : value > 0 ? "+" : "") + Math.abs(value).toFixed(digits);
 dover.share = (score) => `${Math.max(0, Math.min(100, ((score - 1) / 4) * 100))}%`;
+// As it is written, from either side; whole where it is pointed at, for a long one is cut.
+dover.prompt = (text, name = "prompt") => dover.make("div", { class: name, dir: "auto", title: text }, text);
 dover.base = (name) => name.split(/[\\/]/).pop();
 
 /* Plots: Vega-Lite in the page's colours, drawn anew when these change. */
@@ -58,12 +60,12 @@ dover.tip = (lines) => (handler, event, item, value) => {
   document.querySelector(".tip")?.remove();
   if (!value || !item.datum) return;
   const [head, ...rest] = lines(item.datum);
-  const tip = dover.make("div", { class: "tip", "aria-hidden": "true" }, dover.make("b", {}, head),
-    ...rest.map((line) => dover.make("div", {}, line)));
+  const tip = dover.make("div", { class: "tip", "aria-hidden": "true" }, dover.make("b", { dir: "auto" }, head),
+    ...rest.map((line) => dover.make("div", { dir: "auto" }, line)));
   document.body.append(tip);
   const { width, height } = tip.getBoundingClientRect();
   tip.style.left = `${Math.max(8, Math.min(event.clientX + 14, innerWidth - width - 8))}px`;
-  tip.style.top = `${event.clientY + height + 24 > innerHeight ? event.clientY - height - 12 : event.clientY + 16}px`;
+  tip.style.top = `${event.clientY + height + 24 > innerHeight ? Math.max(8, event.clientY - height - 12) : event.clientY + 16}px`;
 };
 
 /* Clips: bytes become an object URL when they are first shown, for Safari plays no data URL. */

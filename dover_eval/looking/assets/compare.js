@@ -33,7 +33,7 @@
       const change = gain(column, i);
       const others = data.names.filter((_, k) => k !== column).map((name) => `${name} ${dover.signed(gain(data.names.indexOf(name), i))}`).join(", ");
       return make("li", { class: "card pair" }, make("div", { class: "two" }, half(0, i, column), half(1, i, column)),
-        make("div", { class: "about" }, make("div", { class: "prompt" }, data.prompts[i]),
+        make("div", { class: "about" }, dover.prompt(data.prompts[i]),
           make("div", {}, make("span", { class: tone(change) }, `${data.names[column]} ${dover.signed(change)}`), make("span", { class: "muted" }, `  ${others}`)),
           several(i) ? make("div", { class: "muted" }, `Of ${data.clips[0][i]} (A) and ${data.clips[1][i]} (B) clips those nearest to their means, which are ${dover.fixed(a[column][i])} and ${dover.fixed(b[column][i])}`) : null));
     }));
@@ -48,7 +48,7 @@
     count: data.prompts.length, caption: "Prompts and how their scores differ", start: { column: 1 + overall, down: false },
     columns: [
       { label: "Prompt and clips", wide: true, value: (i) => data.prompts[i],
-        cell: (i) => make("div", {}, make("div", { class: "name" }, data.prompts[i]),
+        cell: (i) => make("div", {}, dover.prompt(data.prompts[i], "name"),
           make("div", { class: "prompt" }, [0, 1].map((side) => dover.base(data.videos[side][i]) + (data.clips[side][i] > 1 ? ` and ${data.clips[side][i] - 1} more` : "")).join(" · "))) },
       ...data.names.map((name, column) => ({
         label: name, right: true, class: "score number", value: (i) => gain(column, i),

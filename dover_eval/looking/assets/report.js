@@ -36,7 +36,7 @@
         dover.screen(i, data.previews[i], { name: dover.base(data.videos[i]), badge: dover.fixed(data.scores[column][i]) }),
         make("div", { class: "about" },
           make("div", { class: "name", title: data.videos[i] }, dover.base(data.videos[i])),
-          make("div", { class: "prompt", title: prompt(i) }, prompt(i)),
+          dover.prompt(prompt(i)),
           dover.bars(scores(i), column))))));
   };
   if (find("by")) {
@@ -63,7 +63,7 @@
     columns: [
       { label: "Rank", right: true, class: "rank number", value: (i) => places[i], cell: (i) => (places[i] === null ? "–" : String(places[i])) },
       { label: "Clip and prompt", wide: true, value: (i) => data.videos[i],
-        cell: (i) => make("div", {}, make("div", { class: "name" }, data.videos[i]), make("div", { class: "prompt" }, prompt(i)),
+        cell: (i) => make("div", {}, make("div", { class: "name" }, data.videos[i]), dover.prompt(prompt(i)),
           error(i) ? make("div", { class: "wrong" }, `Error: ${error(i)}`) : null) },
       ...data.names.map(score),
     ],
@@ -82,16 +82,19 @@
 
   options(find("score"), data.names, overall);
   let chosen = () => true;
+  const choose = (keep) => {
+    chosen = keep;
+    table.filter(chosen);
+    paint();
+  };
   const filter = () => {
     const words = find("words").value.trim().toLowerCase().split(/\s+/).filter(Boolean);
     const column = data.scores[Number(find("score").value)];
     const [from, to] = ["from", "to"].map((id) => (find(id).value === "" ? null : Number(find(id).value)));
     const show = find("show").value;
-    chosen = (i) => words.every((word) => haystack[i].includes(word))
+    choose((i) => words.every((word) => haystack[i].includes(word))
       && (from === null || (column[i] !== null && column[i] >= from)) && (to === null || (column[i] !== null && column[i] <= to))
-      && (show === "all" || (show === "failed") === (error(i) !== null));
-    table.filter(chosen);
-    paint();
+      && (show === "all" || (show === "failed") === (error(i) !== null)));
   };
   const form = find("filter");
   let waiting;
@@ -141,8 +144,11 @@
         view = made;
         view.addEventListener("click", (event, item) => {
           if (!item?.datum) return;
-          find("words").value = data.videos[item.datum.i];
-          filter();
+          clearTimeout(waiting);
+          for (const id of ["from", "to"]) find(id).value = "";
+          find("show").value = "all";
+          find("words").value = data.videos[item.datum.i]; // which other rows may have as well
+          choose((i) => i === item.datum.i);
           find("ranking").scrollIntoView();
         });
       },
