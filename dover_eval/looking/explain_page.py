@@ -41,7 +41,7 @@ def explain_page(explanation: Explanation) -> str:
         name=Path(e.source).name,
         scores=dict(zip(e.names, e.scores.tolist(), strict=True)),
         worst=[
-            (name, e.values[i, column].item(), e.frame_times[i], e.times[i], pictures[column])
+            (name, e.values[i, column].item(), e.times[i], pictures[column])
             for column, (name, i) in enumerate(e.worst.items())
         ],
         words=[

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.looking.conftest import INJECTIONS, accessible, damage_end, expect, fits, until, write_clip
+from tests.looking.conftest import INJECTIONS, accessible, damage_end, expect, fits, page_data, until, write_clip
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +28,10 @@ def test_it_shows_curves_places_moments_and_words(explanation, visit):
     assert page.locator(".film figure").count() == 5
     assert page.locator(".words > span").all_inner_texts()[0].startswith("a")
     assert page.evaluate("[...document.querySelectorAll('.film img')].every(i => i.naturalWidth > 0)")
+    data = page_data(explanation)
+    wanted = [round(data["times"][window], 2) for window in data["worst"]]
+    assert [round(float(go.get_attribute("data-time")), 2) for go in page.locator(".go").all()] == wanted
+    assert page.locator("footer .mono").first.inner_text() == "clip.mp4"
 
 
 def test_both_players_go_together_and_to_the_worst_moment(explanation, visit):

@@ -213,6 +213,9 @@ def test_the_plots_follow_the_readers_colours(report, visit):
     before = bar.get_attribute("fill")
     page.emulate_media(color_scheme="dark")
     expect(bar).not_to_have_attribute("fill", before)
+    page.emulate_media(media="print")  # on paper, which is white
+    expect(bar).to_have_attribute("fill", before)
+    assert page.evaluate("getComputedStyle(document.body).color") == "rgb(26, 28, 32)"
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])

@@ -2,7 +2,7 @@
 /* What the pages share. Text from a results file only ever goes through textContent. */
 const dover = {
   data: JSON.parse(document.getElementById("data").textContent),
-  dark: matchMedia("(prefers-color-scheme: dark)"),
+  dark: matchMedia("screen and (prefers-color-scheme: dark)"), // paper is white
   still: matchMedia("(prefers-reduced-motion: reduce)"),
   redraw: [],
 };
