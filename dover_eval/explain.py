@@ -9,9 +9,11 @@ looked, not what the score would be without the word.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,15 +31,18 @@ if TYPE_CHECKING:
     from dover_eval.scores import Fingerprint
 
 PICTURE = 320  # longest side, in pixels, of the pictures that an explanation keeps
+# Kana, ideographs and their marks, but for the space.
+SPACELESS = "\u3001-\u30ff\u3400-\u9fff\uf900-\ufaff\uff01-\uffef\U00020000-\U0003ffff"
 SHARE = 8  # a window is, by default, the clip's length over this
 
 
 @dataclass(frozen=True)
 class Word:
-    """A word of the prompt and its focus in [0,1]; None where the text encoder cut it off."""
+    """A word of the prompt and its focus in [0,1]; None where the text encoder read nothing in it, or cut it off."""
 
     text: str
     focus: float | None
+    cut_off: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +171,7 @@ def explain_clip(
         aesthetic_map=maps[:, 0],
         technical_map=maps[:, 1],
         map_times=tuple(time - start for time in map_times),
-        words=_words(prompt, scorer.model.text_encoder.spans(prompt), focus),
+        words=_words(prompt, scorer.model.text_encoder.spans(prompt), focus, scorer.model.text_encoder.max_length),
         fingerprint=scorer.fingerprint,
     )
 
@@ -246,10 +251,20 @@ def _join_maps(seen: list[_Window], middles: list[float]) -> tuple[Tensor, list[
     return torch.stack([nearest[moment][1] for moment in moments]), moments
 
 
-def _words(prompt: str, spans: list[tuple[int, int]], focus: Tensor) -> tuple[Word, ...]:
-    """Words as they are written, each with the mean focus of its tokens."""
+def _words(prompt: str, spans: list[tuple[int, int]], focus: Tensor, max_length: int) -> tuple[Word, ...]:
+    """Words as they are written, each with the mean focus of its tokens; `max_length` tokens are read at most."""
+    read = max(b for _, b in spans) if len(spans) >= max_length else len(prompt)
     words = []
-    for match in re.finditer(r"\S+", prompt):
-        own = [focus[i].item() for i, (a, b) in enumerate(spans) if a < b and a < match.end() and match.start() < b]
-        words.append(Word(match.group(), sum(own) / len(own) if own else None))
+    for start, end in _word_bounds(prompt, spans):
+        own = [focus[i].item() for i, (a, b) in enumerate(spans) if a < b and a < end and start < b]
+        words.append(Word(prompt[start:end], sum(own) / len(own) if own else None, cut_off=start >= read))
     return tuple(words)
+
+
+def _word_bounds(prompt: str, spans: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """What spaces part; in Chinese and Japanese, which have none, what is a token."""
+    for match in re.finditer(rf"[{SPACELESS}]+|[^\s{SPACELESS}]+", prompt):
+        edges = {match.start(), match.end()}
+        if re.match(f"[{SPACELESS}]", match.group()):
+            edges |= {edge for span in spans for edge in span if match.start() < edge < match.end()}
+        yield from itertools.pairwise(sorted(edges))

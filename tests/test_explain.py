@@ -92,10 +92,25 @@ def test_maps_leave_no_part_of_the_clip_out(write_video, moving_frames):
 
 
 def test_words_are_whole_and_in_order(small_scorer, clip):
-    prompt = "An unbelievably  photorealistic, ultra-wide café: two 鳥!"
+    prompt = "An unbelievably  photorealistic, ultra-wide café!"
     found = small_scorer.explain(clip, prompt, windows=2)
     assert [word.text for word in found.words] == prompt.split()
     assert all(0 <= word.focus <= 1 for word in found.words)
+
+
+def test_words_without_spaces_between_them_are_told_apart(small_scorer, clip):
+    words = small_scorer.explain(clip, "4K视频、一只猫 in rain", windows=1).words
+    assert words[0].text == "4K"
+    assert "".join(word.text for word in words) == "4K视频、一只猫inrain"
+    assert len(words) > 5
+    assert all(0 <= word.focus <= 1 for word in words)
+
+
+def test_a_word_with_nothing_to_read_is_not_called_cut_off(small_scorer, clip):
+    """A space of no width has no token, which is no fault of the prompt's length."""
+    words = small_scorer.explain(clip, "a cat \u200b dog \u200b", windows=1).words
+    assert [word.focus is None for word in words] == [False, False, True, False, True]
+    assert not any(word.cut_off for word in words)
 
 
 def test_words_that_the_text_encoder_cut_off_have_no_focus(small_scorer, clip):
@@ -104,6 +119,7 @@ def test_words_that_the_text_encoder_cut_off_have_no_focus(small_scorer, clip):
     assert read[0]
     assert not read[-1]
     assert read == sorted(read, reverse=True)
+    assert [word.cut_off for word in found.words] == [not here for here in read]
 
 
 def test_attention_that_looks_everywhere_alike_has_no_focus():

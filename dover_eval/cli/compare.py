@@ -69,6 +69,7 @@ def _print(c: Comparison) -> None:
 
     from dover_eval.evaluation.metrics import LEVEL
     from dover_eval.looking.compare_page import remarks
+    from dover_eval.wording import plain
 
     console = Console()
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -85,7 +86,7 @@ def _print(c: Comparison) -> None:
             "< 0.001" if d.p_holm < 0.001 else f"{d.p_holm:.3f}",
             f"{d.win_rate.value:.0%}",
         )
-    say = lambda *parts, **options: console.print(Text(*parts, **options), soft_wrap=True)
+    say = lambda line, **options: console.print(Text(plain(line), **options), soft_wrap=True)
     say(f"A is {c.names[0]}, B is {c.names[1]}; {len(c.prompts)} prompts, fingerprint {c.a.fingerprint}")
     console.print(table)
     overall = len(c.differences) - 1

@@ -74,6 +74,8 @@ def _print(found: Any) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from dover_eval.wording import plain, plural
+
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for title in ("score", "whole clip", "lowest", "at"):
         table.add_column(title, justify="left" if title == "score" else "right", no_wrap=True)
@@ -82,13 +84,11 @@ def _print(found: Any) -> None:
         table.add_row(name, f"{found.scores[column]:.2f}", f"{low:.2f}", f"{found.times[worst]:.2f} s")
     console = Console()
     console.print(table)
-    said = (
-        f"{len(found.times)} windows of {found.window:.2f} s in {found.duration:.2f} s; fingerprint {found.fingerprint}"
-    )
+    said = f"{plural(len(found.times), 'window')} of {found.window:.2f} s in {found.duration:.2f} s"
+    said += f"; fingerprint {found.fingerprint}"
     console.print(Text(said, style="dim"), soft_wrap=True)
     read = sorted((word for word in found.words if word.focus is not None), key=lambda word: -word.focus)
-    said = ", ".join(f"{word.text} {word.focus:.2f}" for word in read[:8])
+    said = ", ".join(f"{plain(word.text)} {word.focus:.2f}" for word in read[:8])
     console.print(Text(f"words that look the most narrowly: {said}"), soft_wrap=True)
-    if len(read) < len(found.words):
-        lost = len(found.words) - len(read)
-        console.print(Text(f"the prompt is too long: its last {lost} words were not read", style="yellow"))
+    if lost := sum(word.cut_off for word in found.words):
+        console.print(Text(f"the prompt is too long: its end was not read ({plural(lost, 'word')})", style="yellow"))

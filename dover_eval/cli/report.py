@@ -9,6 +9,7 @@ import typer
 
 from dover_eval.cli.exits import check_file, extra, usage, writing
 from dover_eval.cli.progress import progress_bar
+from dover_eval.wording import plural
 
 #: Of a page.
 SUFFIXES = (".html", ".htm")
@@ -49,4 +50,5 @@ def report(
     with writing(output):
         write_page(page, output)
     failed = len(table) - int(table.scored.sum())
-    typer.echo(f"{output}: {len(table)} clips, {failed} of them failed; {output.stat().st_size / 1e6:.1f} MB", err=True)
+    size = f"{output.stat().st_size / 1e6:.1f} MB"
+    typer.echo(f"{output}: {plural(len(table), 'clip')}, {failed} of them failed; {size}", err=True)

@@ -19,6 +19,7 @@ from dover_eval.evaluation.metrics import LEVEL, Interval
 from dover_eval.opinion import SCORE_NAMES
 from dover_eval.results import Results
 from dover_eval.tables import TableError
+from dover_eval.wording import plural
 
 RESAMPLES = 9999
 BATCH_VALUES = 4_000_000  # resampled numbers in memory at once
@@ -115,7 +116,7 @@ def compare_results(a: Results, b: Results, *, resamples: int = RESAMPLES, seed:
     used = [prompt for prompt in shared if good_a[prompt] and good_b[prompt]]
     if len(used) < 2:
         raise TableError(
-            f"{a.path} and {b.path} have {len(used)} prompts with scores in both, expected at least 2 "
+            f"{a.path} and {b.path} have {plural(len(used), 'prompt')} with scores in both, expected at least 2 "
             f"({len(shared)} in common)"
         )
     # Exactly rounded, so that no order of a prompt's clips makes a difference.

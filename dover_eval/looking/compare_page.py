@@ -11,6 +11,7 @@ from dover_eval.looking.compare import Comparison
 from dover_eval.looking.page import render_page
 from dover_eval.looking.report import columns, in_turn, make_previews
 from dover_eval.opinion import SCORE_NAMES
+from dover_eval.wording import plural
 
 
 def compare_page(
@@ -66,7 +67,6 @@ def remarks(c: Comparison) -> list[str]:
     """What a reader must know beside the figures: everything that is not in them."""
     listed = lambda prompts: ", ".join(f'"{prompt}"' for prompt in prompts[:3])
     some = lambda prompts: listed(prompts) + (" and others" if len(prompts) > 3 else "")
-    plural = lambda count, noun: f"{count:,} {noun}{'' if count == 1 else 's'}"
     said = []
     for name, prompts in zip(c.names, (c.only_a, c.only_b), strict=True):
         if prompts:

@@ -161,7 +161,7 @@ def test_the_prompts_that_differ_most_come_first(files):
     [
         (lambda rows: [row | {"fingerprint": "ba9876543210"} for row in rows], "scores of different models"),
         (lambda rows: [row | {"Prompt": "else"} for row in rows[:1]], "have no prompt in common"),
-        (lambda rows: rows[:1], "have 1 prompts with scores in both, expected at least 2 (1 in common)"),
+        (lambda rows: rows[:1], "have 1 prompt with scores in both, expected at least 2 (1 in common)"),
         (lambda rows: [*rows, rows[0]], "rows 1 and 7 are both out/000.mp4, expected each clip once"),
     ],
 )
@@ -176,7 +176,7 @@ def test_what_does_not_compare_is_refused(dover, tmp_path, change, words):
 
 def test_the_table_in_the_terminal(dover, tmp_path):
     rows = make_rows(30)
-    rows[3]["Prompt"] = "[bold]a prompt[/nonsense] with markup"
+    rows[3]["Prompt"] = "[bold]a \x1b]0;title\x07 prompt\x9b[/nonsense] with markup"
     a = write_rows(rows, tmp_path / "a.parquet")
     b = write_rows([*shifted(rows, Overall=0.1), make_row("x.mp4", "only here", [3] * 5)], tmp_path / "b.jsonl")
     result = dover("compare", a, b)
@@ -189,4 +189,5 @@ def test_the_table_in_the_terminal(dover, tmp_path):
     assert '1 prompt only in b.jsonl, not compared: "only here"' in result.stdout
     rows[3]["Overall"] += 0.9
     result = dover("compare", a, write_rows(shifted(rows), tmp_path / "c.jsonl"))
-    assert "+0.90  [bold]a prompt[/nonsense] with markup" in result.stdout
+    assert "+0.90  [bold]a \\x1b]0;title\\x07 prompt\\x9b[/nonsense] with markup" in result.stdout
+    assert not {"\x1b", "\x07", "\x9b"} & set(result.stdout)

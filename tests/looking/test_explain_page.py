@@ -105,8 +105,11 @@ def test_the_overlay_keeps_the_files_times_and_warms_the_worst_places(small_scor
 def test_the_command_tells_the_lowest_and_writes_the_video(dover, checkpoint, tmp_path):
     clip, output = write_clip(tmp_path / "clip.mp4", frames=12), tmp_path / "o.mp4"
     options = ["--prompt", "a square", "--model", checkpoint, "--windows", 3, "--video", output, "--map", "aesthetic"]
+    options[1] = "a \x1b[2Jsquare"
     result = dover("explain", clip, *options)
     assert result.exit_code == 0, result.output
+    assert "\\x1b[2Jsquare 0." in result.stdout
+    assert "\x1b" not in result.stdout
     assert "words that look the most narrowly: " in result.stdout
     with av.open(str(output)) as container:
         assert sum(1 for _ in container.decode(video=0)) == 12
