@@ -103,7 +103,8 @@ def read_results(path: Path) -> Results:
     """A results file: .parquet, .jsonl, .csv or .json.
 
     Raises TableError, with the file, the line, what was found and what was expected: for a file that is empty, cut
-    off, or lacks a column, for a row with neither scores nor an error, and for scores of several fingerprints.
+    off, or lacks a column, for a row with neither scores nor an error, for half of a surrogate pair, which JSON can
+    bring and no page can hold, and for scores of several fingerprints.
     """
     import numpy as np
 
@@ -112,6 +113,11 @@ def read_results(path: Path) -> Results:
         raise TableError(f"{path}: scores of {len(prints)} fingerprints ({', '.join(prints)}), expected one")
     scores = np.full((len(rows), len(SCORE_NAMES)), math.nan)
     for i, (line, row) in enumerate(rows):
+        for name in TEXTS:
+            try:
+                row[name].encode()
+            except UnicodeEncodeError as error:
+                raise TableError(f"{path}, line {line}: {name} {row[name]!r} is not UTF-8 ({error.reason})") from error
         if row["error"]:
             continue
         for column, name in enumerate(SCORE_NAMES):

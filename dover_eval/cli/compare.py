@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dover_eval.cli.exits import check_file, extra, usage, writing
+from dover_eval.cli.exits import check_file, check_names, extra, usage, writing
 from dover_eval.cli.progress import progress_bar
 from dover_eval.cli.report import SUFFIXES
 
@@ -37,6 +37,7 @@ def compare(
     not compare: other fingerprints, no prompt in common, a clip twice.
     """
     check_file("--output", output, SUFFIXES)
+    check_names(a, b, folder_a, folder_b)
     with extra("report"):
         import scipy.stats  # noqa: F401
 

@@ -10,6 +10,8 @@ from typing import NoReturn
 
 import typer
 
+from dover_eval.scale.inputs import InputError, check_name
+
 #: Not everything that was asked for could be had; the command was not understood.
 EXIT_FAILED, EXIT_USAGE = 1, 2
 
@@ -36,6 +38,15 @@ def check_file(option: str, path: Path | None, suffixes: Sequence[str] = ()) -> 
         usage(f"{option} {path}: expected a file, found a folder")
     if not os.path.isdir(path.parent):
         usage(f"{option} {path}: there is no folder {path.parent}")
+
+
+def check_names(*paths: Path | None) -> None:
+    """Whether these names, which a page or a terminal will show, are text."""
+    try:
+        for path in paths:
+            check_name(str(path))
+    except InputError as error:
+        usage(error)
 
 
 def check_no_input(option: str, path: Path | None, inputs: Iterable[str | Path | None]) -> None:

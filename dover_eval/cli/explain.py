@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dover_eval.cli.exits import check_file, check_no_input, extra, failure, usage, writing
+from dover_eval.cli.exits import check_file, check_names, check_no_input, extra, failure, usage, writing
 from dover_eval.cli.options import Device, Model
 from dover_eval.cli.report import SUFFIXES
 
@@ -34,6 +34,7 @@ def explain(
 
     check_file("--output", output, SUFFIXES)
     check_file("--video", video, (".mp4",))
+    check_names(clip)
     if output is not None:
         with extra("report"):
             import jinja2  # noqa: F401

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dover_eval.cli.exits import check_file, extra, usage, writing
+from dover_eval.cli.exits import check_file, check_names, extra, usage, writing
 from dover_eval.cli.progress import progress_bar
 from dover_eval.wording import plural
 
@@ -33,6 +33,7 @@ def report(
     Exit status: 0 when the page was written, 2 when the results cannot be used.
     """
     check_file("--output", output, SUFFIXES)
+    check_names(results, folder)
     with extra("report"):
         import jinja2  # noqa: F401  before clips are read, not after
         import vl_convert  # noqa: F401

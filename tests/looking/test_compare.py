@@ -174,6 +174,13 @@ def test_what_does_not_compare_is_refused(dover, tmp_path, change, words):
     assert not (tmp_path / "p.html").exists()
 
 
+def test_a_file_whose_name_is_no_text_is_refused(dover, tmp_path):
+    files = [write_rows(make_rows(3), tmp_path / name) for name in ("a.jsonl", "b\udcff.jsonl")]
+    result = dover("compare", *files)
+    assert result.exit_code == 2
+    assert "b\\udcff.jsonl': a name that is not UTF-8" in result.stderr
+
+
 def test_the_table_in_the_terminal(dover, tmp_path):
     rows = make_rows(30)
     rows[3]["Prompt"] = "[bold]a \x1b]0;title\x07 prompt\x9b[/nonsense] with markup"

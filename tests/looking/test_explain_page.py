@@ -143,3 +143,9 @@ def test_what_was_not_understood_ends_with_its_reason(dover, checkpoint, tmp_pat
     result = dover("explain", tmp_path / "gone.mp4", *options, "--model", checkpoint)
     assert result.exit_code == status
     assert words in " ".join(result.stderr.split())
+
+
+def test_a_name_that_is_no_text_is_refused_before_the_model_runs(dover):
+    result = dover("explain", "n\udcff.mp4", "--prompt", "a", "--model", "no such model")
+    assert result.exit_code == 2
+    assert "'n\\udcff.mp4': a name that is not UTF-8" in result.stderr

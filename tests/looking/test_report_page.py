@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -267,6 +268,13 @@ def test_the_page_is_written_whole_or_not_at_all(report):
         ("r.jsonl", '{"video_name": "a.mp4"}\n', "Prompt, Traditional, Alignment"),
         ("r.csv", "video_name,Prompt,Overall\na.mp4,x,3\n", "Traditional, Alignment, Aesthetic, Temporal, error"),
         ("r.csv", "", "a table without rows"),
+        (
+            "r.jsonl",
+            json.dumps(make_row("a.mp4", "half a pair \ud83d", [3] * 5)),
+            "line 1: Prompt 'half a pair \\ud83d' is not UTF-8",
+        ),
+        ("r.jsonl", json.dumps(make_row("\ud83d.mp4", "p", [3] * 5)), "line 1: video_name '\\ud83d.mp4' is not UTF-8"),
+        ("r\udcff.jsonl", "", "a name that is not UTF-8"),
         ("r.parquet", "PAR1 and then nothing", "no whole Parquet file"),
         ("r.parquet", "", "no whole Parquet file"),
         ("r.xlsx", "x", "expected a .csv, .jsonl, .json or .parquet table"),
@@ -280,7 +288,7 @@ def test_results_that_cannot_be_used_are_refused_with_the_reason(dover, tmp_path
     result = dover("report", path, "-o", output)
     assert result.exit_code == 2
     assert words in " ".join(result.stderr.split())
-    assert str(path) in result.stderr
+    assert (str(path) if path.name.isascii() else repr(str(path))) in result.stderr
     assert not output.exists()
 
 
