@@ -51,7 +51,9 @@ def compare(
             from dover_eval.looking.compare_page import compare_page
             from dover_eval.looking.page import write_page
     try:
-        comparison = compare_results(read_results(a), read_results(b), seed=seed)
+        results = read_results(a), read_results(b)
+        with progress_bar("resampling") as bar:
+            comparison = compare_results(*results, seed=seed, progress=bar.reach)
     except TableError as error:
         usage(str(error))
     _print(comparison)

@@ -7,6 +7,7 @@ more of them must not weigh more. Differences are B - A throughout.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -21,6 +22,7 @@ from dover_eval.results import Results
 from dover_eval.tables import TableError
 from dover_eval.wording import plural
 
+Progress = Callable[[int, int], None]
 RESAMPLES = 9999
 BATCH_VALUES = 4_000_000  # resampled numbers in memory at once
 
@@ -96,8 +98,12 @@ class Comparison:
         return np.argsort(-size, kind="stable")[:count].tolist()
 
 
-def compare_results(a: Results, b: Results, *, resamples: int = RESAMPLES, seed: int = 0) -> Comparison:
+def compare_results(
+    a: Results, b: Results, *, resamples: int = RESAMPLES, seed: int = 0, progress: Progress | None = None
+) -> Comparison:
     """Compare two files of one fingerprint over the prompts that they share.
+
+    progress: called with how many resamples are made, and of how many.
 
     Raises TableError where a comparison would mean nothing: other fingerprints, a clip that is there twice, fewer
     than two prompts with scores in both.
@@ -133,44 +139,38 @@ def compare_results(a: Results, b: Results, *, resamples: int = RESAMPLES, seed:
         clips_b=tuple(tuple(good_b[prompt]) for prompt in used),
         only_a=tuple(prompt for prompt in rows_a if prompt not in rows_b),
         only_b=tuple(prompt for prompt in rows_b if prompt not in rows_a),
-        failed=tuple(prompt for prompt in shared if prompt not in set(used)),
+        failed=tuple(prompt for prompt in shared if not (good_a[prompt] and good_b[prompt])),
         left_out=(lost(rows_a, good_a), lost(rows_b, good_b)),
-        differences=score_differences(scores_a, scores_b, resamples=resamples, seed=seed),
+        differences=score_differences(scores_a, scores_b, resamples=resamples, seed=seed, progress=progress),
     )
 
 
 def score_differences(
-    a: NDArray[np.float64], b: NDArray[np.float64], *, resamples: int = RESAMPLES, seed: int = 0
+    a: NDArray[np.float64],
+    b: NDArray[np.float64],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> tuple[ScoreDifference, ...]:
     """One result a column of the paired scores (N,5), N >= 2."""
-    gain = np.ascontiguousarray((b - a).T)  # (5,N)
-    options: dict[str, Any] = {
-        "n_resamples": resamples,
-        "batch": max(1, BATCH_VALUES // gain.size),
-        "vectorized": True,
-        "axis": -1,
-    }
-    interval = stats.bootstrap(
-        (gain,), np.mean, confidence_level=LEVEL, method="percentile", rng=np.random.default_rng(seed), **options
-    ).confidence_interval
-    test = stats.permutation_test(
-        (gain, np.zeros_like(gain)),
-        lambda x, y, axis: np.mean(x - y, axis=axis),
-        permutation_type="samples",
-        rng=np.random.default_rng(seed),
-        **options,
-    )
-    corrected = holm(test.pvalue)
+    gain = b - a
+    mean = gain.mean(axis=0)
+    tell = progress or (lambda done, total: None)
+    drawn = _bootstrap_means(gain, resamples, seed, lambda done: tell(done, 2 * resamples))
+    low, high = np.quantile(drawn, ((1 - LEVEL) / 2, (1 + LEVEL) / 2), axis=0)
+    p = _sign_flip_test(gain, resamples, seed, lambda done: tell(resamples + done, 2 * resamples))
+    corrected = holm(p)
     results = []
     for i, name in enumerate(SCORE_NAMES):
-        wins, losses = int((gain[i] > 0).sum()), int((gain[i] < 0).sum())
+        wins, losses = int((gain[:, i] > 0).sum()), int((gain[:, i] < 0).sum())
         results.append(
             ScoreDifference(
                 name=name,
                 mean_a=float(a[:, i].mean()),
                 mean_b=float(b[:, i].mean()),
-                difference=Interval(float(gain[i].mean()), float(interval.low[i]), float(interval.high[i])),
-                p=float(test.pvalue[i]),
+                difference=Interval(float(mean[i]), float(low[i]), float(high[i])),
+                p=float(p[i]),
                 p_holm=float(corrected[i]),
                 wins=wins,
                 losses=losses,
@@ -179,6 +179,53 @@ def score_differences(
             )
         )
     return tuple(results)
+
+
+def _bootstrap_means(
+    gain: NDArray[np.float64], resamples: int, seed: int, tell: Callable[[int], None]
+) -> NDArray[np.float64]:
+    """(resamples,5), means over prompts drawn with replacement: how often each is drawn, times `gain` (N,5)."""
+    rng = np.random.default_rng(seed)
+    count = len(gain)
+    means = []
+    for batch in _batches(resamples, count, tell):
+        drawn = [np.bincount(rng.integers(count, size=count), minlength=count) for _ in batch]
+        means.append(np.array(drawn, dtype=float) @ gain / count)
+    return np.concatenate(means)
+
+
+def _sign_flip_test(
+    gain: NDArray[np.float64], resamples: int, seed: int, tell: Callable[[int], None]
+) -> NDArray[np.float64]:
+    """(5,), two-sided p of the means of `gain` (N,5) when A and B are swapped within prompts: over all 2^N ways, where
+    these are no more than `resamples`, else over so many random ones and the one that was seen."""
+    rng = np.random.default_rng(seed)
+    count = len(gain)
+    exact = 2**count <= resamples
+    seen = gain.sum(axis=0)
+    slack = 1e-12 * np.abs(gain).sum(axis=0)  # sums in another order differ in their last bits
+    above, below = np.zeros((2, len(seen)))
+    swapped: NDArray[Any]
+    made = 2**count if exact else resamples
+    for batch in _batches(made, count, tell):
+        if exact:
+            swapped = np.array(batch)[:, None] >> np.arange(count) & 1
+        else:
+            swapped = rng.integers(2, size=(len(batch), count), dtype=bool)
+        sums = seen - 2 * (swapped.astype(float) @ gain)
+        above += (sums >= seen - slack).sum(axis=0)
+        below += (sums <= seen + slack).sum(axis=0)
+    p: NDArray[np.float64] = 2 * (np.minimum(above, below) + (not exact)) / (made + (not exact))
+    return p.clip(max=1)
+
+
+def _batches(total: int, count: int, tell: Callable[[int], None]) -> Iterator[range]:
+    """Parts of `range(total)` whose rows of `count` numbers stay within `BATCH_VALUES`."""
+    size = max(1, BATCH_VALUES // count)
+    for start in range(0, total, size):
+        batch = range(start, min(start + size, total))
+        yield batch
+        tell(batch.stop)
 
 
 def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -87,6 +87,21 @@ def test_few_prompts_have_the_exact_p_of_all_swaps():
     np.testing.assert_allclose(found, np.minimum(2 * tails, 1))
 
 
+def test_random_swaps_in_batches_come_near_to_all_swaps(monkeypatch):
+    from dover_eval.looking import compare
+
+    monkeypatch.setattr(compare, "BATCH_VALUES", 1000)
+    rng = np.random.default_rng(4)
+    a, b = rng.uniform(1, 5, (2, 14, 5))
+    told = []
+    some = compare.score_differences(a, b, progress=lambda done, total: told.append((done, total)))
+    every = compare.score_differences(a, b, resamples=2**14)
+    assert [d.p for d in some] == pytest.approx([d.p for d in every], abs=0.03)
+    assert [d.p for d in some] != [d.p for d in every]
+    assert told == sorted(told)
+    assert told[-1] == (2 * 9999, 2 * 9999)
+
+
 def test_intervals_agree_with_students_where_he_is_right():
     from scipy import stats
 
