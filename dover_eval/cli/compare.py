@@ -71,6 +71,7 @@ def _print(c: Comparison) -> None:
     from rich.text import Text
 
     from dover_eval.evaluation.metrics import LEVEL
+    from dover_eval.looking.compare import chance
     from dover_eval.looking.compare_page import remarks
     from dover_eval.wording import plain
 
@@ -86,7 +87,7 @@ def _print(c: Comparison) -> None:
             f"{d.mean_b:.2f}",
             Text(f"{d.difference.value:+.3f}", style=style),
             f"{d.difference.low:+.3f} to {d.difference.high:+.3f}",
-            "< 0.001" if d.p_holm < 0.001 else f"{d.p_holm:.3f}",
+            chance(d.p_holm),
             f"{d.win_rate.value:.0%}",
         )
     say = lambda line, **options: console.print(Text(plain(line), **options), soft_wrap=True)
@@ -94,7 +95,10 @@ def _print(c: Comparison) -> None:
     console.print(table)
     overall = len(c.differences) - 1
     rows: list[Any] = [(c.scores_b[i, overall] - c.scores_a[i, overall], c.prompts[i]) for i in c.largest(overall, 5)]
-    say(f"{c.differences[overall].name} differs the most for", style="dim")
+    if c.identical:
+        say("the scores of A and B are identical")
+    elif rows:
+        say(f"{c.differences[overall].name} differs the most for", style="dim")
     for difference, prompt in rows:
         say(f"  {difference:+.2f}  {prompt}")
     for remark in remarks(c):

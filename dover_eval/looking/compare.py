@@ -82,6 +82,11 @@ class Comparison:
         return (a.name, b.name) if a.name != b.name else (str(a), str(b))
 
     @property
+    def identical(self) -> bool:
+        """Whether no prompt differs in any score."""
+        return np.array_equal(self.scores_a, self.scores_b)
+
+    @property
     def repeated(self) -> int:
         """Prompts with more than one clip in A or in B."""
         return sum(max(len(a), len(b)) > 1 for a, b in zip(self.clips_a, self.clips_b, strict=True))
@@ -93,9 +98,9 @@ class Comparison:
         return _nearest(self.a, a, self.scores_a[prompt]), _nearest(self.b, b, self.scores_b[prompt])
 
     def largest(self, column: int, count: int) -> list[int]:
-        """The prompts that differ most in a score, the largest difference first."""
+        """The prompts that differ most in a score, the largest difference first; none that does not differ."""
         size = np.abs(self.scores_b[:, column] - self.scores_a[:, column])
-        return np.argsort(-size, kind="stable")[:count].tolist()
+        return [i for i in np.argsort(-size, kind="stable")[:count].tolist() if size[i] > 0]
 
 
 def compare_results(
@@ -179,6 +184,11 @@ def score_differences(
             )
         )
     return tuple(results)
+
+
+def chance(p: float) -> str:
+    """A p-value as it is shown. The smallest that random swaps give, corrected for five scores, is 0.001."""
+    return "<= 0.001" if round(p, 6) <= 0.001 else f"{p:.3f}"
 
 
 def _bootstrap_means(

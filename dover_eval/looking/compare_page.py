@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dover_eval.evaluation.metrics import LEVEL
-from dover_eval.looking.compare import Comparison
+from dover_eval.looking.compare import Comparison, chance
 from dover_eval.looking.page import render_page
 from dover_eval.looking.report import columns, in_turn, make_previews
 from dover_eval.opinion import SCORE_NAMES
@@ -58,6 +58,7 @@ def compare_page(
         kind="comparison",
         c=c,
         names=SCORE_NAMES,
+        chance=chance,
         level=round(100 * LEVEL),
         remarks=remarks(c),
     )

@@ -25,7 +25,6 @@ def explain_page(explanation: Explanation) -> str:
         "duration": e.duration,
         "times": [round(time, 4) for time in e.times],
         "values": [[round(value, 3) for value in row] for row in e.values.T.tolist()],
-        "scores": [round(value, 3) for value in e.scores.tolist()],
         "worst": list(e.worst.values()),
         "videos": _videos(e, overlays),
     }

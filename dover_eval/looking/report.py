@@ -92,8 +92,9 @@ def make_previews(paths: Sequence[Path], progress: Callable[[int, int], None] | 
 
 
 def columns(values: np.ndarray) -> list[float | None]:
-    """Scores as a page holds them: three decimals, None for NaN, which JSON does not know."""
-    return [None if value != value else round(value, 3) for value in values.tolist()]
+    """Scores as a page holds them, which sorts and subtracts them: with a float32's decimals, for only what is shown is
+    to be rounded; None for NaN, which JSON does not know."""
+    return [None if value != value else round(value, 6) for value in values.tolist()]
 
 
 def _extremes(results: Results, count: int) -> list[list[list[int]]]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dover_eval.opinion import SCORE_NAMES
-from tests.looking.conftest import make_row, make_rows, write_rows
+from tests.looking.conftest import make_row, make_rows, page_data, write_rows
 
 
 @pytest.fixture
@@ -169,6 +169,33 @@ def test_the_prompts_that_differ_most_come_first(files):
     moved[4]["Overall"] -= 0.9
     moved[7]["Overall"] += 0.5
     assert compare_results(*files(rows, moved), resamples=99).largest(4, 2) == [4, 7]
+
+
+def test_identical_scores_are_said_to_be(dover, tmp_path):
+    """Of two files of one name, which their folders tell apart."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        write_rows(make_rows(5), tmp_path / folder / "r.jsonl")
+    files, output = [tmp_path / folder / "r.jsonl" for folder in ("a", "b")], tmp_path / "p.html"
+    result = dover("compare", *files, "-o", output)
+    assert "the scores of A and B are identical" in result.stdout
+    assert "differs the most" not in result.stdout
+    page = output.read_text(encoding="utf-8")
+    assert "The scores of A and B are identical." in page
+    for path in files:
+        assert f'<span class="mono">{path}</span>' in page
+    assert page_data(output)["largest"] == [[]] * 5
+
+
+def test_a_page_subtracts_what_the_terminal_subtracts(dover, tmp_path):
+    """Decimals that are not shown decide what is: +0.71, and a win."""
+    a = [make_row(f"{i}.mp4", f"p{i}", [2.0004] * 5) for i in range(2)]
+    b = [make_row(f"{i}.mp4", f"p{i}", [2.70549 + i] * 5) for i in range(2)]
+    output = tmp_path / "p.html"
+    result = dover("compare", write_rows(a, tmp_path / "a.jsonl"), write_rows(b, tmp_path / "b.jsonl"), "-o", output)
+    assert "+0.71  p0" in result.stdout
+    before, after = (side[4][0] for side in page_data(output)["scores"])
+    assert f"{after - before:+.2f}" == "+0.71"
 
 
 @pytest.mark.parametrize(

@@ -41,9 +41,10 @@ def comparison(dover, tmp_path_factory):
 def test_it_says_in_words_and_figures_what_differs(comparison, visit):
     page = visit(comparison)
     assert page.locator("h1").inner_text() == "tuned.jsonl against base.jsonl"
-    assert "Alignment rises by 0.10. The other scores are not told apart." in page.locator(".lead").inner_text()
+    assert "Alignment rises by 0.100. The other scores are not told apart." in page.locator(".lead").inner_text()
     row = page.get_by_role("row").filter(has=page.get_by_role("rowheader", name="Alignment"))
     assert "+0.100" in row.inner_text()
+    assert "≤ 0.001" in row.inner_text()
     assert "60, 0, 0" in row.inner_text()
     page.locator("#forest svg").wait_for()
 

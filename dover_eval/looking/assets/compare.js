@@ -37,6 +37,7 @@
           make("div", {}, make("span", { class: tone(change) }, `${data.names[column]} ${dover.signed(change)}`), make("span", { class: "muted" }, `  ${others}`)),
           several(i) ? make("div", { class: "muted" }, `Of ${data.clips[0][i]} (A) and ${data.clips[1][i]} (B) clips those nearest to their means, which are ${dover.fixed(a[column][i])} and ${dover.fixed(b[column][i])}`) : null));
     }));
+    if (!data.largest[column].length) find("pairs").append(make("li", { class: "muted" }, "No prompt differs in this score."));
   };
   data.names.forEach((name, i) => find("by").append(make("option", { value: i, selected: i === overall }, name)));
   find("by").addEventListener("change", pairs);
