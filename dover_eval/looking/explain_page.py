@@ -81,5 +81,5 @@ def _videos(e: Explanation, overlays: dict[str, Overlay]) -> dict[str, str]:
 def _video(e: Explanation, overlay: Overlay | None) -> str:
     buffer = io.BytesIO()
     frames = overlay_frames(e.source, overlay, size=PLAYER, spacing=e.duration / PLAYER_FRAMES)
-    write_mp4(buffer, frames, crf=27)
+    write_mp4(buffer, frames, end=e.duration, crf=27)
     return base64.b64encode(buffer.getvalue()).decode()

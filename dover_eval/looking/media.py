@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dover_eval.video.decode import VideoError, all_frames
+from dover_eval.video.decode import VideoError, all_frames, frame_times
 
 THUMBNAIL_WIDTH, THUMBNAIL_HEIGHT = 240, 180
 THUMBNAIL_SECONDS, THUMBNAIL_RATE = 2.5, 12
@@ -39,16 +39,19 @@ class Thumbnail:
 def thumbnail(path: str | Path) -> Thumbnail:
     """The first seconds of a clip, small and at their own speed; no more is decoded. Raises VideoError."""
     chosen: list[tuple[Tensor, float]] = []
+    end = THUMBNAIL_SECONDS
     for pixels, time in all_frames(path):
         start = chosen[0][1] if chosen else time
         if time >= start + THUMBNAIL_SECONDS:
             break
         if time >= start + len(chosen) / THUMBNAIL_RATE - 1e-6:
             chosen.append((shrink(pixels, THUMBNAIL_HEIGHT, THUMBNAIL_WIDTH), time))
+    else:
+        end = frame_times(path)[1] - chosen[0][1] if chosen else end
     if not chosen:
         raise VideoError(f"{path}: no frame could be decoded, expected a video")
     buffer = io.BytesIO()
-    write_mp4(buffer, ((as_image(pixels), time - chosen[0][1]) for pixels, time in chosen), crf=31)
+    write_mp4(buffer, ((as_image(pixels), time - chosen[0][1]) for pixels, time in chosen), end=end, crf=31)
     return Thumbnail(buffer.getvalue(), (chosen[0][0].shape[1], chosen[0][0].shape[2]))
 
 
@@ -67,37 +70,55 @@ def as_image(pixels: Tensor) -> NDArray[np.uint8]:
     return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
 
 
-def write_mp4(file: BinaryIO | str, frames: Iterable[tuple[NDArray[np.uint8], float]], *, crf: int = 20) -> None:
+def write_mp4(
+    file: BinaryIO | str, frames: Iterable[tuple[NDArray[np.uint8], float]], *, end: float | None = None, crf: int = 20
+) -> None:
     """Frames (H,W,3) uint8 of one even size, with their presentation times in seconds, rising, as H.264 in MP4.
 
+    end: until when the last one is on screen, in seconds; by default for 1/25 s.
     In a file of its own the player's index comes first, so that a browser starts before the end is there.
     """
     options = {"movflags": "+faststart"} if isinstance(file, str) else {}
     with av.open(file, "w", format="mp4", options=options) as container:
         stream: Any = None
-        for image, time in _rising(frames):
+        durations: dict[int, int] = {}
+
+        def mux(packets: list[av.Packet]) -> None:
+            for packet in packets:  # the encoder gives each the same duration
+                packet.duration = durations.pop(packet.pts or 0)
+                container.mux(packet)
+
+        for image, time, duration in _lasting(frames, end):
             if stream is None:
-                settings = {"crf": str(crf), "preset": "veryfast"}
+                # No B-frames: MP4 keeps a duration for the frame that is last in the file, not for the last one shown.
+                settings = {"crf": str(crf), "preset": "veryfast", "bf": "0"}
                 stream = container.add_stream("libx264", rate=Fraction(25), options=settings)
                 stream.height, stream.width = image.shape[:2]
                 stream.pix_fmt = "yuv420p"
                 stream.codec_context.time_base = Fraction(1, TICKS)
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts, frame.time_base = time, Fraction(1, TICKS)
-            container.mux(stream.encode(frame))
+            durations[time] = duration
+            mux(stream.encode(frame))
         if stream is None:
             raise ValueError("expected at least one frame, got none")
-        container.mux(stream.encode())
+        mux(stream.encode())
 
 
-def _rising(frames: Iterable[tuple[NDArray[np.uint8], float]]) -> Iterator[tuple[NDArray[np.uint8], int]]:
-    """Times in ticks; a frame that would not come after the one before is not on screen and falls away."""
-    last = -1
+def _lasting(
+    frames: Iterable[tuple[NDArray[np.uint8], float]], end: float | None
+) -> Iterator[tuple[NDArray[np.uint8], int, int]]:
+    """Times and durations in ticks; a frame that does not come after the one before is not on screen and falls away."""
+    shown: tuple[NDArray[np.uint8], int] | None = None
     for image, time in frames:
         ticks = round(time * TICKS)
-        if ticks > last:
-            yield image, ticks
-            last = ticks
+        if shown is None:
+            shown = image, ticks
+        elif ticks > shown[1]:
+            yield *shown, ticks - shown[1]
+            shown = image, ticks
+    if shown is not None:
+        yield *shown, TICKS // 25 if end is None else max(1, round(end * TICKS) - shown[1])
 
 
 def webp(image: NDArray[np.uint8]) -> str:

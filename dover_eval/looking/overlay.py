@@ -83,4 +83,5 @@ def overlay_frames(
 def write_overlay(explanation: Explanation, name: str, path: Path) -> None:
     """The whole clip with one of `MAPS` over it, as H.264 in MP4, at its own timestamps. Without sound."""
     with replacing(path) as draft:
-        write_mp4(str(draft), overlay_frames(explanation.source, Overlay.of(explanation, name)))
+        frames = overlay_frames(explanation.source, Overlay.of(explanation, name))
+        write_mp4(str(draft), frames, end=explanation.duration)

@@ -86,6 +86,7 @@ def test_the_overlay_keeps_the_files_times_and_warms_the_worst_places(small_scor
     from dataclasses import replace
 
     from dover_eval.looking.overlay import write_overlay
+    from dover_eval.video.decode import frame_times
 
     times = [0, 40, 80, 300, 340, 900, 940, 980]
     path = write_video(np.full((8, 48, 64, 3), 90, np.uint8), "grey.mkv", times=times)
@@ -97,9 +98,21 @@ def test_the_overlay_keeps_the_files_times_and_warms_the_worst_places(small_scor
     with av.open(str(output)) as container:
         frames = list(container.decode(video=0))
     assert [round(1000 * frame.time) for frame in frames] == times
+    assert frame_times(output)[1] == pytest.approx(found.duration)
     pixels = frames[3].to_ndarray(format="rgb24").astype(float)
     assert pixels[:12, :16, 0].mean() > 160
     assert pixels[-12:, -16:].mean() == pytest.approx(90, abs=6)
+
+
+@pytest.mark.parametrize(("frames", "rate", "seconds"), [(4, 2, 2.0), (12, 2, 2.5), (1, 2, 0.5), (40, 12, 2.5)])
+def test_a_thumbnail_lasts_as_long_as_its_clip(tmp_path, write_video, frames, rate, seconds):
+    """A slow clip's last frame stays on screen until its end; a long clip is cut."""
+    from dover_eval.looking.media import thumbnail
+    from dover_eval.video.decode import frame_times
+
+    clip = write_video(np.full((frames, 48, 64, 3), 90, np.uint8), rate=rate)
+    (tmp_path / "t.mp4").write_bytes(thumbnail(clip).mp4)
+    assert frame_times(tmp_path / "t.mp4")[1] == pytest.approx(seconds, abs=1e-3)
 
 
 def test_the_command_tells_the_lowest_and_writes_the_video(dover, checkpoint, tmp_path):
