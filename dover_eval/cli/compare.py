@@ -76,9 +76,14 @@ def _print(c: Comparison) -> None:
     from dover_eval.wording import plain
 
     console = Console()
+    console.width = max(console.width, 56)  # no digit is lost: a narrower terminal breaks lines itself
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for title in ("score", "A", "B", "B - A", f"{LEVEL:.0%} interval", "p (Holm)", "B wins"):
-        table.add_column(title, justify="left" if title == "score" else "right", no_wrap=True)
+    table.add_column("score", no_wrap=True)
+    for title in ("A", "B", "B - A"):
+        table.add_column(title, justify="right", no_wrap=True)
+    # These break between words where there is no room.
+    for title, width in ((f"{LEVEL:.0%} interval", 6), ("p (Holm)", 6), ("B wins", 4)):
+        table.add_column(title, justify="right", overflow="fold", min_width=width)
     for d in c.differences:
         style = "" if not d.shown else "bold cyan" if d.difference.value > 0 else "bold yellow"
         table.add_row(

@@ -171,6 +171,15 @@ def test_the_prompts_that_differ_most_come_first(files):
     assert compare_results(*files(rows, moved), resamples=99).largest(4, 2) == [4, 7]
 
 
+def test_a_narrow_terminal_has_every_digit(dover, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "50")
+    rows = make_rows(8)
+    result = dover("compare", write_rows(rows, tmp_path / "a.jsonl"), write_rows(shifted(rows), tmp_path / "b.jsonl"))
+    assert "…" not in result.stdout
+    (overall,) = (line.split() for line in result.stdout.splitlines() if line.split()[:1] == ["Overall"])
+    assert overall == ["Overall", "3.00", "3.00", "+0.000", "+0.000", "1.000", "50%"]
+
+
 def test_identical_scores_are_said_to_be(dover, tmp_path):
     """Of two files of one name, which their folders tell apart."""
     for folder in ("a", "b"):

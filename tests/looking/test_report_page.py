@@ -254,6 +254,7 @@ def test_one_clip_makes_a_page(dover, visit, tmp_path):
     page = visit(output)
     assert page.locator("#worst li").count() == 1
     assert page.locator("#best li").count() == 0
+    expect(page.get_by_role("heading", name="Best", exact=True)).to_be_hidden()
 
 
 def test_the_page_is_written_whole_or_not_at_all(report):

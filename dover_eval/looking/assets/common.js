@@ -3,7 +3,6 @@
 const dover = {
   data: JSON.parse(document.getElementById("data").textContent),
   dark: matchMedia("screen and (prefers-color-scheme: dark)"), // paper is white
-  still: matchMedia("(prefers-reduced-motion: reduce)"),
   redraw: [],
 };
 

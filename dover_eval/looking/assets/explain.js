@@ -51,7 +51,7 @@
           strokeWidth: { condition: { test: "datum.name === 'Overall'", value: 3.2 }, value: 2 } } },
         { mark: { type: "circle", size: 70, opacity: 0.001, tooltip: true, cursor: "pointer" }, encoding: { x, y } },
         { transform: [{ filter: "datum.lowest" }], mark: { type: "point", size: 110, strokeWidth: 2, filled: false, tooltip: true, cursor: "pointer" }, encoding: { x, y, color } },
-        { data: { name: "now", values: [{ now: 0 }] }, mark: { type: "rule", color: c.muted, strokeDash: [2, 3] }, encoding: { x: { field: "now", type: "quantitative" } } },
+        { data: { name: "now", values: [{ now: original.currentTime }] }, mark: { type: "rule", color: c.muted, strokeDash: [2, 3] }, encoding: { x: { field: "now", type: "quantitative" } } },
       ],
     };
   }, {

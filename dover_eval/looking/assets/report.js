@@ -31,6 +31,7 @@
     const column = Number(find("by").value);
     find("play-all").setAttribute("aria-pressed", "false");
     find("play-all").textContent = "Play all";
+    find("best").parentElement.hidden = !data.extremes[column][1].length; // of one clip
     data.extremes[column].forEach((rows, end) => find(end ? "best" : "worst").replaceChildren(...rows.map((i) =>
       make("li", { class: "card clip" },
         dover.screen(i, data.previews[i], { name: dover.base(data.videos[i]), badge: dover.fixed(data.scores[column][i]) }),
