@@ -137,6 +137,7 @@ def explain_clip(
     of the windows that overlap, whatever the clip's length."""
     if fault := prompt_fault(prompt):
         raise ValueError(f"expected a text for the prompt, got {prompt!r} ({fault})")
+    scorer.check_prompts([prompt])
     if windows < 1:
         raise ValueError(f"expected at least one window, got {windows}")
     if seconds is not None and not seconds > 0:

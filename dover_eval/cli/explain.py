@@ -48,6 +48,8 @@ def explain(
     if fault := prompt_fault(prompt):
         usage(f"--prompt {prompt!r}: an alignment score needs words ({fault})")
     scorer = load_scorer(model, device)
+    if fault := scorer.model.text_encoder.fault(prompt):
+        usage(f"--prompt: {fault}")
     from dover_eval.video.decode import VideoError
 
     try:

@@ -27,11 +27,11 @@ def make_app(scorer: VideoScorer) -> gr.Blocks:
     """The app, not yet serving; one clip is scored at a time, others wait."""
 
     def look(video: str | None, prompt: str) -> str:
-        with _asked(prompt, {"a clip": video}) as (clip,):
+        with _asked(scorer, prompt, {"a clip": video}) as (clip,):
             return _frame(explain_page(scorer.explain(clip, prompt)), "Explanation of the clip")
 
     def compare(video_a: str | None, video_b: str | None, prompt: str) -> str:
-        with _asked(prompt, {"clip A": video_a, "clip B": video_b}) as clips:
+        with _asked(scorer, prompt, {"clip A": video_a, "clip B": video_b}) as clips:
             found = [scorer.explain(clip, prompt) for clip in clips]
             return _frame(pair_page(*found), "Comparison of the two clips")
 
@@ -75,7 +75,7 @@ def _video(label: str, name: str) -> gr.Video:
 
 
 @contextmanager
-def _asked(prompt: str, videos: dict[str, str | None]) -> Iterator[list[str]]:
+def _asked(scorer: VideoScorer, prompt: str, videos: dict[str, str | None]) -> Iterator[list[str]]:
     """The clips; around all that reads them, pages too, for a page shows frames that were not sampled."""
     clips = [video for video in videos.values() if video]
     for name, video in videos.items():
@@ -83,6 +83,8 @@ def _asked(prompt: str, videos: dict[str, str | None]) -> Iterator[list[str]]:
             raise gr.Error(f"Drop {name} first.")
     if prompt_fault(prompt):
         raise gr.Error("Type the prompt: an alignment score needs words.")
+    if fault := scorer.model.text_encoder.fault(prompt):
+        raise gr.Error(html.escape(fault))
     try:
         yield clips
     except VideoError as error:

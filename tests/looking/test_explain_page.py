@@ -141,6 +141,7 @@ def test_what_was_found_is_told_even_if_no_page_can_be_made(dover, checkpoint, t
     ("options", "status", "words"),
     [
         (["--prompt", " "], 2, "an alignment score needs words (nothing to read in it)"),
+        (["--prompt", "แมวสีแดง"], 2, "knows no word of the prompt 'แมวสีแดง'"),
         (["--prompt", "a", "-o", "page.pdf"], 2, "ends in .html"),
         (["--prompt", "a", "--video", "o.gif"], 2, "ends in .mp4"),
         (["--prompt", "a", "--video", "folder.mp4"], 2, "--video folder.mp4: expected a file, found a folder"),
