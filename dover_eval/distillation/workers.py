@@ -165,7 +165,7 @@ class Workers:
                     continue
                 job, worker.job = worker.job, None
                 assert job is not None
-                answer = self._answer(worker, job)
+                answer = self._hear(worker, job)
                 yield job, answer
                 if not worker.process.is_alive():
                     self._workers.remove(worker)
@@ -176,7 +176,7 @@ class Workers:
                 if waiting:
                     worker.send(waiting.popleft())
 
-    def _answer(self, worker: _Worker, job: Job) -> Answer:
+    def _hear(self, worker: _Worker, job: Job) -> Answer:
         """What a worker says, or why it never will; then it is dead."""
         try:
             if worker.pipe.poll():
