@@ -190,10 +190,11 @@ class TextEncoder(nn.Module):
                 self._cache.move_to_end(prompt)
         if found is None or found[0].device != device:
             # No inference mode either: its tensors would be of no use to a later call that wants gradients.
-            if fault := self.fault(prompt):
-                raise ValueError(fault)
             batch = self.tokenizer([prompt], **self._tokenizing)
-            self._warn_of_what_is_unread(prompt, batch["input_ids"][0].tolist())
+            ids = batch["input_ids"][0].tolist()
+            if not self._known(ids):
+                raise ValueError(self.fault(prompt))
+            self._warn_of_what_is_unread(prompt, ids)
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
                 pooled, tokens = self._encode(batch)
             found = (pooled[0], tokens[0])
@@ -227,10 +228,10 @@ class TextEncoder(nn.Module):
             told = "more prompts are read in part, which is not said again"
         logger.warning(told)
 
-    def _reader(self) -> tuple[int, ...]:
+    def _reader(self) -> tuple[int, int, str]:
         """What a prompt's features follow from: weights, by how often each was written to, and how it is read."""
         versions = sum(0 if p.is_inference() else p._version for p in self.parameters())
-        return versions, self.max_length, hash(self.pooling)
+        return versions, self.max_length, self.pooling
 
     def _encode(self, batch: Any) -> tuple[Tensor, Tensor]:
         batch = batch.to(self.model.device)
