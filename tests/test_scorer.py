@@ -297,11 +297,16 @@ def test_files_whose_frames_change_size_and_frames_like_threads_fail_alone(small
         small_scorer.score(torch.zeros(1, 1, 3, 1, 65), "a cat", layout="BTCHW")
 
 
-def test_the_default_dtype_of_the_process_has_no_say(small_model, small_scorer, clips):
+def test_the_default_dtype_of_the_process_has_no_say(small_model, small_scorer, clips, tmp_path):
+    small_model.save_pretrained(tmp_path)
     expected = small_scorer.score(clips, PROMPTS, layout="TCHW")
     torch.set_default_dtype(torch.bfloat16)
     try:
         assert torch.equal(small_scorer.score(clips, PROMPTS, layout="TCHW").values, expected.values)
+        loaded = VideoScorer.from_pretrained(tmp_path, device="cpu")
+        assert torch.equal(loaded.score(clips, PROMPTS, layout="TCHW").values, expected.values)
+        assert loaded.fingerprint == small_scorer.fingerprint
+        assert torch.get_default_dtype() == torch.bfloat16
     finally:
         torch.set_default_dtype(torch.float32)
     with pytest.raises(ValueError, match=r"expected weights in float32.*bfloat16"):

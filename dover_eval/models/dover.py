@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dover_eval.config import QUARTERS, DOVERConfig
 from dover_eval.models.convnext3d import ConvNeXt3D
+from dover_eval.models.defaults import float32_by_default
 from dover_eval.models.fusion import QualityAwareFusion
 from dover_eval.models.heads import MOSPredictor, QualityHead, StatisticsPool
 from dover_eval.models.semantic import SemanticEncoder, SemanticEncoderError
@@ -60,6 +61,7 @@ class _HubModel(PyTorchModelHubMixin):
     config: DOVERConfig
 
     @classmethod
+    @float32_by_default()
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | Path,

