@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from dover_eval.video.pixels import rgb_planes, to_yuv420p
+
 Frames = NDArray[np.uint8]
 Distortion = Callable[[Frames, float, np.random.Generator], Frames]
 
@@ -148,11 +150,11 @@ def h264(frames: Frames, crf: int) -> Frames:
         stream.pix_fmt = "yuv420p"
         stream.thread_count = 1
         for frame in padded:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode(to_yuv420p(frame)))
         container.mux(stream.encode())
     file.seek(0)
     with av.open(file) as container:
-        decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        decoded = [rgb_planes(frame).permute(1, 2, 0).numpy() for frame in container.decode(video=0)]
     return np.stack(decoded)[:, :height, :width]
 
 

@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import av
 import dover_kernels
 import torch
 from torch import Tensor
@@ -206,6 +207,7 @@ class VideoScorer:
             device=self.device.type,
             kernel=self.kernel.path,
             torch=torch.__version__,
+            decoder=av.__version__,
             windows=self.config.windows,
             views=self.config.views,
             semantic_encoder=self.config.semantic_encoder_sha256,

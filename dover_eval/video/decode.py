@@ -25,6 +25,7 @@ from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from dover_eval.video.layout import check_sides
+from dover_eval.video.pixels import rgb_planes
 from dover_eval.video.sample import rounding, sample_indices, sample_times
 from dover_eval.video.truncation import lost_end
 
@@ -257,7 +258,7 @@ def _dated_frames(path: Path) -> Iterator[tuple[Callable[[], Tensor], float]]:
         rate = float(stream.average_rate or stream.guessed_rate or 25)
         places = _frame_times(path)[0] if _is_avi(container) else []
         size: tuple[int, int] | None = None
-        matrix = None
+        matrix, reformatter = None, VideoReformatter()
         for index, frame in enumerate(container.decode(stream)):
             size = size or (frame.width, frame.height)
             if (frame.width, frame.height) != size:
@@ -271,7 +272,7 @@ def _dated_frames(path: Path) -> Iterator[tuple[Callable[[], Tensor], float]]:
                 matrix = _display_matrix(frame)
             dated = index / rate if frame.time is None else frame.time
             time = places[min(index, len(places) - 1)] if places else dated
-            yield partial(_upright, frame, matrix), time
+            yield partial(_upright, frame, reformatter, matrix), time
 
 
 def _nearest_frames(path: Path, targets: list[float]) -> Iterator[tuple[Tensor, float]]:
@@ -303,12 +304,12 @@ def _display_matrix(frame: av.VideoFrame) -> tuple[float, ...] | None:
     return None if matrix is None else tuple(n / 65536 for n in struct.unpack_from("=5i", bytes(matrix)))
 
 
-def _upright(frame: av.VideoFrame, matrix: tuple[float, ...] | None) -> Tensor:
-    pixels = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
+def _upright(frame: av.VideoFrame, reformatter: VideoReformatter, matrix: tuple[float, ...] | None) -> Tensor:
+    pixels = rgb_planes(frame, reformatter)
     a, b, _, c, d = matrix or (1.0, 0.0, 0.0, 0.0, 1.0)  # scales and shifts are a player's business
     most = max(map(abs, (a, b, c, d)))
     if most == 0:  # left empty by its writer
-        return pixels.contiguous()
+        return pixels
     a, b, c, d = (n if abs(n) > most / 100 else 0 for n in (a, b, c, d))
     if (a == d == 0) == (b == c == 0):
         raise VideoError(f"a display matrix of {a:g} {b:g} {c:g} {d:g}, expected right angles")

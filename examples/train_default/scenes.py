@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dover_eval.training.synthetic import COLOURS, MOTIONS, NUMBERS, STRESSES
+from dover_eval.video.pixels import rgb_planes
 from examples.train_default.pictures import Place, Thing, load_place, load_thing, places, things
 
 Frames = NDArray[np.uint8]
@@ -235,7 +236,7 @@ def _clip_frames(place: Place, indices: list[int]) -> Frames:
     with av.open(str(place.path)) as container:
         for index, frame in enumerate(container.decode(video=0)):
             if index in wanted:
-                found[index] = frame.to_ndarray(format="rgb24")
+                found[index] = rgb_planes(frame).permute(1, 2, 0).numpy()
             if index >= max(wanted):
                 break
     return np.stack([found[index] for index in wanted])
