@@ -38,6 +38,8 @@ from dover_integrations.server.wire import REWARD_NAME, SAFETENSORS, BadRequest,
 
 Answer = TypeVar("Answer")
 Clip = TypeVar("Clip")
+# Of JSON, a clip: the fields of an item, and the commas in its prompt.
+SMALL_VALUES = 2048
 HEADLINE_FIRST = sorted(SCORE_NAMES, key=lambda name: name != "Overall")
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": description}
@@ -92,7 +94,7 @@ def create_app(reward: DoverReward, settings: ServerSettings | None = None) -> F
         elif kind == "multipart/form-data":
             work = _score_files(service, memory, *await _read_form(request, settings))
         elif kind == "application/json":
-            work = _score_json(service, memory, _parse(ScoreRequest, await request.body()))
+            work = _score_json(service, memory, _parse(ScoreRequest, await request.body(), settings))
         else:
             raise HTTPException(415, f"expected {SAFETENSORS}, multipart/form-data or application/json, got {kind!r}")
         return await in_time(request, work, settings.timeout)
@@ -100,7 +102,7 @@ def create_app(reward: DoverReward, settings: ServerSettings | None = None) -> F
     @app.post("/compute", response_model=ComputeResponse, responses=PROBLEMS, openapi_extra=COMPUTE_BODY)
     async def compute(request: Request) -> ComputeResponse:
         """Rewards as Flow-Factory's remote reward model asks for them; one clip that fails fails the request."""
-        asked = _parse(ComputeRequest, await request.body())
+        asked = _parse(ComputeRequest, await request.body(), settings)
         service.check_count(len(asked.video))
         memory: Share = request.scope["memory"]
         names = [f"video {i}" for i in range(len(asked.video))]
@@ -246,7 +248,15 @@ async def _read_form(request: Request, settings: ServerSettings) -> tuple[list[b
     return data, [str(prompt) for prompt in prompts]
 
 
-def _parse(model: type[Any], body: bytes) -> Any:
+def _parse(model: type[Any], body: bytes, settings: ServerSettings) -> Any:
+    """`body` as `model`. Raises HTTPException 413, before parsing, for more values than `settings` can need, and 422.
+
+    Nothing else runs meanwhile, and small values take far more time and memory than long texts: so these are counted.
+    """
+    most = settings.max_clips * (settings.max_frames + SMALL_VALUES)
+    found = sum(body.count(mark) for mark in (b",", b"[", b"{"))  # base64 has none of these
+    if found > most:
+        raise HTTPException(413, f"expected at most {most} commas and opening brackets in JSON, got {found}")
     try:
         return model.model_validate_json(body)
     except ValidationError as error:

@@ -15,6 +15,7 @@ import torch
 from av.stream import Disposition
 from dover_integrations.rewards import RewardError
 from dover_integrations.server import ServerSettings, media
+from dover_integrations.server.schemas import ComputeRequest, ScoreRequest
 from dover_integrations.server.wire import SAFETENSORS, encode_clips
 from PIL import Image
 
@@ -118,6 +119,31 @@ def test_more_clips_than_are_ever_taken_together_are_refused(serve, slow_decodin
             assert answer.status_code == 413
             assert words in answer.json()["detail"]
     assert not begun
+
+
+@pytest.mark.parametrize(
+    ("path", "many"),
+    [
+        ("/score", {"requests": [{"history": [{"text": ""}]}] * 1100}),
+        ("/score", {"requests": [{"history": [{"text": ""}], "required_rewards": [[]] * 2100}]}),
+        ("/score", {"requests": [{"history": [{"text": ""}], "metadata": list(range(4200))}]}),
+        ("/compute", {"prompt": ["a"], "video": [[""] * 4200]}),
+    ],
+)
+def test_json_of_more_values_than_clips_need_is_refused_before_it_is_parsed(serve, monkeypatch, path, many):
+    for model in (ScoreRequest, ComputeRequest):
+        monkeypatch.setattr(model, "model_validate_json", lambda _: pytest.fail("parsed"))
+    with serve(max_clips=2, max_frames=4).http() as http:
+        answer = http.post(path, json=many)
+    assert answer.status_code == 413
+    assert "expected at most 4104 commas and opening brackets in JSON, got 4" in answer.json()["detail"]
+
+
+def test_a_prompt_may_have_many_commas(serve, mp4):
+    turn = {"text": "a, " * 2000, "video_b64": base64.b64encode(mp4.read_bytes()).decode()}
+    with serve(max_clips=1, max_frames=5).http() as http:
+        answer = http.post("/score", json={"requests": [{"history": [turn]}]})
+    assert answer.json()["errors"] == [{}]
 
 
 def test_bytes_at_work_are_bounded_too(serve, client, videos, prompts):
