@@ -44,7 +44,7 @@ HEADLINE_FIRST = sorted(SCORE_NAMES, key=lambda name: name != "Overall")
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": description}
     for status, description in {
-        400: "a body that cannot be read, or a clip beyond the limits",
+        400: "a body that cannot be read, or a clip or prompt beyond the limits",
         401: "no valid bearer token",
         408: "the body did not arrive in time",
         413: "the request is too large by itself: its body, the frames decoded from it, or its clips",
@@ -103,7 +103,7 @@ def create_app(reward: DoverReward, settings: ServerSettings | None = None) -> F
     async def compute(request: Request) -> ComputeResponse:
         """Rewards as Flow-Factory's remote reward model asks for them; one clip that fails fails the request."""
         asked = _parse(ComputeRequest, await request.body(), settings)
-        service.check_count(len(asked.video))
+        service.check(len(asked.video), asked.prompt)
         memory: Share = request.scope["memory"]
         names = [f"video {i}" for i in range(len(asked.video))]
 
@@ -137,13 +137,15 @@ def create_app(reward: DoverReward, settings: ServerSettings | None = None) -> F
 
 
 async def _score_tensors(service: ScoringService, body: bytes) -> ScoreResponse:
-    return await _answer(service, *await asyncio.to_thread(decode_clips, body))
+    clips, prompts = await asyncio.to_thread(decode_clips, body)
+    service.check(len(clips), prompts)
+    return await _answer(service, clips, prompts)
 
 
 async def _score_files(
     service: ScoringService, memory: Share, files: Sequence[bytes], prompts: Sequence[str]
 ) -> ScoreResponse:
-    service.check_count(len(files))
+    service.check(len(files), prompts)
     scorer = service.reward.scorer
 
     def read(i: int) -> Tensor | Failure:
@@ -157,7 +159,8 @@ async def _score_files(
 
 async def _score_json(service: ScoringService, memory: Share, asked: ScoreRequest) -> ScoreResponse:
     settings, scorer = service.settings, service.reward.scorer
-    service.check_count(len(asked.requests))
+    prompts = [item.history[-1].text for item in asked.requests]
+    service.check(len(prompts), prompts)
 
     def read(i: int) -> Tensor | Failure:
         item, turn = asked.requests[i], asked.requests[i].history[-1]
@@ -175,7 +178,7 @@ async def _score_json(service: ScoringService, memory: Share, asked: ScoreReques
             return Failure(str(error))
 
     clips = await _decoded(memory, read, len(asked.requests))
-    answer = await _answer(service, clips, [item.history[-1].text for item in asked.requests])
+    answer = await _answer(service, clips, prompts)
     names = [item.required_rewards or [REWARD_NAME] for item in asked.requests]
     answer.errors = [
         dict.fromkeys(wanted, error[REWARD_NAME]) if error else {}
@@ -237,7 +240,7 @@ def _response(service: ScoringService, rows: Sequence[Row]) -> ScoreResponse:
 
 
 async def _read_form(request: Request, settings: ServerSettings) -> tuple[list[bytes], list[str]]:
-    most = max(settings.max_clips, 1000)  # how many clips there may be is for `ScoringService.check_count` to say
+    most = max(settings.max_clips, 1000)  # how many clips there may be is for `ScoringService.check` to say
     async with request.form(max_files=most, max_fields=most) as form:
         files, prompts = form.getlist("videos"), form.getlist("prompts")
         if not files or not all(isinstance(file, UploadFile) for file in files):

@@ -15,7 +15,7 @@ from torch import Tensor
 from dover_integrations.rewards.core import DoverReward
 from dover_integrations.rewards.engine import Failure
 from dover_integrations.server import media
-from dover_integrations.server.settings import ServerSettings
+from dover_integrations.server.settings import LONGEST_PROMPT, ServerSettings
 from dover_integrations.server.wire import BadRequest
 
 Row = Tensor | Failure
@@ -36,22 +36,24 @@ class ScoringService:
             lambda: self.waiting
         )
 
-    def check_count(self, count: int) -> None:
-        """Raises HTTPException 413, after which a client sends two halves, for more than one request or the queue may
-        hold."""
+    def check(self, count: int, prompts: Sequence[str]) -> None:
+        """Raises HTTPException 413, after which a client sends two halves, for more clips than one request or the queue
+        may hold, and BadRequest for prompts that are not one a clip, or too long."""
         if count > self.settings.max_clips:
             raise HTTPException(413, f"expected at most {self.settings.max_clips} clips, got {count}")
         if count > self.settings.queue_size:
             raise HTTPException(413, f"expected at most {self.settings.queue_size} clips, the whole queue, got {count}")
+        if count != len(prompts):
+            raise BadRequest(f"expected {count} prompts, one a clip, got {len(prompts)}")
+        for i, prompt in enumerate(prompts):
+            if len(prompt) > LONGEST_PROMPT:
+                raise BadRequest(f"expected at most {LONGEST_PROMPT} characters of prompt {i}, got {len(prompt)}")
 
     async def score(self, clips: Sequence[Tensor | Failure], prompts: Sequence[str]) -> list[Row]:
         """The rows of the clips, in order, a Failure staying one; what has not begun when this is cancelled never does.
 
-        HTTPException 429 where there is no room.
+        Clips and prompts have passed `check`. HTTPException 429 where there is no room.
         """
-        self.check_count(len(clips))
-        if len(clips) != len(prompts):
-            raise BadRequest(f"expected {len(clips)} prompts, one a clip, got {len(prompts)}")
         good = {i: clip for i, clip in enumerate(clips) if isinstance(clip, Tensor)}
         for i, clip in good.items():
             media.check_clip_size(clip, self.settings, f"video {i}")

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MIB = 2**20
+# Characters. A tokenizer reads all of a text, in seconds a MiB, before the model takes its first 256 tokens.
+LONGEST_PROMPT = 10_000
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,24 @@ def test_more_clips_than_are_ever_taken_together_are_refused(serve, slow_decodin
     assert not begun
 
 
+def test_a_prompt_beyond_the_limit_is_refused_before_anything_is_decoded(serve, slow_decoding, asking, videos):
+    begun, _ = slow_decoding
+    path, body = asking
+    long = {"data": {"prompts": ["a", "b" * 10_001]}}
+    if path == "/compute":
+        long = {"json": body["json"] | {"prompt": ["a", "b" * 10_001]}}
+    elif "json" in body:
+        item = body["json"]["requests"][0]
+        turn = item["history"][0] | {"text": "b" * 10_001}
+        long = {"json": {"requests": [item, {"history": [turn]}]}}
+    tensors = {"content": encode_clips(list(videos[:2]), ["a", "b" * 10_001]), "headers": HEADERS}
+    with serve().http() as http:
+        for answer in (http.post(path, **body | long), http.post("/score", **tensors)):
+            assert answer.status_code == 400
+            assert answer.json()["detail"] == "expected at most 10000 characters of prompt 1, got 10001"
+    assert not begun
+
+
 @pytest.mark.parametrize(
     ("path", "many"),
     [
