@@ -45,7 +45,7 @@ class DoverCallback(PipelineCallback):
     Args:
         scorer: a `VideoScorer`.
         prompt: one text, or one for each prompt of the call; `num_videos_per_prompt` repeats them as the pipeline
-            does.
+            does. Another number of prompts than the call's is an error, other texts are warned of.
         every: score each so many steps.
         steps: score these steps besides: indices from 0 (negative ones from the end), or fractions of all steps.
         target: "x0", the clean estimate; or "latents", the latents as they are, noise and all.
@@ -180,9 +180,10 @@ class DoverCallback(PipelineCallback):
         if step == 0:
             self.reset()
             self._pipe = id(pipe)
+            call = running_call(pipe) if call is None else call
             # What cannot work fails now, and not when the first score is due.
             check_decodes(pipe, self._how_to_decode["decode"])  # type: ignore[arg-type]
-            repeat_prompts(self.prompts, len(latents))
+            check_prompts_of_call(self.prompts, call, len(latents))
         count = step_count or number_of_steps(pipe)
         due = self._due_steps(count)
         if step == 0:
@@ -283,6 +284,28 @@ def repeat_prompts(prompts: Sequence[str], batch: int) -> tuple[str, ...]:
     if not prompts or batch % len(prompts):
         raise ValueError(f"expected prompts for {batch} samples, one each or as many for each, got {len(prompts)}")
     return tuple(prompt for prompt in prompts for _ in range(batch // len(prompts)))
+
+
+def check_prompts_of_call(prompts: Sequence[str], call: Mapping[str, Any], batch: int) -> None:
+    """Raises ValueError where `prompts` are not as many as the running call's, nor one for each of `batch` samples.
+
+    Warns where they are others: who scores the text that an enhanced prompt was made from means it, and who forgot a
+    callback of an earlier prompt does not. A call with embeddings does not tell.
+    """
+    own = repeat_prompts(prompts, batch)
+    given = call.get("prompt")
+    given = [given] if isinstance(given, str) else given
+    if not isinstance(given, list | tuple):  # AnimateDiff also takes prompts by frame
+        return
+    if len(prompts) not in (len(given), batch):
+        raise ValueError(
+            f"expected {len(given)} prompts, as in the pipeline's call, or one a sample, got {len(prompts)}"
+        )
+    for mine, theirs in zip(own, repeat_prompts(given, batch), strict=True):
+        if mine != theirs:
+            told = f"scored against {mine[:60]!r}, while the pipeline was called with {theirs[:60]!r}"
+            warnings.warn(told, stacklevel=3)
+            return
 
 
 def step_at_fraction(fraction: float, count: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -103,6 +104,38 @@ def test_a_real_scorer_scores_each_sample_of_each_prompt(small_scorer: VideoScor
     assert torch.allclose(callback.scores.values, expected.values, atol=1e-4)
     assert callback.scores.fingerprint == small_scorer.fingerprint
     assert callback.history[-1].values.shape == (4, 5)
+
+
+TWO = ["a cat on a roof", "waves at night"]
+
+
+def _sample(prompt: Any, callback: DoverCallback, **call: Any) -> Any:
+    """On a Wan pipeline that reads prompts."""
+    size = {"height": 16, "width": 16, "num_frames": 5, "num_inference_steps": 1, "output_type": "latent"}
+    return tiny_wan()(prompt, callback_on_step_end=callback, **size, **call)
+
+
+def test_a_prompt_for_all_of_a_call_s_is_an_error_as_is_one_of_many_for_its_only_one() -> None:
+    with pytest.raises(ValueError, match="expected 2 prompts, as in the pipeline's call, or one a sample, got 1"):
+        _sample(TWO, DoverCallback(Judge(), TWO[0]))
+    with pytest.raises(ValueError, match="expected 1 prompts, as in the pipeline's call, or one a sample, got 2"):
+        _sample(TWO[0], DoverCallback(Judge(), TWO), num_videos_per_prompt=4)
+
+
+def test_a_prompt_that_is_not_the_call_s_is_warned_of() -> None:
+    callback = DoverCallback(Judge(), TWO[0])
+    with pytest.warns(UserWarning, match="scored against 'a cat on a roof', while .* called with 'waves at night'"):
+        _sample(TWO[1], callback)
+    with pytest.warns(UserWarning, match="scored against 'a cat on a roof', while .* called with 'waves at night'"):
+        _sample([TWO[0], TWO[1]], DoverCallback(Judge(), [TWO[0]] * 2))
+
+
+def test_the_call_s_prompts_or_one_a_sample_raise_no_doubt() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        _sample(TWO[0], DoverCallback(Judge(), TWO[0]), num_videos_per_prompt=2)
+        _sample(TWO[0], DoverCallback(Judge(), [TWO[0]] * 2), num_videos_per_prompt=2)
+        _sample(TWO, DoverCallback(Judge(), TWO))
 
 
 def test_without_guidance_the_same_holds(tiny: Any) -> None:
