@@ -24,8 +24,8 @@ from dover_integrations.rewards.core import DoverReward
 from dover_integrations.rewards.engine import Failure, Item, RewardError
 from dover_integrations.server.wire import REWARD_NAME, SAFETENSORS, encode_clips
 
-RETRIED = (429, 502, 503, 504)
-TOO_LARGE = 413
+RETRIED = (429, 502, 503)
+TOO_LARGE, TOO_SLOW = 413, 504
 # Of one request: mostly below the server's own limits, and small enough to be sent again.
 CLIPS_PER_REQUEST = 16
 BYTES_PER_REQUEST = 64 * 2**20
@@ -34,8 +34,12 @@ LONGEST_WAIT = 16.0  # seconds before a request is sent again: who asks for many
 MOST = torch.finfo(torch.float32).max
 
 
-class _TooLarge(RewardError):
-    """A request that the server takes in no case; one of fewer clips it may."""
+class _TooMuch(RewardError):
+    """A request that the server did not take, or not score in time; one of fewer clips it may."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class DoverRewardClient(DoverReward):
@@ -49,7 +53,7 @@ class DoverRewardClient(DoverReward):
         weights, layout, value_range, mean, std, nan_policy: as in `DoverReward`.
         token: the server's bearer token.
         timeout: seconds that one answer may take; one that takes longer is not asked for again.
-        retries: how often a request is sent again after a broken connection or an answer of 429, 502, 503 or 504,
+        retries: how often a request is sent again after a broken connection or an answer of 429, 502 or 503,
             after 0.5, 1, 2, 4, 8, 16, 16, ... seconds or what the server asks for. Scoring again changes nothing.
     """
 
@@ -143,10 +147,12 @@ class DoverRewardClient(DoverReward):
             request = lambda http: http.post("/score", content=body, headers={"Content-Type": SAFETENSORS})
         try:
             return _rows(self._send(request), len(items))
-        except _TooLarge as error:
+        except _TooMuch as error:
             half = len(items) // 2
-            if not half:  # a clip that no request can bring is that clip's failure
-                return [Failure(str(error))]
+            if not half:
+                if error.status == TOO_SLOW:  # the next clip would wait as long in vain
+                    raise
+                return [Failure(str(error))]  # a clip that no request can bring
             return self._ask(items[:half]) + self._ask(items[half:])
 
     def _send(self, request: Callable[[httpx.Client], httpx.Response]) -> dict[str, Any]:
@@ -165,8 +171,8 @@ class DoverRewardClient(DoverReward):
                 if response.status_code == 200:
                     return _json(response)
                 problem = f"{response.status_code}: {response.text[:500]}"
-                if response.status_code == TOO_LARGE:
-                    raise _TooLarge(f"no rewards from {self.url}: {problem}")
+                if response.status_code in (TOO_LARGE, TOO_SLOW):
+                    raise _TooMuch(response.status_code, f"no rewards from {self.url}: {problem}")
                 if response.status_code not in RETRIED:
                     break
                 wait = max(wait, _seconds(response.headers.get("retry-after", "")))

@@ -200,6 +200,24 @@ def test_what_is_not_scored_in_time_gets_504(serve, client, slow_model, videos, 
     go.set()
 
 
+def test_a_request_too_large_for_its_time_goes_in_halves_and_one_clip_alone_only_once(serve, client, reward, videos):
+    timed = []
+
+    def slow(frames, prompts):
+        timed.append(len(prompts))
+        time.sleep(0.4)
+        return {"mos": torch.full((len(prompts), 5), 3.0)}
+
+    reward.scorer.score_prepared = slow
+    reward.load()._queue._max_batch = 1
+    server = serve(timeout=2)
+    assert client(server, retries=3)(videos[:6], "a cat").tolist() == [3.0] * 6
+    timed.clear()
+    with pytest.raises(RewardError, match=r"504: .*not scored within 0\.2 seconds"):
+        client(serve(timeout=0.2), retries=3, nan_policy="nan")(videos[:1], "a cat")
+    assert timed == [1]
+
+
 @pytest.fixture(params=["form", "json", "frames"])
 def asking(request, mp4):
     """Path and body of a request of two videos, in each form that the server has to decode."""
