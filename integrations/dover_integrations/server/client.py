@@ -55,6 +55,10 @@ class DoverRewardClient(DoverReward):
         timeout: seconds that one answer may take; one that takes longer is not asked for again.
         retries: how often a request is sent again after a broken connection or an answer of 429, 502 or 503,
             after 0.5, 1, 2, 4, 8, 16, 16, ... seconds or what the server asks for. Scoring again changes nothing.
+
+    Attributes:
+        fingerprint: of the server's model and sampling, from the first answer on; copies know it, too. Scores of
+            another do not compare with those before, and raise RewardError. None takes the next answer's.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class DoverRewardClient(DoverReward):
         self.retries = retries
         if token is not None and not (token.isascii() and token.strip()):
             raise ValueError("expected a token of ASCII characters, and not empty")
+        self.fingerprint: str | None = None
         self._token = token and token.strip()
         self._timeout = timeout
         self._http: dict[int, httpx.Client] = {}  # by process: a forked child must not speak on its parent's lines
@@ -87,7 +92,8 @@ class DoverRewardClient(DoverReward):
     def scores(self, videos: Any, prompts: str | Sequence[str]) -> Tensor:
         """The five scores (B,5), as `DoverReward.scores`.
 
-        Raises RewardError where the server cannot be reached, refuses, or answers with something else.
+        Raises RewardError where the server cannot be reached, refuses, answers with something else, or has another
+        model than it had.
         """
         rows: list[Tensor | Failure] = []
         for item in self._read(videos, prompts):
@@ -146,7 +152,7 @@ class DoverRewardClient(DoverReward):
             body = encode_clips([_as_bytes(item) for item in items], prompts)
             request = lambda http: http.post("/score", content=body, headers={"Content-Type": SAFETENSORS})
         try:
-            return _rows(self._send(request), len(items))
+            answer = self._send(request)
         except _TooMuch as error:
             half = len(items) // 2
             if not half:
@@ -154,6 +160,20 @@ class DoverRewardClient(DoverReward):
                     raise
                 return [Failure(str(error))]  # a clip that no request can bring
             return self._ask(items[:half]) + self._ask(items[half:])
+        rows = _rows(answer, len(items))
+        self._check_fingerprint(answer.get("fingerprint"))
+        return rows
+
+    def _check_fingerprint(self, found: Any) -> None:
+        if not isinstance(found, str):
+            raise RewardError(f"expected a text as fingerprint from {self.url}, got {str(found)[:80]}")
+        with self._loading:
+            known = self.fingerprint = self.fingerprint or found
+        if found != known:
+            raise RewardError(
+                f"expected scores of the model with fingerprint {known} from {self.url}, got those of {found}, which "
+                "do not compare with what came before; to go on with it, set this client's fingerprint to None"
+            )
 
     def _send(self, request: Callable[[httpx.Client], httpx.Response]) -> dict[str, Any]:
         problem = ""

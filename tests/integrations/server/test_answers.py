@@ -65,11 +65,12 @@ def answer(scores):
         (answer(None), "expected a finite number for each of .*got None"),
         (b'{"results": [null], "errors": [{}]}', "expected objects as result and error, got None and {}"),
         (b'{"results": [{}], "errors": ["no"]}', "expected objects as result and error, got {} and no"),
+        (answer(SCORES), "expected a text as fingerprint from .*, got None"),
         (b"[" * 100_000, "expected JSON"),
     ],
     ids=[
         *("null", "NaN", "beyond float32", "beyond float64", "text", "bool", "missing", "no scores"),
-        *("null result", "text as error", "deep"),
+        *("null result", "text as error", "no fingerprint", "deep"),
     ],
 )
 def test_an_answer_without_five_numbers_is_an_error_that_says_what_came(stub, client, videos, prompts, body, message):

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import copy
 import io
 import multiprocessing
 import pickle
@@ -9,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from dover_integrations.rewards import RewardError
+from dover_integrations.rewards import DoverReward, RewardError
 from dover_integrations.server.client import _seconds
 from dover_integrations.server.wire import SAFETENSORS, encode_clips
 from PIL import Image
@@ -26,8 +27,6 @@ def test_the_client_gives_what_the_reward_gives(serve, client, reward, videos, p
 
 
 def test_a_trainer_swaps_one_for_the_other(serve, client, model, videos, prompts):
-    from dover_integrations.rewards import DoverReward
-
     settings = {"layout": "BCTHW", "value_range": (-1, 1), "weights": {"Alignment": 0.7, "Temporal": 0.3}, "std": 2}
     local = DoverReward(model, device="cpu", **settings)
     remote = client(serve(), **settings)
@@ -136,6 +135,28 @@ def test_a_client_is_picklable_and_has_no_gradients(serve, client, reward, video
     copy.close()
     with pytest.raises(RewardError, match="no gradients come back"):
         remote.differentiable(videos, prompts)
+
+
+def test_another_model_on_the_same_port_is_an_error_until_it_is_agreed_to(serve, client, reward, model, videos):
+    server = serve()
+    remote = client(server, nan_policy="nan")
+    assert remote.fingerprint is None
+    before = remote(videos, "a cat")
+    known = remote.fingerprint
+    assert known == reward.scorer.fingerprint.digest
+    server.stop()
+    server.join()
+    other = DoverReward(copy.deepcopy(model), layout="BTCHW", value_range=(0, 255), device="cpu", nan_policy="nan")
+    with torch.no_grad():
+        next(other.scorer.model.mos_predictor.parameters()).mul_(1.5)
+    serve(other, port=server.port)
+    for asking in (remote, pickle.loads(pickle.dumps(remote))):
+        with pytest.raises(RewardError, match=f"fingerprint {known} from .*, got those of .* fingerprint to None"):
+            asking(videos, "a cat")
+        asking.fingerprint = None
+        assert not torch.equal(asking(videos, "a cat"), before)
+        assert asking.fingerprint == other.scorer.fingerprint.digest
+        asking.close()
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "localhost", "ftp://localhost", "unix:///socket", "http://", ""])
