@@ -40,13 +40,8 @@ class Guard:
             await _refuse(413, self._too_large(size))(scope, receive, send)
         else:
             with Share(self.budget) as share:
-                try:
-                    share.take(size)
-                except HTTPException as error:
-                    await _refuse(error.status_code, error.detail, error.headers)(scope, receive, send)
-                    return
                 scope["memory"] = share  # for what the route decodes
-                await self.app(scope, self._limited(receive), send)
+                await self.app(scope, self._limited(receive, share), send)
 
     def _is_known(self, authorization: str) -> bool:
         if self.settings.token is None:
@@ -57,16 +52,15 @@ class Guard:
         return scheme.lower() == "bearer" and same
 
     def _announced(self, headers: Headers) -> int | None:
-        """Bytes to reserve: what the client says, or the most there may be where it streams; None for nonsense."""
-        if "content-length" in headers:
-            text = headers["content-length"]
-            return int(text) if text.isascii() and text.isdigit() else None
-        return self.settings.max_body if "transfer-encoding" in headers else 0
+        """Bytes of the body, as the client says; 0 where it does not, None for nonsense."""
+        text = headers.get("content-length", "0")
+        return int(text) if text.isascii() and text.isdigit() else None
 
     def _too_large(self, size: int) -> str:
         return f"expected a body of at most {self.settings.max_body} bytes, got {size} or more"
 
-    def _limited(self, receive: Receive) -> Callable[[], Awaitable[Message]]:
+    def _limited(self, receive: Receive, share: Share) -> Callable[[], Awaitable[Message]]:
+        """`receive`, with its bytes taken of `share` as they come: a client that only announces them holds none."""
         received = 0
         whole = False
         deadline = asyncio.get_running_loop().time() + self.settings.body_timeout
@@ -81,9 +75,11 @@ class Guard:
             except asyncio.TimeoutError:
                 seconds = self.settings.body_timeout
                 raise HTTPException(408, f"expected the whole body within {seconds:g} seconds") from None
-            received += len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            received += size
             if received > self.settings.max_body:
                 raise HTTPException(413, self._too_large(received))
+            share.take(size)
             whole = not message.get("more_body", False)
             return message
 

@@ -164,16 +164,30 @@ def test_a_prompt_may_have_many_commas(serve, mp4):
     assert answer.json()["errors"] == [{}]
 
 
+def start_of_a_body(server, sent, length="Content-Length: 60000"):
+    """A connection on which this much of a body has come, and no more will."""
+    connection = server.connect()
+    head = f"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: {SAFETENSORS}\r\n{length}\r\n\r\n"
+    connection.sendall(head.encode() + sent)
+    return connection
+
+
 def test_bytes_at_work_are_bounded_too(serve, client, videos, prompts):
     server = serve(max_body=60_000, max_memory=100_000)
-    with server.connect() as held:
-        head = f"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: {SAFETENSORS}\r\nContent-Length: 60000\r\n\r\n"
-        held.sendall(head.encode())
+    with start_of_a_body(server, b"x" * 59_999):
         time.sleep(0.3)
         with pytest.raises(RewardError, match=r"429: .*too many bytes"):
             client(server)(videos[:2], prompts[:2])
     time.sleep(0.3)
     assert client(server)(videos[:2], prompts[:2]).isfinite().all()
+
+
+@pytest.mark.parametrize("length", ["Content-Length: 60000", "Transfer-Encoding: chunked"])
+def test_bytes_that_have_not_come_hold_up_nobody(serve, client, videos, prompts, length):
+    server = serve(max_body=60_000, max_memory=100_000)
+    with start_of_a_body(server, b"", length), start_of_a_body(server, b"", length):
+        time.sleep(0.3)
+        assert client(server)(videos[:2], prompts[:2]).isfinite().all()
 
 
 def test_clips_of_a_client_that_went_away_are_not_scored(serve, client, slow_model, reward, videos, prompts):
@@ -309,9 +323,7 @@ def test_frames_for_which_others_leave_no_room_may_come_again(serve, asking):
     with serve().http() as http:
         memory = body_size(http, path, body) + KEPT
     server = serve(max_body=memory, max_memory=memory)
-    with server.connect() as held, server.http() as http:
-        head = f"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: {SAFETENSORS}\r\nContent-Length: 1\r\n\r\n"
-        held.sendall(head.encode())
+    with start_of_a_body(server, b"x", "Content-Length: 2"), server.http() as http:
         time.sleep(0.3)
         answer = http.post(path, **body)
     assert answer.status_code == 429
