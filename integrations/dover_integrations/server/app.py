@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, HTTPException, Request, Response
@@ -90,11 +91,11 @@ def create_app(reward: DoverReward, settings: ServerSettings | None = None) -> F
         memory: Share = request.scope["memory"]
         kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
         if kind == SAFETENSORS:
-            work = _score_tensors(service, await request.body())
+            work = _score_tensors(service, memory, await request.body())
         elif kind == "multipart/form-data":
             work = _score_files(service, memory, *await _read_form(request, settings))
         elif kind == "application/json":
-            work = _score_json(service, memory, _parse(ScoreRequest, await request.body(), settings))
+            work = _score_json(service, memory, _parse(ScoreRequest, await request.body(), settings, memory))
         else:
             raise HTTPException(415, f"expected {SAFETENSORS}, multipart/form-data or application/json, got {kind!r}")
         return await in_time(request, work, settings.timeout)
@@ -102,9 +103,9 @@ def create_app(reward: DoverReward, settings: ServerSettings | None = None) -> F
     @app.post("/compute", response_model=ComputeResponse, responses=PROBLEMS, openapi_extra=COMPUTE_BODY)
     async def compute(request: Request) -> ComputeResponse:
         """Rewards as Flow-Factory's remote reward model asks for them; one clip that fails fails the request."""
-        asked = _parse(ComputeRequest, await request.body(), settings)
-        service.check(len(asked.video), asked.prompt)
         memory: Share = request.scope["memory"]
+        asked = _parse(ComputeRequest, await request.body(), settings, memory)
+        service.check(len(asked.video), asked.prompt)
         names = [f"video {i}" for i in range(len(asked.video))]
 
         async def work() -> list[Row]:
@@ -136,8 +137,8 @@ def create_app(reward: DoverReward, settings: ServerSettings | None = None) -> F
     return app
 
 
-async def _score_tensors(service: ScoringService, body: bytes) -> ScoreResponse:
-    clips, prompts = await asyncio.to_thread(decode_clips, body)
+async def _score_tensors(service: ScoringService, memory: Share, body: bytes) -> ScoreResponse:
+    clips, prompts = await _in_thread(memory, lambda: decode_clips(body))
     service.check(len(clips), prompts)
     return await _answer(service, clips, prompts)
 
@@ -172,7 +173,7 @@ async def _score_json(service: ScoringService, memory: Share, asked: ScoreReques
         try:
             if turn.video_b64 is not None:
                 return media.clip_from_base64(turn.video_b64, scorer, settings, memory.take, "video_b64")
-            data = media.bytes_from_path(turn.video_path or "", settings)
+            data = media.bytes_from_path(turn.video_path or "", settings, memory.take)
             return media.clip_from_bytes(data, scorer, settings, memory.take, "video_path")
         except BadRequest as error:
             return Failure(str(error))
@@ -196,12 +197,17 @@ async def _answer(service: ScoringService, clips: Sequence[Tensor | Failure], pr
 
 async def _decoded(memory: Share, read: Callable[[int], Clip], count: int) -> list[Clip]:
     """`read` of each place in turn, in a thread. Where this is cancelled, the one that has begun is the last."""
+    return [await _in_thread(memory, partial(read, i)) for i in range(count)]
 
-    def held(i: int) -> Clip:
+
+async def _in_thread(memory: Share, work: Callable[[], Answer]) -> Answer:
+    """What `work` gives. It goes on where this is cancelled, and holds `memory` until its end."""
+
+    def held() -> Answer:
         with memory:
-            return read(i)
+            return work()
 
-    return [await asyncio.to_thread(held, i) for i in range(count)]
+    return await asyncio.to_thread(held)
 
 
 async def in_time(request: Request, work: Coroutine[Any, Any, Answer], seconds: float) -> Answer:
@@ -251,8 +257,11 @@ async def _read_form(request: Request, settings: ServerSettings) -> tuple[list[b
     return data, [str(prompt) for prompt in prompts]
 
 
-def _parse(model: type[Any], body: bytes, settings: ServerSettings) -> Any:
-    """`body` as `model`. Raises HTTPException 413, before parsing, for more values than `settings` can need, and 422.
+def _parse(model: type[Any], body: bytes, settings: ServerSettings, memory: Share) -> Any:
+    """`body` as `model`.
+
+    Raises HTTPException 413, before parsing, for more values than `settings` can need, 422 for another form, and as
+    `Share.take` does.
 
     Nothing else runs meanwhile, and small values take far more time and memory than long texts: so these are counted.
     """
@@ -260,6 +269,7 @@ def _parse(model: type[Any], body: bytes, settings: ServerSettings) -> Any:
     found = sum(body.count(mark) for mark in (b",", b"[", b"{"))  # base64 has none of these
     if found > most:
         raise HTTPException(413, f"expected at most {most} commas and opening brackets in JSON, got {found}")
+    memory.take(len(body))  # for the files and pictures that its texts are decoded to
     try:
         return model.model_validate_json(body)
     except ValidationError as error:

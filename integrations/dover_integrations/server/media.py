@@ -23,7 +23,7 @@ from dover_eval.video.decode import VideoError, open_file
 from dover_integrations.server.settings import ServerSettings
 from dover_integrations.server.wire import BadRequest
 
-# Called with the bytes that frames will hold, before they are decoded; raises where there is no room for them.
+# Called with the bytes that frames or a file will hold, before they are read; raises where there is no room for them.
 Take = Callable[[int], None]
 
 # By their first bytes. FFmpeg also reads playlists, which name further files and addresses: none of those come in.
@@ -79,7 +79,7 @@ def clip_from_frames(frames: Sequence[str], settings: ServerSettings, take: Take
     return clip
 
 
-def bytes_from_path(text: str, settings: ServerSettings) -> bytes:
+def bytes_from_path(text: str, settings: ServerSettings, take: Take) -> bytes:
     """A file under `video_root`. Every folder on the way and the file are opened without following links."""
     root = settings.video_root
     if root is None:
@@ -109,8 +109,9 @@ def bytes_from_path(text: str, settings: ServerSettings) -> bytes:
             raise BadRequest("video_path: no such file under the server's video root")
         if found.st_size > settings.max_body:
             raise BadRequest(f"video_path: expected at most {settings.max_body} bytes, got {found.st_size}")
+        take(found.st_size)
         with os.fdopen(file, "rb", closefd=False) as stream:
-            return stream.read(settings.max_body)
+            return stream.read(found.st_size)
     finally:
         os.close(file)
 

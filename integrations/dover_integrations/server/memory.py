@@ -1,4 +1,4 @@
-"""How many bytes all requests hold together: their bodies, and the frames that are decoded from them."""
+"""How many bytes all requests hold together: their bodies, what is copied out of these, and the frames."""
 
 from __future__ import annotations
 

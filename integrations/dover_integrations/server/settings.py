@@ -16,8 +16,8 @@ class ServerSettings:
 
     token: a bearer token that every request but /health must carry; None asks for none.
     video_root: a folder; a request may name files under it as `video_path`. None refuses all server-side paths.
-    max_body: bytes of one request. max_memory: bytes of all requests at work together, their bodies and
-    the frames decoded from them.
+    max_body: bytes of one request. max_memory: bytes of all requests at work together: their bodies twice, since what
+    they hold is copied out of them, JSON three times, the files that they name, and the frames decoded from all these.
     max_clips: clips of one request. max_frames: frames of one clip. max_pixels: pixels of one frame.
     queue_size: clips that wait or are scored at once; a request for which there is no room gets 429.
     body_timeout: seconds in which a request's body must have arrived. timeout: seconds in which it must then be
@@ -44,7 +44,7 @@ class ServerSettings:
             if not (self.token.isascii() and self.token.strip()):
                 raise ValueError("expected a token of ASCII characters, and not empty")
             object.__setattr__(self, "token", self.token.strip())  # a mounted secret ends with a newline
-        if self.max_memory < self.max_body:
-            raise ValueError(f"expected max_memory of at least max_body {self.max_body}, got {self.max_memory}")
+        if self.max_memory < 2 * self.max_body:
+            raise ValueError(f"expected max_memory of at least twice max_body {self.max_body}, got {self.max_memory}")
         if self.video_root is not None and not self.video_root.is_dir():
             raise ValueError(f"expected a folder as video_root, got {self.video_root}")

@@ -11,7 +11,6 @@ import re
 import struct
 from collections.abc import Sequence
 
-import numpy as np
 import safetensors
 import torch
 from safetensors.numpy import save
@@ -54,7 +53,7 @@ def _tensor(entry: dict, dimensions: int, name: str) -> Tensor:
     shape = tuple(entry["shape"])
     if len(shape) != dimensions or 0 in shape:
         raise BadRequest(f"expected {name!r} of {dimensions} dimensions, none of them 0, got shape {shape}")
-    return torch.from_numpy(np.frombuffer(bytearray(entry["data"]), dtype=np.uint8)).view(shape)
+    return torch.frombuffer(entry["data"], dtype=torch.uint8).view(shape)
 
 
 def _prompts(body: bytes) -> list[str]:

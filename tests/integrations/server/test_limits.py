@@ -173,7 +173,7 @@ def start_of_a_body(server, sent, length="Content-Length: 60000"):
 
 
 def test_bytes_at_work_are_bounded_too(serve, client, videos, prompts):
-    server = serve(max_body=60_000, max_memory=100_000)
+    server = serve(max_body=60_000, max_memory=130_000)
     with start_of_a_body(server, b"x" * 59_999):
         time.sleep(0.3)
         with pytest.raises(RewardError, match=r"429: .*too many bytes"):
@@ -184,7 +184,7 @@ def test_bytes_at_work_are_bounded_too(serve, client, videos, prompts):
 
 @pytest.mark.parametrize("length", ["Content-Length: 60000", "Transfer-Encoding: chunked"])
 def test_bytes_that_have_not_come_hold_up_nobody(serve, client, videos, prompts, length):
-    server = serve(max_body=60_000, max_memory=100_000)
+    server = serve(max_body=60_000, max_memory=130_000)
     with start_of_a_body(server, b"", length), start_of_a_body(server, b"", length):
         time.sleep(0.3)
         assert client(server)(videos[:2], prompts[:2]).isfinite().all()
@@ -297,32 +297,32 @@ def test_what_a_client_that_went_away_sent_is_not_decoded(serve, still_serves, s
 KEPT = 2 * 4 * 40 * 48 * 3  # bytes of the frames that the model samples from the two clips of `asking`
 
 
-def body_size(http, path, body):
-    return int(http.build_request("POST", path, **body).headers["content-length"])
+def bytes_of(path, body):
+    """What a request of `asking` takes of the memory but for its frames: itself and what is copied out of it."""
+    size = int(httpx.Request("POST", f"http://x{path}", **body).headers["content-length"])
+    return size * (3 if "json" in body else 2)
 
 
 def test_frames_count_as_bytes_at_work_before_they_are_decoded(serve, monkeypatch, reward, asking):
     path, body = asking
-    with serve().http() as http:
-        memory = body_size(http, path, body) + KEPT
-    with serve(max_body=memory, max_memory=memory).http() as http:
+    memory = bytes_of(path, body) + KEPT
+    with serve(max_body=memory // 2, max_memory=memory).http() as http:
         assert [http.post(path, **body).status_code for _ in range(3)] == [200] * 3
-    with serve(max_body=memory - 1, max_memory=memory - 1).http() as http:
+    with serve(max_body=memory // 2 - 1, max_memory=memory - 1).http() as http:
         answer = http.post(path, **body)
     assert answer.status_code == 413
     assert f"frames of at most {memory - 1} bytes, got {memory}" in answer.json()["detail"]
     decode = lambda *_: pytest.fail("decoded")
     monkeypatch.setattr(reward.scorer, "decode", decode)
     monkeypatch.setattr(Image.Image, "convert", decode)
-    with serve(max_body=20_000, max_memory=20_000).http() as http:
+    with serve(max_body=10_000, max_memory=20_000).http() as http:
         assert http.post(path, **body).status_code == 413
 
 
 def test_frames_for_which_others_leave_no_room_may_come_again(serve, asking):
     path, body = asking
-    with serve().http() as http:
-        memory = body_size(http, path, body) + KEPT
-    server = serve(max_body=memory, max_memory=memory)
+    memory = bytes_of(path, body) + KEPT
+    server = serve(max_body=memory // 2, max_memory=memory)
     with start_of_a_body(server, b"x", "Content-Length: 2"), server.http() as http:
         time.sleep(0.3)
         answer = http.post(path, **body)
@@ -331,12 +331,21 @@ def test_frames_for_which_others_leave_no_room_may_come_again(serve, asking):
     assert answer.headers["retry-after"] == "1"
 
 
+def test_tensors_count_beside_the_body_that_brought_them(serve, videos):
+    body = encode_clips(list(videos[:1]), ["a"])
+    memory = 2 * len(body)
+    with serve(max_body=len(body), max_memory=memory).http() as http:
+        assert [http.post("/score", content=body, headers=HEADERS).status_code for _ in range(3)] == [200] * 3
+    with serve(max_body=len(body) - 1, max_memory=memory - 1).http() as http:
+        answer = http.post("/score", content=iter([body]), headers=HEADERS)
+    assert answer.status_code == 413
+
+
 def test_what_is_decoded_for_nobody_any_more_is_still_at_work(serve, slow_decoding, asking):
     begun, go = slow_decoding
     path, body = asking
-    with serve().http() as http:
-        size = body_size(http, path, body)
-    with serve(max_body=size, max_memory=size, timeout=0.3).http() as http:
+    memory = bytes_of(path, body)
+    with serve(max_body=memory // 2, max_memory=memory, timeout=0.3).http() as http:
         assert http.post(path, **body).status_code == 504
         assert http.post(path, **body).status_code == 429
         go.set()
