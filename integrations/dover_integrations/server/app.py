@@ -12,7 +12,6 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import ValidationError
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect
 from torch import Tensor
@@ -71,7 +70,7 @@ def create_app(reward: DoverReward, settings: ServerSettings | None = None) -> F
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await run_in_threadpool(lambda: reward.scorer.fingerprint)
+        await asyncio.to_thread(service.load)
         yield
 
     app = FastAPI(
@@ -125,7 +124,7 @@ def create_app(reward: DoverReward, settings: ServerSettings | None = None) -> F
         return Health(
             status="ok",
             rewards={REWARD_NAME: HEADLINE_FIRST},
-            fingerprint=reward.scorer.fingerprint.digest,
+            fingerprint=service.fingerprint,
             waiting=service.waiting,
         )
 
@@ -241,8 +240,7 @@ def _response(service: ScoringService, rows: Sequence[Row]) -> ScoreResponse:
         named = {} if failed else dict(zip(SCORE_NAMES, row.tolist(), strict=True))  # type: ignore[union-attr]
         results.append({} if failed else {REWARD_NAME: {name: named[name] for name in HEADLINE_FIRST}})
         errors.append({REWARD_NAME: row.reason} if isinstance(row, Failure) else {})
-    fingerprint = service.reward.scorer.fingerprint.digest
-    return ScoreResponse(results=results, errors=errors, fingerprint=fingerprint)
+    return ScoreResponse(results=results, errors=errors, fingerprint=service.fingerprint)
 
 
 async def _read_form(request: Request, settings: ServerSettings) -> tuple[list[bytes], list[str]]:

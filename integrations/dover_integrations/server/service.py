@@ -27,6 +27,7 @@ class ScoringService:
     def __init__(self, reward: DoverReward, settings: ServerSettings) -> None:
         self.reward = reward
         self.settings = settings
+        self.fingerprint = ""  # once `load` is done
         self.waiting = 0
         self.registry = CollectorRegistry()
         self.clips = Counter("dover_clips", "clips by outcome", ["outcome"], registry=self.registry)
@@ -35,6 +36,10 @@ class ScoringService:
         Gauge("dover_waiting_clips", "clips that wait or are being scored", registry=self.registry).set_function(
             lambda: self.waiting
         )
+
+    def load(self) -> None:
+        """Load the model, and digest what it is made of, which takes a pass over all its weights."""
+        self.fingerprint = self.reward.scorer.fingerprint.digest
 
     def check(self, count: int, prompts: Sequence[str]) -> None:
         """Raises HTTPException 413, after which a client sends two halves, for more clips than one request or the queue

@@ -16,6 +16,7 @@ from dover_integrations.server.wire import SAFETENSORS, encode_clips
 from PIL import Image
 from safetensors.torch import save
 
+from dover_eval import VideoScorer
 from dover_eval.opinion import SCORE_NAMES
 
 
@@ -222,6 +223,17 @@ def test_flow_factory_gets_its_protocol(serve, reward, videos, prompts):
     assert answer["rewards"] == pytest.approx(reward(videos[:2], prompts[:2]).tolist(), rel=1e-5)
     assert failed.status_code == 400
     assert "no PNG or JPEG" in failed.json()["detail"]
+
+
+def test_weights_are_digested_once(serve, client, reward, videos, prompts, monkeypatch):
+    server = serve()
+    digest = reward.scorer.fingerprint.digest
+    monkeypatch.setattr(VideoScorer, "fingerprint", property(lambda _: pytest.fail("digested again")))
+    with server.http() as http:
+        assert http.get("/health").json()["fingerprint"] == digest
+    remote = client(server)
+    assert remote(videos, prompts).isfinite().all()
+    assert remote.fingerprint == digest
 
 
 def test_metrics_count_what_was_done(serve, client, videos, prompts):
