@@ -44,7 +44,7 @@ HEADLINE_FIRST = sorted(SCORE_NAMES, key=lambda name: name != "Overall")
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": description}
     for status, description in {
-        400: "a body that cannot be read, or a clip or prompt beyond the limits",
+        400: "an unreadable body, a prompt that is too long, frames of /compute that are no pictures or too many",
         401: "no valid bearer token",
         408: "the body did not arrive in time",
         413: "the request is too large by itself: its body, the frames decoded from it, or its clips",
@@ -139,7 +139,16 @@ def create_app(reward: DoverReward, settings: ServerSettings | None = None) -> F
 async def _score_tensors(service: ScoringService, memory: Share, body: bytes) -> ScoreResponse:
     clips, prompts = await _in_thread(memory, lambda: decode_clips(body))
     service.check(len(clips), prompts)
-    return await _answer(service, clips, prompts)
+    return await _answer(service, [_within(clip, service.settings, i) for i, clip in enumerate(clips)], prompts)
+
+
+def _within(clip: Tensor, settings: ServerSettings, i: int) -> Tensor | Failure:
+    """`clip`, or why it is beyond the limits."""
+    try:
+        media.check_clip_size(clip, settings, f"video {i}")
+    except BadRequest as error:
+        return Failure(str(error))
+    return clip
 
 
 async def _score_files(

@@ -118,9 +118,7 @@ def bytes_from_path(text: str, settings: ServerSettings, take: Take) -> bytes:
 
 def check_clip_size(clip: Tensor, settings: ServerSettings, name: str) -> None:
     """Raises BadRequest for a clip (T,3,H,W) beyond the limits."""
-    frames, channels, height, width = clip.shape
-    if channels != 3:
-        raise BadRequest(f"{name}: expected (T,3,H,W), got shape {tuple(clip.shape)}")
+    frames, _, height, width = clip.shape
     if frames > settings.max_frames:
         raise BadRequest(f"{name}: expected at most {settings.max_frames} frames, got {frames}")
     if height * width > settings.max_pixels:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from dover_integrations.rewards.core import DoverReward
 from dover_integrations.rewards.engine import Failure
-from dover_integrations.server import media
 from dover_integrations.server.settings import LONGEST_PROMPT, ServerSettings
 from dover_integrations.server.wire import BadRequest
 
@@ -60,8 +59,6 @@ class ScoringService:
         Clips and prompts have passed `check`. HTTPException 429 where there is no room.
         """
         good = {i: clip for i, clip in enumerate(clips) if isinstance(clip, Tensor)}
-        for i, clip in good.items():
-            media.check_clip_size(clip, self.settings, f"video {i}")
         if self.waiting + len(good) > self.settings.queue_size:
             raise HTTPException(
                 429, f"{self.waiting} of {self.settings.queue_size} clips are waiting", {"Retry-After": "1"}

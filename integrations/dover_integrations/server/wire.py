@@ -53,6 +53,8 @@ def _tensor(entry: dict, dimensions: int, name: str) -> Tensor:
     shape = tuple(entry["shape"])
     if len(shape) != dimensions or 0 in shape:
         raise BadRequest(f"expected {name!r} of {dimensions} dimensions, none of them 0, got shape {shape}")
+    if shape[-3] != 3:
+        raise BadRequest(f"expected {name!r} of layout {'BTCHW'[-dimensions:]} with 3 channels, got shape {shape}")
     return torch.frombuffer(entry["data"], dtype=torch.uint8).view(shape)
 
 

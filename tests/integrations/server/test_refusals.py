@@ -46,13 +46,12 @@ NULL_METADATA = struct.pack("<Q", len(HEADER)) + HEADER + b"rgb"
         (with_prompts({"videos": CLIP}, [7]), "expected a list of texts"),
         (with_prompts({"videos": CLIP}, ["a", "b"]), "expected 1 prompts, one a clip, got 2"),
         (with_prompts({"videos": CLIP}, [" "]), "expected a text for prompt 0"),
-        (with_prompts({"videos": CLIP.permute(0, 2, 1, 3, 4)}, ["a"]), r"expected (T,3,H,W), got shape (3, 2, 32, 32)"),
-        (with_prompts({"videos": CLIP.repeat(1, 10, 1, 1, 1)}, ["a"]), "expected at most 16 frames, got 20"),
-        (with_prompts({"videos": CLIP.repeat(1, 1, 1, 4, 1)}, ["a"]), "expected at most 2048 pixels a frame"),
+        (with_prompts({"videos": CLIP.permute(0, 2, 1, 3, 4)}, ["a"]), "'videos' of layout BTCHW with 3 channels"),
+        (with_prompts({"video.0": CLIP[0].permute(1, 0, 2, 3)}, ["a"]), "'video.0' of layout TCHW with 3 channels"),
     ],
 )
 def test_a_bad_body_is_refused_with_its_reason(serve, still_serves, body, message):
-    server = serve(max_frames=16, max_pixels=2048)
+    server = serve()
     with server.http() as http:
         answer = http.post("/score", content=body, headers=HEADERS)
     assert answer.status_code == 400
@@ -96,6 +95,20 @@ def test_forms_without_videos_or_prompts_are_refused(serve, still_serves, mp4):
             assert answer.status_code == 400, answer.text
             assert message in answer.json()["detail"]
     still_serves(server)
+
+
+def test_tensors_beyond_the_limits_fail_alone(serve, client, reward):
+    long, large = CLIP[0].repeat(10, 1, 1, 1), CLIP[0].repeat(1, 1, 4, 1)
+    remote = client(serve(max_frames=16, max_pixels=2048), nan_policy="nan")
+    clips = [long, CLIP[0], large]
+    found = remote(clips, "a cat")
+    assert found.isnan().tolist() == [True, False, True]
+    torch.testing.assert_close(found[1:2], reward([CLIP[0]], "a cat"))
+    remote.nan_policy = "raise"
+    with pytest.raises(RewardError, match=r"videos\[0\]: video 0: expected at most 16 frames, got 20"):
+        remote(clips, "a cat")
+    with pytest.raises(RewardError, match=r"videos\[1\]: video 1: expected at most 2048 pixels a frame, got 32x128"):
+        remote(clips[1:], "a cat")
 
 
 def test_a_file_that_is_no_video_has_its_reason_and_the_others_are_scored(serve, mp4):
