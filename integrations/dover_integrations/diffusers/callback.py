@@ -182,7 +182,7 @@ class DoverCallback(PipelineCallback):
             self._pipe = id(pipe)
             call = running_call(pipe) if call is None else call
             # What cannot work fails now, and not when the first score is due.
-            check_decodes(pipe, self._how_to_decode["decode"])  # type: ignore[arg-type]
+            check_decodes(pipe, self._how_to_decode["decode"], call)  # type: ignore[arg-type]
             check_prompts_of_call(self.prompts, call, len(latents))
         count = step_count or number_of_steps(pipe)
         due = self._due_steps(count)

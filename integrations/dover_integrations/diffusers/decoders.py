@@ -232,6 +232,16 @@ def _resize_sana(pipe: Any, video: Tensor, call: Call) -> Tensor:
     )
 
 
+def _check_skyreels_forcing(pipe: Any, call: Call) -> None:
+    """A longer video is sampled in pieces that overlap, and a callback gets the latents of one at a time."""
+    frames, most = call.get("num_frames"), call.get("base_num_frames")
+    if call.get("overlap_history") is not None and frames is not None and most is not None and frames > most:
+        raise ValueError(
+            f"{frames} frames are sampled in pieces of {most} (base_num_frames), and no callback gets the latents of "
+            "all: score the pipeline's output with score_pipeline_output"
+        )
+
+
 _WAN = LatentDecoder(to_vae=_to_wan)
 _LTX = LatentDecoder(unpack=_unpack_ltx, to_vae=_to_ltx, decode=_decode_ltx)
 
@@ -253,7 +263,7 @@ DECODERS = {
     "MotifVideoPipeline": LatentDecoder(to_vae=_to_motif),
     "SanaVideoPipeline": LatentDecoder(to_vae=_to_sana, finish=_resize_sana),
     "SkyReelsV2Pipeline": _WAN,
-    "SkyReelsV2DiffusionForcingPipeline": replace(_WAN, model_output=None),
+    "SkyReelsV2DiffusionForcingPipeline": replace(_WAN, model_output=None, check=_check_skyreels_forcing),
     "TextToVideoSDPipeline": LatentDecoder(decode=_decode_by_method),
     "WanPipeline": _WAN,
     "WanModularPipeline": LatentDecoder(unpack=_without_references, to_vae=_to_wan_modular),

@@ -32,6 +32,10 @@ def _decode(pipe: Any, z: Tensor, call: Call, rows: slice) -> Tensor:
     return pipe.vae.decode(z, return_dict=False)[0]
 
 
+def _any_call(pipe: Any, call: Call) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class LatentDecoder:
     """How one kind of pipeline turns latents into pixels, in the order in which it does it.
@@ -45,6 +49,7 @@ class LatentDecoder:
     model_output: the name, in the pipeline's call, of what it hands to `scheduler.step`; None if there is none that
         a clean estimate could use.
     predicts_clean: whether that output is the clean estimate itself.
+    check: raises ValueError for a running call whose video is not in its callbacks' latents.
     """
 
     unpack: Callable[[Any, Tensor, Call], Tensor] = _as_they_are
@@ -53,6 +58,7 @@ class LatentDecoder:
     finish: Callable[[Any, Tensor, Call], Tensor] = _as_they_are
     model_output: str | None = "noise_pred"
     predicts_clean: bool = False
+    check: Callable[[Any, Call], None] = _any_call
 
 
 _REGISTRY: dict[str, LatentDecoder] = {}
@@ -89,10 +95,12 @@ def latent_decoder(pipe: Any) -> LatentDecoder:
     )
 
 
-def check_decodes(pipe: Any, decode: Callable[[Tensor], Tensor] | None) -> None:
-    """Raises NotImplementedError as `latent_decoder` does, and ValueError where `pipe` lacks what decodes latents."""
-    own = latent_decoder(pipe).decode is _decode
-    needs = ("vae",) * own + ("video_processor",)
+def check_decodes(pipe: Any, decode: Callable[[Tensor], Tensor] | None, call: Call) -> None:
+    """Raises NotImplementedError as `latent_decoder` does, and ValueError where `pipe` lacks what decodes latents, or
+    the latents of `call` are not the video."""
+    decoder = latent_decoder(pipe)
+    decoder.check(pipe, call)
+    needs = ("vae",) * (decoder.decode is _decode) + ("video_processor",)
     if decode is None and (lacking := [name for name in needs if getattr(pipe, name, None) is None]):
         raise ValueError(f"{type(pipe).__name__} has no {lacking[0]} to decode latents with: add it, or pass decode=")
 

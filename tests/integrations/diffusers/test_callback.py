@@ -158,6 +158,14 @@ def test_prompts_that_do_not_fit_the_batch_are_an_error_at_once(tiny: Any, monke
     assert _evaluations_until_an_error(tiny("wan"), ValueError, "prompts for 3 samples", monkeypatch, **call) == 2
 
 
+def test_a_video_that_is_sampled_in_pieces_is_an_error_at_once(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = {"callback_on_step_end": DoverCallback(Judge(), PROMPT), "overlap_history": 5}
+    message = r"17 frames are sampled in pieces of 9 \(base_num_frames\)"
+    pipeline, long = tiny("skyreels_forcing"), {"num_frames": 17, "base_num_frames": 9}
+    assert _evaluations_until_an_error(pipeline, ValueError, message, monkeypatch, **call, **long) == 2
+    assert tiny("skyreels_forcing")(**call, num_frames=9, base_num_frames=9).shape[1] == 9
+
+
 def test_an_unknown_pipeline_is_an_error_at_once(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(_REGISTRY, "WanPipeline")
     call = {"callback_on_step_end": DoverCallback(Judge(), PROMPT)}
