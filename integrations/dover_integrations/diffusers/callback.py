@@ -25,7 +25,7 @@ from dover_eval.models.text import check_prompts
 from dover_eval.opinion import SCORE_NAMES
 from dover_integrations.diffusers.history import StepScores, plot_history
 from dover_integrations.diffusers.latents import FrameSelection, check_decodes, latents_to_frames
-from dover_integrations.diffusers.running import number_of_steps, running_call
+from dover_integrations.diffusers.running import legacy_step, number_of_steps, running_call
 from dover_integrations.diffusers.x0 import CleanEstimate, NoCleanEstimate, predict_x0
 
 
@@ -137,7 +137,12 @@ class DoverCallback(PipelineCallback):
         """For pipelines with the old argument: `pipe(prompt, callback=dover_callback.legacy(pipe))`."""
         if self.stop_below is not None:
             raise ValueError(f"{type(pipeline).__name__} cannot be stopped: leave stop_below out")
-        return lambda step, timestep, latents: self.observe(pipeline, step, timestep, latents)
+
+        def observe(step: int, timestep: Any, latents: Tensor) -> None:
+            step, count = legacy_step(pipeline, step)
+            self.observe(pipeline, step, timestep, latents, step_count=count)
+
+        return observe
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """The history as a dictionary a step and sample, fit for JSON."""

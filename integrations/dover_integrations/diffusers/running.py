@@ -36,6 +36,16 @@ def needed(call: Mapping[str, Any], name: str, pipe: Any) -> Any:
     return call[name]
 
 
+def legacy_step(pipe: Any, step: int) -> tuple[int, int]:
+    """What an old callback is told as `step`, counted from 0; and the number of steps.
+
+    It hears nothing of the timesteps with which PNDM warms up, and once of each two that Heun's method takes.
+    """
+    call = running_call(pipe)
+    warmup = max(needed(call, "num_warmup_steps", pipe), 0) // pipe.scheduler.order
+    return step - warmup, needed(call, "num_inference_steps", pipe)
+
+
 def number_of_steps(pipe: Any) -> int:
     """The number of denoising steps of the running call."""
     return getattr(pipe, "_num_timesteps", None) or len(pipe.scheduler.timesteps)

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from diffusers.schedulers import SchedulerMixin
+from diffusers.schedulers import PNDMScheduler, SchedulerMixin
 
 
 class _Dropped(BaseException):
@@ -80,6 +80,11 @@ class SuspendedCall:
         if "callback_on_step_end" in parameters:
             return {"callback_on_step_end": self._step}
         if "callback" in parameters:
+            if type(pipe.scheduler) is PNDMScheduler or pipe.scheduler.order != 1:
+                name = type(pipe.scheduler).__name__
+                raise ValueError(
+                    f"{type(pipe).__name__} does not call back after each timestep of {name}: take another"
+                )
             return {"callback": lambda step, timestep, latents: self._stand(step, timestep, latents)}
         raise ValueError(f"{type(pipe).__name__} takes no callback: its call cannot be suspended")
 

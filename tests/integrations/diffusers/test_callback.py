@@ -22,6 +22,7 @@ from dover_eval.opinion import SCORE_NAMES
 from examples.tiny_wan import tiny_wan
 from tests.integrations.diffusers.test_latents import EIGHT, REST
 from tests.integrations.diffusers.tiny import STEPS, wan
+from tests.integrations.diffusers.tiny_rest import text_to_video_sd
 
 PROMPT = "a red bicycle in the rain"
 
@@ -451,6 +452,17 @@ def test_the_legacy_callback_of_text_to_video_sd(tiny: Any) -> None:
     assert torch.allclose(judge.seen[-1], plain, atol=1e-5)
     with pytest.raises(ValueError, match="cannot be stopped"):
         DoverCallback(judge, PROMPT, every=1, stop_below=2.0).legacy(pipeline.pipe)
+
+
+@pytest.mark.parametrize("name", ["HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "PNDMScheduler"])
+def test_the_legacy_callback_counts_steps_whatever_timesteps_the_scheduler_takes(name: str) -> None:
+    pipeline = text_to_video_sd(getattr(diffusers, name)())
+    judge = Judge()
+    callback = DoverCallback(judge, PROMPT, every=3)
+    with pytest.warns(UserWarning, match="step 2 is not scored: "):
+        frames = pipeline(num_inference_steps=7, callback=callback.legacy(pipeline.pipe))
+    assert [(step.step, step.obtained) for step in callback.history] == [(2, "none"), (5, "none"), (6, "final latents")]
+    assert torch.allclose(judge.seen[-1], frames, atol=1e-5)
 
 
 def test_each_scored_step_decodes_once_and_the_last_frames_can_be_kept(

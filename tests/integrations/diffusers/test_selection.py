@@ -19,6 +19,7 @@ from dover_eval.opinion import SCORE_NAMES
 from tests.integrations.diffusers.test_callback import _state
 from tests.integrations.diffusers.test_latents import EIGHT
 from tests.integrations.diffusers.tiny import Tiny, wan
+from tests.integrations.diffusers.tiny_rest import text_to_video_sd
 
 PROMPT = "a red bicycle in the rain"
 STEPS = 10
@@ -282,6 +283,14 @@ def test_a_call_that_is_over_cannot_go_on(tiny: Any) -> None:
     with pytest.raises(RuntimeError, match="this call is over"):
         call.advance()
     call.drop()
+
+
+@pytest.mark.parametrize("name", ["PNDMScheduler", "HeunDiscreteScheduler"])
+def test_a_scheduler_after_whose_timesteps_no_old_callback_is_called_is_refused_by_name(name: str) -> None:
+    pipe = text_to_video_sd(getattr(diffusers, name)()).pipe
+    message = f"TextToVideoSDPipeline does not call back after each timestep of {name}"
+    with pytest.raises(ValueError, match=message):
+        SuspendedCall(pipe, lambda *a: False, {})
 
 
 def test_a_pipeline_without_callbacks_cannot_be_suspended() -> None:
