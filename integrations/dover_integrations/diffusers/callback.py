@@ -200,6 +200,9 @@ class DoverCallback(PipelineCallback):
             if missed := sorted(due & set(range(self._seen + 1, step))):
                 warnings.warn(f"never scored, since the callback was not called after them: {missed}", stacklevel=2)
         self._seen = step
+        if self.last_step and step < count - 1 and getattr(pipe, "interrupt", False):
+            told = f"interrupted after step {step} of {count}: what the pipeline decodes now is not scored"
+            warnings.warn(told, stacklevel=2)
         if step in due:
             call = running_call(pipe) if call is None else call
             # A scorer, or a VAE, that draws random numbers must not shift those of the pipeline.

@@ -443,6 +443,20 @@ def test_beside_other_callbacks(tiny: Any) -> None:
     assert len(callback.history) == STEPS
 
 
+def test_that_another_callback_interrupts_is_warned_of(tiny: Any) -> None:
+    class Impatient(PipelineCallback):
+        tensor_inputs = ["latents"]  # noqa: RUF012
+
+        def callback_fn(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            pipe._interrupt = step == 1
+            return tensors
+
+    callback = DoverCallback(Judge(), PROMPT, every=1)
+    with pytest.warns(UserWarning, match="interrupted after step 1 of 4: what the pipeline decodes now is not scored"):
+        tiny("wan")(callback_on_step_end=MultiPipelineCallbacks([Impatient(), callback]))
+    assert [step.obtained for step in callback.history] == ["model output"] * 2
+
+
 def test_the_legacy_callback_of_text_to_video_sd(tiny: Any) -> None:
     pipeline = tiny("text_to_video_sd")
     plain, judge = pipeline(), Judge()
