@@ -15,6 +15,8 @@ from typing import Literal
 from dover_eval.opinion import SCORE_NAMES
 from dover_eval.tables import TableError, choice, number, read_rows, read_text, text
 
+KONVID_TAIL = "_original_centercrop_960x540_8s"  # of its files' names, between the number and the suffix
+
 
 @dataclass(frozen=True)
 class RatedClip:
@@ -163,7 +165,8 @@ def read_konvid_1k(path: Path) -> list[RatedClip]:
     """KoNViD-1k's `KoNViD_1k_mos.csv` (`flickr_id, mos`) or `KoNViD_1k_attributes.csv` (`flickr_id, ..., MOS`).
 
     Both as public loaders read them. Camera clips without prompts: each is scored under "a video", and its rating
-    goes with Traditional. Files are named by the id alone or by `<id>_original_centercrop_960x540_8s.mp4`.
+    goes with Traditional. Files are named by the id alone or by `<id>_original_centercrop_960x540_8s.mp4`, which
+    `ClipIndex` knows by `KONVID_TAIL`.
     """
     rows = read_rows(path, ("flickr_id",))
     column = next((name for name in ("mos", "MOS") if rows and name in rows[0][1]), None)

@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from dover_eval.evaluation.benchmarks import JudgedPair, RatedClip
+from dover_eval.evaluation.benchmarks import KONVID_TAIL, JudgedPair, RatedClip
 from dover_eval.evaluation.metrics import (
     FEWEST_RATINGS,
     LEVEL,
@@ -61,9 +61,10 @@ class EvaluationReport:
 
 
 class ClipIndex:
-    """Finds clips by what tables call them: a path, the end of one, a name, a stem, or what a stem begins with.
+    """Finds clips by what tables call them: a path, the end of one, a name, a stem, or KoNViD-1k's number of a clip.
 
-    Folders never contradict: `a/1.mp4` is found as `1.mp4`, or as `set/a/1.mp4`, and not as `b/1.mp4`.
+    Folders never contradict: `a/1.mp4` is found as `1.mp4`, or as `set/a/1.mp4`, and not as `b/1.mp4`. Nor is part of a
+    name enough: `dog_running.mp4` is no clip that a table calls `dog`.
 
     Args:
         names: the clips' paths.
@@ -77,14 +78,14 @@ class ClipIndex:
         self._names = set(names)
         self._whole: dict[str, set[str]] = defaultdict(set)
         self._ends: dict[str, set[str]] = defaultdict(set)
-        self._stems: list[dict[str, set[str]]] = [defaultdict(set), defaultdict(set)]
+        self._stems: dict[str, set[str]] = defaultdict(set)
         for name in names:
             path = PurePosixPath(os.path.relpath(os.path.abspath(own_path(name)), root).replace("\\", "/"))
             self._whole[str(path)].add(name)
             for i in range(len(path.parts)):
                 self._ends["/".join(path.parts[i:])].add(name)
-            self._stems[0][path.stem].add(name)
-            self._stems[1][path.stem.split("_")[0]].add(name)
+            for stem in (path.stem, path.stem.removesuffix(KONVID_TAIL)):
+                self._stems[stem].add(name)
 
     def find(self, called: str) -> str | None:
         """The clip that `called` (a path, a name or a URL) is, or None. Raises TableError where it fits several."""
@@ -96,7 +97,7 @@ class ClipIndex:
         ends = ("/".join(parts[i:]) for i in range(len(parts)))
         candidates.append(next((self._whole[end] for end in ends if end in self._whole), set()))
         if len(parts) == 1:
-            candidates += [stems.get(parts[0], set()) for stems in self._stems]
+            candidates.append(self._stems.get(parts[0], set()))
         found = next((names for names in candidates if names), set())
         if len(found) > 1:
             raise TableError(f"{called} is any of {', '.join(sorted(found)[:3])}: keep its folder in the name")

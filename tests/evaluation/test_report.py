@@ -40,12 +40,16 @@ def all_at(value):
         ("https://host.org/set/two%20words.mp4?download=true", "data/two words.mp4"),
         ("two words", "data/two words.mp4"),
         ("3015", "data/3015_original_centercrop_960x540_8s.mp4"),
+        ("3015_original_centercrop_960x540_8s", "data/3015_original_centercrop_960x540_8s.mp4"),
         ("4.mp4", None),
+        ("dog", None),  # dog_running is another clip, whoever lost dog.mp4
+        ("dog_running", "data/dog_running.mp4"),
     ],
 )
 @pytest.mark.parametrize("root", [None, "data"])
 def test_clips_are_found_by_what_benchmarks_call_them_and_never_in_another_folder(called, found, root):
     names = ["x/1.mp4", "y/1.mp4", "y/3.mp4", "two words.mp4", "3015_original_centercrop_960x540_8s.mp4"]
+    names += ["dog_running.mp4"]
     assert ClipIndex([f"data/{name}" for name in names], root).find(called) == found
 
 
