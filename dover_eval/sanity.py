@@ -135,8 +135,13 @@ def drawn_clips(count: int, num_frames: int, seed: int = 0) -> tuple[list[Frames
 
 
 def contradict(prompt: str) -> str | None:
-    """The prompt with each word that has a contrary in `CONTRARIES` turned into it; None where there is none."""
-    turned = re.sub(r"[A-Za-z]+", lambda word: _CONTRARY.get(word[0].lower(), word[0]), prompt)
+    """The prompt with each word that has a contrary in `CONTRARIES` turned into it; None where there is none.
+
+    A word whose contrary is there as well stays: "a woman and a man" says no other thing than "a man and a woman".
+    """
+    said = f" {' '.join(re.findall(r'[a-z]+', prompt.lower()))} "
+    turning = {word: contrary for word, contrary in _CONTRARY.items() if f" {contrary} " not in said}
+    turned = re.sub(r"[A-Za-z]+", lambda word: turning.get(word[0].lower(), word[0]), prompt)
     return turned if turned != prompt else None
 
 

@@ -172,6 +172,21 @@ def test_contradictions_turn_known_words_and_leave_the_rest():
     assert contradict("qwerty") is None
 
 
+@pytest.mark.parametrize(
+    ("prompt", "contrary"),
+    [
+        ("a man and a woman dancing", None),
+        ("A red, and a Blue ball", None),
+        ("a moving car beside one standing still", "a moving boat beside many standing still"),
+        ("a red and blue ball moving up", "a red and blue ball standing still down"),
+        ("a manhole and a woman", "a manhole and a man"),
+    ],
+)
+def test_a_word_whose_contrary_is_there_as_well_stays(prompt, contrary):
+    """The two would only change places, and the prompt say the same as before."""
+    assert contradict(prompt) == contrary
+
+
 def test_what_cannot_be_checked_is_refused(drawn):
     with pytest.raises(ValueError, match="a prompt for each, got 3 and 1"):
         check_scorer(Measuring(), drawn[0], ["a"])
