@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dover_eval.distortions import ASPECT_OF, Frames, distort, h264
 from dover_eval.opinion import ASPECTS, SCORE_NAMES
+from dover_eval.results import without_nan
 from dover_eval.scorer import VideoScorer
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
@@ -102,10 +103,7 @@ class SanityReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Fit for JSON: a figure without a value is None."""
-        found = asdict(self)
-        for check in found["checks"]:
-            check |= {key: None for key in ("rank", "fall", "other_move") if check[key] != check[key]}
-        return found | {"ok": self.ok}
+        return without_nan(asdict(self)) | {"ok": self.ok}
 
 
 def load_clip(path: Path, decode: Callable[[Path], Tensor]) -> Frames:
@@ -163,6 +161,8 @@ def check_scorer(
         prompts: one a clip; None scores all under "a video" and leaves out the checks of prompts.
         defects: names to check, of `defect_names()`; by default all.
         progress: called with the name of each check as it begins.
+
+    Raises ValueError for other counts or defects, and for a prompt that the scorer's text encoder knows no word of.
     """
     if not clips or (prompts is not None and len(prompts) != len(clips)):
         raise ValueError(f"expected at least one clip and a prompt for each, got {len(clips)} and {len(prompts or ())}")
@@ -171,6 +171,7 @@ def check_scorer(
         raise ValueError(f"expected defects of {', '.join(defect_names())}, got {', '.join(sorted(unknown))}")
     report = progress or (lambda _: None)
     texts = list(prompts) if prompts is not None else ["a video"] * len(clips)
+    scorer.check_prompts(texts)  # else that clip would have no scores in any check
     report("untouched")
     untouched = _score(scorer, clips, texts)
     seen, results = [untouched], []

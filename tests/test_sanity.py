@@ -25,6 +25,10 @@ class Measuring:
     def __init__(self, clips=(), prompts=(), refuse_empty=True):
         self.clips, self.prompts, self.refuse_empty = clips, prompts, refuse_empty
 
+    def check_prompts(self, prompts):
+        if unknown := [prompt for prompt in prompts if prompt.startswith("\u16a0")]:
+            raise ValueError(f"knows no word of {unknown[0]}")
+
     def own_prompt(self, clip):
         """That of the untouched clip which this one is likest to."""
         away = [np.abs(clip - known).mean() for known in self.clips]
@@ -111,6 +115,16 @@ def test_scores_that_are_no_numbers_pass_nothing(drawn):
     assert not report.ok
     assert {check.reason for check in report.checks if check.status != "skipped"} == {"scores that are no numbers"}
     assert report.alarms[0].startswith("Traditional is no number for ")
+    found = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert found["checks"][0]["means"][0] == [None] * 5
+    assert found["checks"][0]["fall"] is None
+
+
+def test_a_prompt_that_the_scorer_cannot_read_is_refused_before_anything_is_scored(drawn):
+    scorer = Measuring(*drawn)
+    scorer.score = None
+    with pytest.raises(ValueError, match="knows no word of \u16a0"):
+        check_scorer(scorer, drawn[0], [*drawn[1][:2], "\u16a0\u16a2\u16a6"])
 
 
 def test_one_score_for_all_clips_rings_although_defects_move_it(drawn):
@@ -220,6 +234,18 @@ def test_the_command_on_ones_own_clips(dover, write_video, moving_frames, tmp_pa
     assert plot.read_bytes().startswith(b"\x89PNG")
     for words in ("blur", "Traditional", "fingerprint", "2 clips"):
         assert words in result.stdout
+
+
+def test_the_command_names_the_clip_whose_prompt_the_text_encoder_does_not_know(
+    dover, write_video, moving_frames, tmp_path
+):
+    videos = [write_video(moving_frames, "a.mp4"), write_video(moving_frames[::-1], "b.mp4")]
+    prompts = tmp_path / "prompts.csv"
+    prompts.write_text("video_name,Prompt\na.mp4,a white square\nb.mp4,\u16a0\u16a2\u16a6\n", encoding="utf-8")
+    result = dover(*(part for video in videos for part in ("--videos", video)), "--prompts", prompts)
+    assert result.exit_code == 2
+    assert f"{videos[1]}: the text encoder" in result.stderr.replace("\n", " ")
+    assert "knows no word of the prompt '\u16a0\u16a2\u16a6'" in " ".join(result.stderr.split())
 
 
 def test_the_command_without_clips_draws_some(dover):

@@ -57,6 +57,9 @@ def sanity(
         files = find_videos(videos)[:count] if videos else []
         texts = match_prompts(files, read_prompts(prompts)) if prompts is not None else None
         scorer = load_scorer(model, device)
+        for file, text in zip(files, texts or (), strict=False):
+            if fault := scorer.model.text_encoder.fault(text):
+                usage(f"{file}: {fault}")
         if files:
             clips = [load_clip(path, scorer.decode) for path in files]
         else:

@@ -23,7 +23,7 @@ from dover_eval.evaluation.metrics import (
     rating_metrics,
 )
 from dover_eval.opinion import SCORE_NAMES
-from dover_eval.results import read_results
+from dover_eval.results import read_results, without_nan
 from dover_eval.scale.files import own_path
 from dover_eval.tables import TableError
 
@@ -57,7 +57,7 @@ class EvaluationReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Fit for JSON: a figure without a value is None."""
-        return _without_nan(asdict(self))
+        return without_nan(asdict(self))
 
 
 class ClipIndex:
@@ -209,11 +209,3 @@ def evaluate(
         elif opinions:
             remark(name, f"{len(opinions)} rated clips, at least {FEWEST_RATINGS} are needed")
     return EvaluationReport(benchmark, len(items), len(used), figures, missing, failed, left_out, fingerprint)
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
