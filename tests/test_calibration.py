@@ -305,6 +305,11 @@ def test_the_command_writes_beside_the_checkpoint_and_score_uses_it(small_scorer
     assert result.exit_code == 0, result.output
     assert "24 of 24 rows" in result.stdout
 
+    paths[0].write_text("<html>")
+    broken = run("calibrate", "--ratings", table, "--videos", tmp_path / "clips", "-o", tmp_path / "c.json")
+    assert broken.exit_code == 1
+    assert f"1 clip failed:\n  {paths[0]}: cannot be decoded as a video" in broken.stderr
+
     assert "give --ratings TABLE" in run("calibrate", "--videos", tmp_path / "clips").stderr
     other = run("score", tmp_path / "clips", "--prompt", "a", "--calibration", tmp_path / "none.json")
     assert other.exit_code == 1

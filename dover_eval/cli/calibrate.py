@@ -38,11 +38,11 @@ def calibrate(
     """Fit monotone maps from scores to your raters' scale, tie thresholds, intervals and percentiles.
 
     Use the result with `dover-eval score --calibration` or `VideoScorer.from_pretrained(..., calibration=...)`. Exit
-    status: 0 when every rated aspect has its map, 1 when one has not or clips are missing, 2 when the command or a
-    table was not understood.
+    status: 0 when every rated aspect has its map, 1 when one has not or clips are missing or failed, 2 when the command
+    or a table was not understood.
     """
     from dover_eval.calibration import CalibrationError
-    from dover_eval.cli.evaluate import score_items
+    from dover_eval.cli.evaluate import lost_clips, score_items
     from dover_eval.cli.loading import load_scorer, score_with_progress
     from dover_eval.scale.inputs import InputError, find_videos, match_prompts, read_prompts
     from dover_eval.tables import TableError
@@ -88,12 +88,10 @@ def calibrate(
     with writing(output):
         place = calibration.save(output)
     typer.echo(f"written to {place}")
-    failed = [source for source, error in zip(scores.sources, scores.errors, strict=True) if error]
-    for words, names in (("not found", missing), ("failed", failed)):
-        if names:
-            typer.echo(
-                f"{len(names)} clips {words}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}", err=True
-            )
+    sets = [scores] if among is None else [scores, among]
+    failed = {clip: error for own in sets for clip, error in zip(own.sources, own.errors, strict=True) if error}
+    for line in lost_clips(missing, failed):
+        typer.echo(line, err=True)
     for name, reason in left_out.items():
         typer.echo(f"{name} stays as scored: {reason}", err=True)
     if missing or failed or left_out:

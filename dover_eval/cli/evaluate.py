@@ -11,8 +11,11 @@ import typer
 
 from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, extra, usage, writing
 from dover_eval.cli.options import BatchSize, Device, Model
+from dover_eval.wording import plain, plural
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from dover_eval.evaluation import EvaluationReport, Interval
     from dover_eval.evaluation.report import Items
     from dover_eval.scorer import VideoScorer
@@ -73,7 +76,7 @@ def evaluate(
     try:
         items, thresholds = BENCHMARKS[benchmark].read(table), None
         if scores is not None:
-            values, fingerprint = read_scores(scores, items)
+            values, errors, fingerprint = read_scores(scores, items)
         else:
             scorer = load_scorer(model, device, calibration)
             if scorer.calibration is not None:
@@ -85,10 +88,12 @@ def evaluate(
                     write_results(scored.to_dicts(), save_scores)
             rows = (dict(zip(scored.names, row, strict=True)) for row in scored.values.tolist())
             values, fingerprint = dict(zip(keys, rows, strict=True)), str(scored.fingerprint)
+            errors = {key: error for key, error in zip(keys, scored.errors, strict=True) if error}
         with Console(stderr=True).status(f"{resamples} resamples of each figure"):
             report = compare(
                 items,
                 values,
+                errors=errors,
                 benchmark=benchmark,
                 fingerprint=fingerprint,
                 tie_thresholds=thresholds,
@@ -132,6 +137,7 @@ def print_report(report: EvaluationReport) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from dover_eval.evaluation import PairMetrics, RatingMetrics
 
@@ -165,12 +171,24 @@ def print_report(report: EvaluationReport) -> None:
             out.add_row(title, *(_cell(getattr(found, field)) for found in aspects.values()))
         console.print(out)
     console.print(f"{report.used} of {report.items} rows; fingerprint {report.fingerprint}")
-    for words, names in (("not found", report.missing), ("failed", report.failed)):
-        if names:
-            told = f"{len(names)} clips {words}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
-            console.print(told, markup=False)
+    for line in lost_clips(report.missing, report.failed):
+        console.print(Text(line), soft_wrap=True)
     for name, reason in report.left_out.items():
         console.print(f"{name}: {reason}", markup=False)
+
+
+def lost_clips(missing: Sequence[str], failed: Mapping[str, str]) -> list[str]:
+    """Lines on clips that were not found, and on those that failed, by name with the reason: the first five of each."""
+    lines = []
+    if missing:
+        more = " ..." if len(missing) > 5 else ""
+        lines.append(f"{plural(len(missing), 'clip')} not found: {plain(', '.join(missing[:5]))}{more}")
+    if failed:
+        lines.append(f"{plural(len(failed), 'clip')} failed:")
+        told = [reason if f"{name}:" in reason else f"{name}: {reason}" for name, reason in list(failed.items())[:5]]
+        lines += [f"  {plain(line)}" for line in told]
+        lines += ["  ..."] if len(failed) > 5 else []
+    return lines
 
 
 def _cell(figure: Interval | float) -> str:

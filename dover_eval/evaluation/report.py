@@ -28,7 +28,8 @@ from dover_eval.scale.files import own_path
 from dover_eval.tables import TableError
 
 Items = Sequence[RatedClip | JudgedPair]
-Scores = Mapping[tuple[str, str], Mapping[str, float]]
+Key = tuple[str, str]  # (video, prompt), as the items call them
+Scores = Mapping[Key, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ class EvaluationReport:
     """Figures by score name, for those that the benchmark judges.
 
     items: clips or pairs of the benchmark; used: those whose clips were all found and scored.
-    missing: names of clips that were not found. failed: clips whose scores are NaN. left_out: reasons by score name
-    for which there are no figures, or some that are no number, or figures of a part. fingerprint: of the scorer, where
-    one is known.
+    missing: names of clips that were not found. failed: why clips have no scores, by name. left_out: reasons by score
+    name for which there are no figures, or some that are no number, or figures of a part. fingerprint: of the scorer,
+    where one is known.
     """
 
     benchmark: str
@@ -46,7 +47,7 @@ class EvaluationReport:
     used: int
     aspects: dict[str, RatingMetrics | PairMetrics]
     missing: tuple[str, ...] = ()
-    failed: tuple[str, ...] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
     fingerprint: str | None = None
 
@@ -104,7 +105,7 @@ class ClipIndex:
         return next(iter(found), None)
 
 
-def match_clips(items: Items, index: ClipIndex) -> dict[tuple[str, str], str]:
+def match_clips(items: Items, index: ClipIndex) -> dict[Key, str]:
     """The clip of each (video, prompt) that is there. Raises TableError where two videos of the items are one clip."""
     called: dict[str, str] = {}
     matched = {}
@@ -118,36 +119,39 @@ def match_clips(items: Items, index: ClipIndex) -> dict[tuple[str, str], str]:
     return matched
 
 
-def wanted_clips(items: Items) -> list[tuple[str, str]]:
+def wanted_clips(items: Items) -> list[Key]:
     """Every (video, prompt) of the items, once, in order: what has to be scored."""
-    wanted: dict[tuple[str, str], None] = {}
+    wanted: dict[Key, None] = {}
     for item in items:
         names = (item.video,) if isinstance(item, RatedClip) else (item.video_a, item.video_b)
         wanted |= dict.fromkeys((name, item.prompt) for name in names)
     return list(wanted)
 
 
-def read_scores(path: Path, items: Items) -> tuple[Scores, str]:
-    """What `dover-eval score --output` wrote, by (video, prompt) as `items` call them, and its fingerprint.
+def read_scores(path: Path, items: Items) -> tuple[Scores, dict[Key, str], str]:
+    """What `dover-eval score --output` wrote, by (video, prompt) as `items` call them: scores, NaN for a clip that
+    failed; its reason; and the fingerprint.
 
     Raises TableError for another table, for one that holds scores of two fingerprints, and where a clip of the items
     was scored under other prompts alone.
     """
     results = read_results(path)
-    rows = zip(results.videos, results.prompts, results.scores.tolist(), strict=True)
-    found = {(name, prompt): dict(zip(SCORE_NAMES, row, strict=True)) for name, prompt, row in rows}
-    places = match_clips(items, ClipIndex({name for name, _ in found}))
+    rows = {key: i for i, key in enumerate(zip(results.videos, results.prompts, strict=True))}
+    places = match_clips(items, ClipIndex({name for name, _ in rows}))
     for (video, prompt), name in places.items():
-        if (name, prompt) not in found:
-            under = next(scored for clip, scored in found if clip == name)
+        if (name, prompt) not in rows:
+            under = next(scored for clip, scored in rows if clip == name)
             raise TableError(f"{path}: {video} was scored under {under!r}, and not under {prompt!r}")
-    return {key: found[name, key[1]] for key, name in places.items()}, results.fingerprint
+    found = {key: rows[name, key[1]] for key, name in places.items()}
+    scores = {key: dict(zip(SCORE_NAMES, results.scores[i].tolist(), strict=True)) for key, i in found.items()}
+    return scores, {key: error for key, i in found.items() if (error := results.errors[i])}, results.fingerprint
 
 
 def evaluate(
     items: Items,
     scores: Scores,
     *,
+    errors: Mapping[Key, str] | None = None,
     benchmark: str = "ratings",
     fingerprint: str | None = None,
     tie_thresholds: Mapping[str, float] | None = None,
@@ -161,12 +165,14 @@ def evaluate(
         items: rated clips or judged pairs. Several ratings of one clip under one prompt count as their mean.
         scores: for (video, prompt) as the items call them, values by score name; NaN for a clip that failed. Clips
             without an entry are reported as missing.
+        errors: why clips failed, where it is known.
         tie_thresholds: for pairs, by score name; one that is absent is chosen on the pairs, as the protocol has it.
     """
     wanted = wanted_clips(items)
     missing = tuple(dict.fromkeys(key[0] for key in wanted if key not in scores))
     nan = lambda key: key in scores and any(math.isnan(value) for value in scores[key].values())
-    failed = tuple(dict.fromkeys(key[0] for key in wanted if nan(key)))
+    reasons = errors or {}
+    failed = {key[0]: reasons.get(key, "scores that are no numbers") for key in wanted if nan(key)}
     usable = {key for key in wanted if key in scores and not nan(key)}
     used = [item for item in items if all(key in usable for key in wanted_clips([item]))]
 
@@ -178,7 +184,7 @@ def evaluate(
         left_out[name] = f"{left_out[name]}; {reason}" if name in left_out else reason
 
     for name in SCORE_NAMES:
-        opinions: dict[tuple[str, str], list[float]] = defaultdict(list)
+        opinions: dict[Key, list[float]] = defaultdict(list)
         for item in used:
             if isinstance(item, RatedClip) and name in item.ratings:
                 opinions[item.video, item.prompt].append(item.ratings[name])

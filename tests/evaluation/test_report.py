@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dover_eval.cli import app
+from dover_eval.cli.evaluate import lost_clips
 from dover_eval.evaluation import (
     ClipIndex,
     JudgedPair,
@@ -140,8 +141,10 @@ def test_clips_of_one_prompt_are_resampled_together(kind):
 def test_missing_and_failed_clips_are_left_out_and_told():
     items = [JudgedPair(f"{i}", f"{i + 1}", "p", {"Overall": -1}) for i in range(6)]
     scores = {(f"{i}", "p"): all_at(float(i)) for i in range(6)} | {("0", "p"): all_at(np.nan)}
-    report = evaluate(items, scores, resamples=0)
-    assert (report.items, report.used, report.missing, report.failed) == (6, 4, ("6",), ("0",))
+    report = evaluate(items, scores, errors={("0", "p"): "0.mp4: an empty file"}, resamples=0)
+    assert (report.items, report.used, report.missing) == (6, 4, ("6",))
+    assert report.failed == {"0": "0.mp4: an empty file"}
+    assert evaluate(items, scores, resamples=0).failed == {"0": "scores that are no numbers"}
     assert report.aspects["Overall"].without_ties.value == 1
     assert not report.complete
 
@@ -231,7 +234,34 @@ def test_missing_clips_end_with_status_one(rated_folder):
     table.write_text(table.read_text() + "gone.mp4,a square,3\n")
     result = run(table, "--videos", folder / "clips")
     assert result.exit_code == 1
-    assert "1 clips not found: gone.mp4" in " ".join(result.stdout.split())
+    assert "1 clip not found: gone.mp4" in " ".join(result.stdout.split())
+
+
+def test_the_reasons_of_failed_clips_are_told_and_kept(rated_folder):
+    folder, table, run = rated_folder
+    broken = folder / "clips" / "5.mp4"
+    broken.write_text("<html>")
+    report, kept, again = (folder / name for name in ("report.json", "scores.jsonl", "again.json"))
+    result = run(table, "--videos", folder / "clips", "-o", report, "--save-scores", kept)
+    assert result.exit_code == 1
+    assert f"1 clip failed:\n  {broken}: cannot be decoded as a video" in result.stdout
+    assert run(table, "--scores", kept, "-o", again).exit_code == 1
+    told = json.loads(report.read_text())["failed"]
+    assert list(told) == ["5.mp4"]
+    assert told["5.mp4"].startswith(f"{broken}: cannot be decoded as a video")
+    assert json.loads(again.read_text())["failed"] == told
+
+
+def test_of_many_lost_clips_the_first_five_are_told_by_name():
+    missing, failed = [f"m{i}" for i in range(6)], {f"f{i}": f"reason {i}" for i in range(6)}
+    assert lost_clips(missing, failed) == [
+        "6 clips not found: m0, m1, m2, m3, m4 ...",
+        "6 clips failed:",
+        *(f"  f{i}: reason {i}" for i in range(5)),
+        "  ...",
+    ]
+    assert lost_clips([], {"a.mp4": "x/a.mp4: an empty file"}) == ["1 clip failed:", "  x/a.mp4: an empty file"]
+    assert lost_clips([], {}) == []
 
 
 @pytest.mark.parametrize(
