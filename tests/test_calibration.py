@@ -1,6 +1,7 @@
 """Calibrations: order kept, coverage held, bound to their weights, and told by the fingerprint."""
 
 import csv
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -69,7 +70,7 @@ def test_rows_of_one_clip_stay_on_one_side():
         (np.linspace(1, 5, 12), np.linspace(1, 5, 12), "at least 20 are needed"),
         (np.linspace(1, 5, 40), np.linspace(5, 1, 40), "do not rise with the ratings"),
         (np.full(40, 3.0), np.linspace(1, 5, 40), "do not rise"),
-        (np.linspace(1, 5, 40), np.linspace(0, 100, 40), "ratings in 1-5, or in the rating_range .* got 0 to 100"),
+        (np.linspace(1, 5, 40), np.linspace(0, 100, 40), "expected ratings in 1-5, got 0 to 100"),
         (np.linspace(1, 5, 40), np.full(40, np.nan), "finite"),
     ],
 )
@@ -240,7 +241,12 @@ def test_another_rating_scale_is_said_and_one_bad_aspect_leaves_the_others(score
     assert list(left_out) == ["Temporal"]
     assert calibration.aspects["Traditional"].source == "logistic"
     assert calibration.aspects["Temporal"].source == "none"
-    assert "got" in calibrate(hundred, keys, scores)[1]["Traditional"]  # 0-100 is not 1-5
+    # 0-100 is not 1-5, and what is told are the numbers of the table.
+    told = r"\d+ is rated [\d.]+, expected 1 to 5; rating_range sets the ends"
+    assert re.fullmatch(told, calibrate(hundred, keys, scores)[1]["Traditional"])
+    stray = RatedClip(hundred[7].video, "a square", {"Traditional": 101.0})
+    left_out = calibrate([*hundred, stray], keys, scores, rating_range=(0, 100))[1]
+    assert left_out["Traditional"] == "7 is rated 101, expected 0 to 100; rating_range sets the ends"
 
 
 RAGGED = '{"aspects": {"Overall": {"knots": [[1, 2], [3]], "reference": []}}}'

@@ -24,7 +24,7 @@ def calibrate(
     videos: Annotated[Path, typer.Option(help="The folder with the rated or judged clips.")],
     ratings: Annotated[Path | None, typer.Option(help="video_name, Prompt and <score>_MOS columns.")] = None,
     pairs: Annotated[Path | None, typer.Option(help="prompt, video_a, video_b, aspect, label (A, B, tie).")] = None,
-    rating_range: Annotated[tuple[float, float], typer.Option(help="The ends of the raters' scale.")] = (1.0, 5.0),
+    rating_range: Annotated[tuple[float, float], typer.Option(help="The ratings that become 1 and 5.")] = (1.0, 5.0),
     reference: Annotated[Path | None, typer.Option(help="A folder of clips that percentiles are among.")] = None,
     reference_prompts: Annotated[Path | None, typer.Option(help="A CSV with their video_name and Prompt.")] = None,
     method: Annotated[Method, typer.Option(help="Of the map from ratings.")] = Method.logistic,
@@ -35,7 +35,7 @@ def calibrate(
     device: Device = None,
     batch_size: BatchSize = None,
 ) -> None:
-    """Fit monotone maps from scores to your raters' scale, tie thresholds, intervals and percentiles.
+    """Fit monotone maps from scores to your raters' opinions on 1-5, tie thresholds, intervals and percentiles.
 
     Use the result with `dover-eval score --calibration` or `VideoScorer.from_pretrained(..., calibration=...)`. Exit
     status: 0 when every rated aspect has its map, 1 when one has not or clips are missing or failed, 2 when the command

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import Literal
@@ -80,6 +80,7 @@ def calibrate(
         pairs = [pair for pair in judged if name in pair.verdicts]
         try:
             if opinions:  # a clip's mean one, as its rating: single raters are further away
+                _check_range(opinions, rating_range)
                 means = [fmean(own) for own in opinions.values()]
                 ratings = [MOS_MIN + (MOS_MAX - MOS_MIN) * (mean - low) / (high - low) for mean in means]
                 at = [rows[key] for key in opinions]
@@ -104,6 +105,15 @@ def calibrate(
             aspect = replace(aspect, tie_threshold=best_tie_threshold(final[a, column] - final[b, column], verdicts))
         aspects[name] = aspect
     return replace(calibration, aspects=aspects), left_out
+
+
+def _check_range(opinions: Mapping[tuple[str, str], Sequence[float]], ends: tuple[float, float]) -> None:
+    low, high = ends
+    for (video, _), ratings in opinions.items():
+        if stray := [rating for rating in ratings if not low <= rating <= high]:
+            raise CalibrationError(
+                f"{video} is rated {stray[0]:g}, expected {low:g} to {high:g}; rating_range sets the ends"
+            )
 
 
 def _quantiles(values: Vector) -> tuple[float, ...]:
@@ -135,10 +145,7 @@ def fit_ratings(
     if x.ndim != 1 or x.shape != y.shape or not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise CalibrationError(f"expected as many finite scores as ratings, got shapes {x.shape} and {y.shape}")
     if y.size and not (y.min() >= MOS_MIN and y.max() <= MOS_MAX):
-        raise CalibrationError(
-            f"expected ratings in {MOS_MIN:g}-{MOS_MAX:g}, or in the rating_range that was said, got {y.min():g} to "
-            f"{y.max():g}"
-        )
+        raise CalibrationError(f"expected ratings in {MOS_MIN:g}-{MOS_MAX:g}, got {y.min():g} to {y.max():g}")
     names = np.array(groups if groups is not None else [str(i) for i in range(len(x))])
     order = np.random.default_rng(seed).permutation(np.unique(names))
     fitting = np.isin(names, order[: len(order) // 2])
