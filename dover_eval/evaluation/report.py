@@ -24,7 +24,7 @@ from dover_eval.evaluation.metrics import (
 )
 from dover_eval.opinion import SCORE_NAMES
 from dover_eval.results import read_results, without_nan
-from dover_eval.scale.files import own_path
+from dover_eval.scale.files import composed, own_path
 from dover_eval.tables import TableError
 
 Items = Sequence[RatedClip | JudgedPair]
@@ -81,7 +81,8 @@ class ClipIndex:
         self._ends: dict[str, set[str]] = defaultdict(set)
         self._stems: dict[str, set[str]] = defaultdict(set)
         for name in names:
-            path = PurePosixPath(os.path.relpath(os.path.abspath(own_path(name)), root).replace("\\", "/"))
+            inside = os.path.relpath(os.path.abspath(own_path(name)), root)
+            path = PurePosixPath(composed(inside).replace("\\", "/"))
             self._whole[str(path)].add(name)
             for i in range(len(path.parts)):
                 self._ends["/".join(path.parts[i:])].add(name)
@@ -93,7 +94,7 @@ class ClipIndex:
         if called in self._names:
             return called
         wanted = unquote(urlsplit(called).path) if "://" in called else called.replace("\\", "/")
-        parts = [part for part in PurePosixPath(wanted).parts if part not in ("/", ".")]
+        parts = [part for part in PurePosixPath(composed(wanted)).parts if part not in ("/", ".")]
         candidates = [self._ends.get("/".join(parts), set())]
         ends = ("/".join(parts[i:]) for i in range(len(parts)))
         candidates.append(next((self._whole[end] for end in ends if end in self._whole), set()))

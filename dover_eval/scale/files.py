@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -66,6 +67,11 @@ def own_path(video: str) -> str:
         return video
     name = video.split("::")[0]
     return re.split("[?#]", name, maxsplit=1)[0] if name.startswith(WEB) else name
+
+
+def composed(name: str) -> str:
+    """A name as names are compared: in Unicode's composed form. Some file systems and archives decompose accents."""
+    return unicodedata.normalize("NFC", name)
 
 
 def locate(url: str) -> tuple[Any, str]:

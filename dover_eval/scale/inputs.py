@@ -7,14 +7,13 @@ import json
 import os
 import posixpath
 import tarfile
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dover_eval.prompts import prompt_fault
-from dover_eval.scale.files import WEB, Clip, FileError, Shard, is_url, locate, own_path
+from dover_eval.scale.files import WEB, Clip, FileError, Shard, composed, is_url, locate, own_path
 from dover_eval.tables import TableError, stream_rows, text_cell
 
 VIDEO_SUFFIXES = frozenset(
@@ -213,7 +212,7 @@ def read_prompts(path: Path) -> dict[str, str]:
     for line, row in rows:
         name, text = (_text(str(path), line, row, wanted) for wanted in (NAME_COLUMN, PROMPT_COLUMN))
         name = name if is_url(name) else str(PurePosixPath(name))  # without a ./, as files are named
-        if texts.setdefault(unicodedata.normalize("NFC", name), text) != text:
+        if texts.setdefault(composed(name), text) != text:
             raise InputError(f"{path}, line {line}: a second prompt for {name}")
     return texts
 
@@ -237,9 +236,9 @@ def match_prompts(files: Sequence[Path], texts: Mapping[str, str]) -> list[str]:
 def match_prompt(video: str, texts: Mapping[str, str]) -> str | None:
     """A clip's prompt, by its path, the last parts of that, its name, or its name without the suffix.
 
-    Names are compared in Unicode's composed form, as `read_prompts` has them; some file systems decompose them.
+    `texts` has composed names, as `read_prompts` gives them.
     """
-    video = unicodedata.normalize("NFC", video)
+    video = composed(video)
     parts = own_path(video).split("/")
     ends = ("/".join(parts[i:]) for i in range(len(parts)))
     return next((texts[key] for key in (video, *ends, PurePosixPath(parts[-1]).stem) if key in texts), None)

@@ -7,7 +7,6 @@ structural similarity for image quality assessment", 2003, as pytorch-msssim (MI
 from __future__ import annotations
 
 import math
-import unicodedata
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from dover_eval.distillation import Linear, Scale, requires
+from dover_eval.scale.files import composed
 from dover_eval.scale.inputs import match_prompt
 from dover_eval.tables import TableError, read_rows, text
 from dover_eval.video.decode import decode_clip
@@ -99,6 +99,6 @@ def _read(table: Path) -> dict[str, str]:
     originals: dict[str, str] = {}
     for line, row in read_rows(table, columns):
         name, original = (text(table, line, row, column) for column in columns)
-        if originals.setdefault(unicodedata.normalize("NFC", name), original) != original:
+        if originals.setdefault(composed(name), original) != original:
             raise TableError(f"{table}, line {line}: a second original for {name}")
     return originals

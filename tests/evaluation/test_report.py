@@ -43,6 +43,9 @@ def all_at(value):
         ("3015", "data/3015_original_centercrop_960x540_8s.mp4"),
         ("3015_original_centercrop_960x540_8s", "data/3015_original_centercrop_960x540_8s.mp4"),
         ("4.mp4", None),
+        ("r\u00e9sum\u00e9.mp4", "data/re\u0301sume\u0301.mp4"),
+        ("re\u0301sume\u0301", "data/re\u0301sume\u0301.mp4"),
+        ("https://host.org/r%C3%A9sum%C3%A9.mp4", "data/re\u0301sume\u0301.mp4"),
         ("dog", None),  # dog_running is another clip, whoever lost dog.mp4
         ("dog_running", "data/dog_running.mp4"),
     ],
@@ -50,7 +53,7 @@ def all_at(value):
 @pytest.mark.parametrize("root", [None, "data"])
 def test_clips_are_found_by_what_benchmarks_call_them_and_never_in_another_folder(called, found, root):
     names = ["x/1.mp4", "y/1.mp4", "y/3.mp4", "two words.mp4", "3015_original_centercrop_960x540_8s.mp4"]
-    names += ["dog_running.mp4"]
+    names += ["dog_running.mp4", "re\u0301sume\u0301.mp4"]  # as a file system that decomposes has it
     assert ClipIndex([f"data/{name}" for name in names], root).find(called) == found
 
 
