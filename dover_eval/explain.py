@@ -87,7 +87,7 @@ class Explanation:
         for name in ("scores", "values"):
             low, high = (bound.item() for bound in getattr(self, name).aminmax())
             if not MOS_MIN <= low <= high <= MOS_MAX:
-                raise ValueError(f"expected {name} from {MOS_MIN:g} to {MOS_MAX:g}, got {low:.4g} to {high:.4g}")
+                raise ValueError(f"expected {name} from {MOS_MIN:g} to {MOS_MAX:g}, got {low} to {high}")
         if len(self.frame_times) != count or count == 0 or moments == 0:
             raise ValueError(
                 f"expected a frame for each of {count} windows, and maps; got {len(self.frame_times)}, {moments}"

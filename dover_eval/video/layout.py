@@ -12,6 +12,7 @@ from torch import Tensor
 CLIP_LAYOUT = "TCHW"
 #: How many times as long as the short side the long one may be: a view enlarges a frame until its short side is seen.
 MOST_SIDES = 64
+OVERSHOOT = 0.1  # by as much, a resize or a decoder may leave the range that it was in
 ARRAY_DTYPES = (np.uint8, np.float16, np.float32, np.float64)
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -66,7 +67,9 @@ def check_clip(clip: Tensor, layout: str, name: str, value_range: tuple[float, f
         raise ValueError(f"expected uint8 in 0-255 or {wanted}, got {found}")
     low, high = (bound.item() for bound in clip.detach().aminmax())
     if not (low >= least and high <= most):  # also where either is NaN
-        raise ValueError(f"expected {wanted}, got {found} with values from {low:.4g} to {high:.4g}")
+        hint = "; clamp it" if low >= least - OVERSHOOT and high <= most + OVERSHOOT else ""
+        # In full: rounded, a value that is barely out of range reads as if it were within.
+        raise ValueError(f"expected {wanted}, got {found} with values from {low} to {high}{hint}")
     return clip
 
 

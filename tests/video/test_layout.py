@@ -48,7 +48,9 @@ def test_three_frames_and_three_channels_are_told_apart_by_the_layout_alone():
         (np.ma.masked_array(CLIP.numpy(), False), "TCHW", "every value counts for videos, got a MaskedArray"),
         (CLIP.float().to(torch.float8_e5m2), "TCHW", "uint8 in 0-255 or float in 0-1.*float8"),
         (CLIP.float(), "TCHW", "float in 0-1.*float32 with values from"),
-        (CLIP.float() / 127.5 - 1, "TCHW", "with values from -1"),
+        (CLIP.float() / 127.5 - 1, "TCHW", "with values from -1.0 to 1.0$"),
+        (CLIP.float() / 255 * 1.00001, "TCHW", r"with values from 0.0 to 1.0000\d*[1-9]\d*; clamp it"),
+        (CLIP.double() / 255 - 1e-15, "TCHW", r"with values from -1e-15 to 0.99\d+; clamp it"),
         (torch.full((5, 3, 6, 8), torch.nan), "TCHW", "values from nan"),
         (torch.full((5, 3, 6, 8), torch.inf), "TCHW", "values from inf"),
     ],
@@ -80,5 +82,5 @@ def test_an_array_that_is_read_backwards_is_taken_as_it_reads():
 def test_a_clip_may_be_held_to_another_range() -> None:
     clip = torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1).expand(2, 3, 4, 4)
     assert check_clip(clip, "TCHW", "clip", (-1, 1)) is not None
-    with pytest.raises(ValueError, match=r"expected float from -1 to 1, got clip .* with values from -2 to 2"):
+    with pytest.raises(ValueError, match=r"expected float from -1 to 1, got clip .* with values from -2.0 to 2.0$"):
         check_clip(2 * clip, "TCHW", "clip", (-1, 1))
