@@ -24,6 +24,7 @@ from torch import Tensor
 from dover_eval.opinion import MOS_MAX, MOS_MIN, SCORE_NAMES
 from dover_eval.prompts import prompt_fault
 from dover_eval.video.decode import VideoError, frame_times, frames_at, sample_moments
+from dover_eval.video.layout import as_path
 from dover_eval.video.sample import squash
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def explain_clip(
         raise ValueError(f"expected windows longer than 0 s, got {seconds}")
     if not isinstance(video, str | os.PathLike):
         raise TypeError(f"expected a file, whose frames have times, got a {type(video).__name__}")
-    video = Path(video)
+    video = as_path(video)
 
     whole = scorer.score(video, prompt)
     if whole.errors[0] is not None:

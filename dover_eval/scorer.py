@@ -24,7 +24,7 @@ from dover_eval.models.text import check_prompts, prompts_for
 from dover_eval.opinion import ASPECTS, SCORE_NAMES
 from dover_eval.scores import Fingerprint, VideoScores, weights_digest
 from dover_eval.video.decode import VideoError, decode_clip
-from dover_eval.video.layout import split_clips
+from dover_eval.video.layout import as_list, as_path, as_paths, split_clips
 from dover_eval.video.sample import prepare_clip
 from dover_eval.weights import WeightsError
 
@@ -113,8 +113,8 @@ class VideoScorer:
         """Score `videos` against `prompts`.
 
         Args:
-            videos: a path or a list of paths; or a tensor or an array with its `layout`, such as "BTCHW" or "TCHW",
-                uint8 in 0-255 or float in 0-1; or a list of those.
+            videos: a path or several (a list, a generator, a column of pandas); or a tensor or an array with its
+                `layout`, such as "BTCHW" or "TCHW", uint8 in 0-255 or float in 0-1; or a list of those.
             prompts: one a clip; a single text goes with every clip.
             batch_size: clips that go through the model together; by default 8 on a GPU and 1 on a CPU.
             progress: called with the number of clips done since its last call.
@@ -131,7 +131,8 @@ class VideoScorer:
             batch_size = usual_batch_size(self.device.type != "cpu")
         if operator.index(batch_size) < 1:
             raise ValueError(f"expected a batch_size of at least 1, got {batch_size}")
-        paths = _as_paths(videos)
+        videos = as_list(videos)
+        paths = as_paths(videos)
         if paths is None:
             clips: Iterable[Tensor | Path] = split_clips(videos, layout)
             sources = [str(i) for i in range(len(clips))]  # type: ignore[arg-type]
@@ -243,7 +244,7 @@ class VideoScorer:
 
     def decode(self, path: str | Path) -> Tensor:
         """The frames of a file that the model samples: uint8 (num_frames,3,H,W). Raises VideoError."""
-        return decode_clip(path, self.config.num_frames, self.config.windows).frames
+        return decode_clip(as_path(path), self.config.num_frames, self.config.windows).frames
 
     def prepare(self, clip: Tensor) -> Tensor:
         """A clip (T,3,H,W), uint8 in 0-255 or float in 0-1, as the model reads it. Differentiable."""
@@ -319,15 +320,3 @@ def _checkpoint(name_or_path: str | Path | None) -> str:
             raise FileNotFoundError(f"no checkpoint folder {name}")
         return str(folder)
     return name
-
-
-def _as_paths(videos: Any) -> list[Path] | None:
-    """The paths, where `videos` is a path or a list of paths, of none too."""
-    if isinstance(videos, str | os.PathLike):
-        return [Path(videos)]
-    if isinstance(videos, Sequence) and (not videos or any(isinstance(video, str | os.PathLike) for video in videos)):
-        for i, video in enumerate(videos):
-            if not isinstance(video, str | os.PathLike):
-                raise TypeError(f"expected paths alone or tensors alone, got a {type(video).__name__} as videos[{i}]")
-        return [Path(video) for video in videos]
-    return None

@@ -149,12 +149,48 @@ def test_nothing_to_score(small_scorer, layout):
         ("a.mp4", "a", {"layout": "TCHW"}, ValueError, "files have their own layout"),
         (["a.mp4", 3], "a", {}, TypeError, r"got a int as videos\[1\]"),
         (3, "a", {"layout": "TCHW"}, TypeError, "got int"),
+        ({"a.mp4": "a cat"}, "a", {}, TypeError, "expected paths, an array, .* got dict"),
+        ({"a.mp4", "b.mp4"}, "a", {}, TypeError, "expected paths, an array, .* got set"),
+        (b"a.mp4", "a", {}, TypeError, "expected paths, an array, .* got bytes"),
+        ([None], "a", {}, TypeError, r"an array or a tensor for videos\[0\], got NoneType"),
+        ((name for name in ("a.mp4", None)), "a", {}, TypeError, r"got a NoneType as videos\[1\]"),
         (["a.mp4"], {"a.mp4": "a cat"}, {}, ValueError, "a list of texts as prompts, got a dict"),
     ],
 )
 def test_what_does_not_fit_is_refused(small_scorer, clips, videos, prompts, kwargs, error, words):
     with pytest.raises(error, match=words):
         small_scorer.score(clips if videos == "clips" else videos, prompts, **kwargs)
+
+
+def pandas_column(paths):
+    return pytest.importorskip("pandas").DataFrame({"video": paths}).video
+
+
+@pytest.mark.parametrize("kind", [tuple, iter, np.array, lambda paths: np.array(paths, object), pandas_column])
+def test_paths_come_in_whatever_holds_them_in_an_order(small_scorer, tmp_path, kind):
+    paths = [str(tmp_path / name) for name in ("b.mp4", "a.mp4")]
+    scores = small_scorer.score(kind(paths), kind(["a cat", "a dog"]))
+    assert scores.sources == tuple(paths)
+    assert scores.errors == tuple(f"{path}: no such file" for path in paths)
+
+
+def test_clips_may_come_one_by_one(small_scorer, clips):
+    found = small_scorer.score((clip for clip in clips[:2]), PROMPTS[:2], layout="TCHW").values
+    assert torch.equal(found, small_scorer.score(clips[:2], PROMPTS[:2], layout="TCHW").values)
+
+
+def test_a_tilde_is_the_home_folder_unless_a_file_is_called_so(
+    small_scorer, write_video, moving_frames, tmp_path, monkeypatch
+):
+    at_home = write_video(moving_frames, "a.mp4")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert small_scorer.score("~/a.mp4", "a cat").sources == (str(at_home),)
+    assert small_scorer.explain("~/a.mp4", "a cat", windows=1).source == str(at_home)
+    assert small_scorer.decode("~/a.mp4").shape[1] == 3
+    (tmp_path / "here" / "~").mkdir(parents=True)
+    at_home.rename(tmp_path / "here" / "~" / "a.mp4")
+    monkeypatch.chdir(tmp_path / "here")
+    assert small_scorer.score("~/a.mp4", "a cat").errors == (None,)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int8])

@@ -1,8 +1,10 @@
-"""Arrays and tensors at the door: the layout is said, never guessed, and the range is one of two."""
+"""Videos at the door: paths, or arrays and tensors; their layout is said, never guessed, their range is one of two."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Mapping, Set
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,35 @@ ARRAY_DTYPES = (np.uint8, np.float16, np.float32, np.float64)
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+def as_list(videos: Any) -> Any:
+    """A path, or an iterable of paths or of clips (a generator, a pandas Series, an array of texts), as a list.
+
+    An array or a tensor of pixels stays as it is, and so does what has no order, or is nothing to iterate over.
+    """
+    if isinstance(videos, str | os.PathLike):
+        return [videos]
+    if isinstance(videos, Tensor | Mapping | Set | bytes) or getattr(videos, "ndim", 1) != 1:
+        return videos
+    return list(videos) if isinstance(videos, Iterable) else videos
+
+
+def as_path(video: str | os.PathLike[str]) -> Path:
+    """A file's path, `~` in front being the home folder unless there is a file of that very name."""
+    name = os.fspath(video)
+    return Path(name if os.path.exists(name) else os.path.expanduser(name))
+
+
+def as_paths(videos: Any) -> list[Path] | None:
+    """The paths, where `videos` is a list of paths, of none too. Raises TypeError where it is one of some."""
+    if not isinstance(videos, list):
+        return None
+    others = [i for i, video in enumerate(videos) if not isinstance(video, str | os.PathLike)]
+    if others and len(others) < len(videos):
+        found = type(videos[others[0]]).__name__
+        raise TypeError(f"expected paths alone or tensors alone, got a {found} as videos[{others[0]}]")
+    return None if others else [as_path(video) for video in videos]
+
+
 def split_clips(videos: Any, layout: str | None) -> list[Tensor]:
     """Arrays or tensors as a list of clips (T,3,H,W), uint8 in 0-255 or float in 0-1; without copies.
 
@@ -26,25 +57,27 @@ def split_clips(videos: Any, layout: str | None) -> list[Tensor]:
     Raises ValueError, with the shape, dtype and range that came: for no frames, no three channels, values out of range,
     NaN, or a missing layout. Raises TypeError for what is neither an array or a tensor nor a list of these.
     """
+    if isinstance(videos, Tensor | np.ndarray):
+        given = [as_tensor(videos, "videos")]
+    elif isinstance(videos, list):
+        given = [as_tensor(video, f"videos[{i}]") for i, video in enumerate(videos)]
+    else:
+        raise TypeError(f"expected paths, an array, a tensor or a list of these, got {type(videos).__name__}")
     if layout is None:
         raise ValueError(
             'arrays and tensors need layout=, such as "BTCHW" or "TCHW": a shape alone cannot tell T from C'
         )
     if not isinstance(layout, str) or sorted(layout.removeprefix("B")) != sorted(CLIP_LAYOUT):
         raise ValueError(f'expected a layout of T, C, H and W, each once, and B at most in front, got "{layout}"')
-    if isinstance(videos, Tensor | np.ndarray):
-        batch = as_tensor(videos, "videos")
-        if batch.ndim != len(layout):
-            raise ValueError(f'expected {len(layout)} dimensions for layout "{layout}", got shape {tuple(batch.shape)}')
-        clips = list(batch) if layout[0] == "B" else [batch]
-    elif isinstance(videos, Sequence):
+    if isinstance(videos, list):
         if layout[0] == "B":
             raise ValueError(f'a list of clips needs a layout without B, got "{layout}"')
-        clips = [as_tensor(video, f"videos[{i}]") for i, video in enumerate(videos)]
-    else:
-        raise TypeError(f"expected paths, an array, a tensor or a list of these, got {type(videos).__name__}")
+    elif given[0].ndim != len(layout):
+        raise ValueError(f'expected {len(layout)} dimensions for layout "{layout}", got shape {tuple(given[0].shape)}')
+    elif layout[0] == "B":
+        given = list(given[0])
     order = layout.removeprefix("B")
-    return [check_clip(clip, order, f"videos[{i}]") for i, clip in enumerate(clips)]
+    return [check_clip(clip, order, f"videos[{i}]") for i, clip in enumerate(given)]
 
 
 def check_clip(clip: Tensor, layout: str, name: str, value_range: tuple[float, float] = (0.0, 1.0)) -> Tensor:
