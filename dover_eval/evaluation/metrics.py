@@ -8,7 +8,6 @@ and Freitag, 2023, arXiv:2305.14324), as VideoGen-RewardBench counts them.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ Vector = NDArray[np.float64]
 LEVEL, RESAMPLES = 0.95, 1000
 FEWEST_RATINGS = 5  # four parameters of the logistic, and one to spare
 MOST_TRIALS = 400  # of one fit
+FEW_GROUPS = 8  # of which the same resamples come again and again
 
 
 @dataclass(frozen=True)
@@ -235,44 +235,43 @@ def _bootstrap(
 ) -> list[Interval]:
     """Each figure with its percentile interval, from one set of resamples for all of them."""
     values = figures(np.arange(count))
-    members = _members(groups, count)
+    rows, sizes = _by_group(groups, count)
     if resamples == 0 or count < 2:  # a single one cannot be resampled
         return [Interval(value, math.nan, math.nan) for value in values]
-    known: dict[bytes, NDArray[np.float64]] = {}  # of a few groups the same resamples come again and again
-
-    def resampled(drawn: NDArray[np.int64]) -> NDArray[np.float64]:
-        drawn = np.sort(drawn)
-        if (key := drawn.tobytes()) not in known:
-            known[key] = np.array(figures(np.concatenate([members[i] for i in drawn])))
-        return known[key]
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # resamples without a value are seen to below
-        found = stats.bootstrap(
-            (np.arange(len(members)),),
-            resampled,
-            n_resamples=resamples,
-            vectorized=False,
-            method="percentile",
-            random_state=np.random.default_rng(seed),
-        ).bootstrap_distribution
+    starts = np.cumsum(sizes) - sizes
+    rng = np.random.default_rng(seed)
+    known: dict[bytes, tuple[float, ...]] = {}
+    found = np.empty((len(values), resamples))
+    for k in range(resamples):  # one after the other: together they would be `count` indices each
+        drawn = np.sort(rng.integers(len(sizes), size=len(sizes)))
+        own = sizes[drawn]
+        resample = rows[np.repeat(starts[drawn] - (np.cumsum(own) - own), own) + np.arange(own.sum())]
+        if len(sizes) > FEW_GROUPS:
+            found[:, k] = figures(resample)
+        else:
+            if (key := drawn.tobytes()) not in known:
+                known[key] = figures(resample)
+            found[:, k] = known[key]
     tail = 100 * (1 - level) / 2
     intervals = []
-    for value, drawn in zip(values, found, strict=True):
-        drawn = drawn[np.isfinite(drawn)]
-        low, high = np.percentile(drawn, [tail, 100 - tail]) if len(drawn) else (math.nan, math.nan)
+    for value, resampled in zip(values, found, strict=True):
+        good = resampled[np.isfinite(resampled)]
+        low, high = np.percentile(good, [tail, 100 - tail]) if len(good) else (math.nan, math.nan)
         intervals.append(Interval(value, float(low), float(high)))
     return intervals
 
 
-def _members(groups: Sequence[Hashable] | None, count: int) -> list[NDArray[np.int64]]:
-    """The rows of each group, in the order in which groups appear; of one group alone, each row by itself."""
+def _by_group(groups: Sequence[Hashable] | None, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows (count,), group after group, in the order in which groups appear, and how many each has; of one group alone,
+    each row by itself."""
     if groups is not None and len(groups) != count:
         raise ValueError(f"expected {count} groups, one a row, got {len(groups)}")
-    rows: dict[Hashable, list[int]] = {}
-    for i in range(count):
-        rows.setdefault(i if groups is None else groups[i], []).append(i)
-    return [np.array(own) for own in (rows.values() if len(rows) > 1 else [[i] for i in range(count)])]
+    members: dict[Hashable, list[int]] = {}
+    for i, group in enumerate(groups if groups is not None else ()):
+        members.setdefault(group, []).append(i)
+    if len(members) < 2:
+        return np.arange(count), np.ones(count, np.int64)
+    return np.concatenate(list(members.values())), np.array([len(own) for own in members.values()])
 
 
 def _paired(first: ArrayLike, second: ArrayLike, name: str, other: str, *, fewest: int) -> tuple[Vector, Vector]:

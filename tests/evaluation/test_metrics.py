@@ -1,6 +1,7 @@
 """Figures against plain loops and known answers; intervals against what a bootstrap should cover."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -197,6 +198,16 @@ def test_a_single_pair_has_its_accuracy_and_no_interval():
 def test_too_few_for_four_parameters_are_refused():
     with pytest.raises(ValueError, match="at least 5"):
         fit_logistic([1, 2, 3, 4], [1, 2, 4, 5])
+
+
+def test_resamples_of_many_pairs_are_not_held_all_at_once():
+    rng = np.random.default_rng(0)
+    differences = rng.normal(size=20_000)
+    tracemalloc.start()
+    pair_metrics(differences, np.sign(differences), resamples=100)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 30 * differences.nbytes
 
 
 def test_resamples_of_a_few_prompts_are_computed_once_each(monkeypatch):
