@@ -142,15 +142,21 @@ def fit_logistic(scores: ArrayLike, ratings: ArrayLike, start: Logistic | None =
 
     Constant scores or ratings give the flat map. Where the best curve has no end within reach (one that is nearly
     exponential) the search stops close to it, and what it has found counts; only one that ran into NaN is NaN
-    everywhere. Raises ValueError for fewer than five, other shapes or NaN.
+    everywhere. No scale makes a difference. Raises ValueError for fewer than five, other shapes or NaN.
     """
     x, y = _paired(scores, ratings, "scores", "ratings", fewest=FEWEST_RATINGS)
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return Logistic(y.mean(), y.mean(), x.mean(), 1.0)
+    # Both of size one about zero, for the search ends by how little it moves, and has a least width.
+    center, spread, level, height = (float(value) for value in (x.mean(), np.ptp(x), y.mean(), np.ptp(y)))
+    x, y = (x - center) / spread, (y - level) / height
     if start is None or not math.isfinite(start.top):
         sign = 1.0 if np.corrcoef(x, y)[0, 1] >= 0 else -1.0
         ends = (y.max(), y.min()) if sign > 0 else (y.min(), y.max())
-        start = Logistic(*ends, x.mean(), x.std())
+        start = Logistic(*ends, 0.0, x.std())
+    else:
+        ends = ((start.top - level) / height, (start.bottom - level) / height)
+        start = Logistic(*ends, (start.middle - center) / spread, start.width / spread)
     # MINPACK's search as `least_squares(method="lm")` has it, to the bit, without what that does around each step: a
     # bootstrap has thousands of fits.
     found, _, told, _, _ = optimize.leastsq(
@@ -164,17 +170,22 @@ def fit_logistic(scores: ArrayLike, ratings: ArrayLike, start: Logistic | None =
         full_output=True,
     )
     ended_well = np.isfinite(found).all() and np.isfinite(told["fvec"]).all()
-    return Logistic(*(map(float, found) if ended_well else [math.nan] * 4))
+    top, bottom, middle, width = map(float, found) if ended_well else [math.nan] * 4
+    return Logistic(level + height * top, level + height * bottom, center + spread * middle, spread * width, spread)
 
 
 @dataclass(frozen=True)
 class Logistic:
-    """VQEG's four-parameter logistic: from `bottom` to `top` with its middle at `middle` and its width `width`."""
+    """VQEG's four-parameter logistic: from `bottom` to `top` with its middle at `middle` and its width `width`.
+
+    spread: of the scores; a width of less than a billionth of it is a step.
+    """
 
     top: float
     bottom: float
     middle: float
     width: float
+    spread: float = 1.0
 
     @property
     def parameters(self) -> tuple[float, float, float, float]:
@@ -192,7 +203,7 @@ class Logistic:
 
     @property
     def _width(self) -> float:
-        return max(abs(self.width), 1e-9)  # a step, rather than a division by zero
+        return max(abs(self.width), 1e-9 * self.spread)  # a step, rather than a division by zero
 
     def _rise(self, x: Vector) -> Vector:
         return 0.5 + 0.5 * np.tanh((x - self.middle) / (2 * self._width))  # a sigmoid that does not overflow
@@ -212,7 +223,7 @@ def _pearson(x: Vector, y: Vector) -> float:
     """numpy's, for scipy's tests each of thousands of resamples for significance; NaN where either is constant."""
     if not np.isfinite(x).all() or np.allclose(x, x[0], rtol=1e-12, atol=0) or np.ptp(y) == 0:
         return math.nan
-    return float(np.corrcoef(x, y)[0, 1])
+    return float(np.corrcoef(x / np.ptp(x), y / np.ptp(y))[0, 1])  # squares of tiny numbers would be zero
 
 
 def _accuracy_without_ties(differences: Vector, verdicts: Vector) -> float:

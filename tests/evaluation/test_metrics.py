@@ -153,11 +153,35 @@ def test_resamples_of_small_groups_that_are_too_few_to_fit_count_for_nothing(rat
     assert math.isfinite(found.plcc_fit.low)
 
 
-def test_the_scale_of_the_scores_does_not_matter(rated):
+@pytest.mark.parametrize(
+    ("factor", "offset"), [(1e-12, 0), (1e-9, 0), (1e9, 0), (1, 1e6), (1e-5, 4), (-1, 0), (-1e-12, 0)]
+)
+def test_the_scale_of_scores_and_of_ratings_does_not_matter(rated, factor, offset):
     scores, ratings = rated
-    assert rating_metrics(1e-9 * scores, ratings, resamples=0).plcc.value == pytest.approx(
-        rating_metrics(scores, ratings, resamples=0).plcc.value
-    )
+    want = rating_metrics(scores, ratings, resamples=20)
+    other_scores = rating_metrics(factor * scores + offset, ratings, resamples=20)
+    other_ratings = rating_metrics(scores, factor * ratings + offset, resamples=20)
+    for found, unit in ((other_scores, 1), (other_ratings, abs(factor))):
+        for name, side in (("srocc", factor), ("plcc", factor), ("krcc", factor), ("plcc_fit", 1)):
+            assert getattr(found, name).value == pytest.approx(
+                math.copysign(getattr(want, name).value, side), rel=1e-5
+            ), name
+        assert found.rmse_fit.value / unit == pytest.approx(want.rmse_fit.value, rel=1e-5)
+        assert found.rmse_fit.low / unit == pytest.approx(want.rmse_fit.low, rel=1e-4)
+
+
+def test_scores_whose_squares_are_zero_are_as_good_as_others(rated):
+    scores, ratings = rated
+    want, found = (rating_metrics(factor * scores, ratings, resamples=0) for factor in (1, 1e-200))
+    for name in ("srocc", "plcc", "krcc", "plcc_fit", "rmse_fit"):
+        assert getattr(found, name).value == pytest.approx(getattr(want, name).value), name
+
+
+def test_the_curve_is_in_the_units_of_the_scores(rated):
+    scores, ratings = rated
+    tiny = fit_logistic(1e-12 * scores, ratings)
+    assert tiny.middle == pytest.approx(3e-12, rel=0.05)
+    assert tiny(1e-12 * scores) == pytest.approx(fit_logistic(scores, ratings)(scores), abs=1e-4)
 
 
 def test_without_ties_only_preferences_count_and_equal_scores_are_wrong():
