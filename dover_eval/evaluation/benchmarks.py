@@ -80,7 +80,7 @@ def read_pairs(path: Path) -> list[JudgedPair]:
         if key[0] == key[1]:
             raise TableError(f"{path}, line {line}: {key[0]} is compared with itself")
         verdicts = pairs.setdefault(key, {})  # type: ignore[arg-type]
-        if aspect in verdicts:
+        if aspect in verdicts or aspect in pairs.get((key[1], key[0], key[2]), ()):  # also as B and A
             raise TableError(f"{path}, line {line}: a second verdict on {aspect} for {key[0]} and {key[1]}")
         verdicts[aspect] = choice(path, line, "label", row["label"], labels)
     return [JudgedPair(*key, verdicts) for key, verdicts in pairs.items()]

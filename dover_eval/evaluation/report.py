@@ -12,6 +12,8 @@ from statistics import fmean
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
+
 from dover_eval.evaluation.benchmarks import KONVID_TAIL, JudgedPair, RatedClip
 from dover_eval.evaluation.metrics import (
     FEWEST_RATINGS,
@@ -133,11 +135,15 @@ def read_scores(path: Path, items: Items) -> tuple[Scores, dict[Key, str], str]:
     """What `dover-eval score --output` wrote, by (video, prompt) as `items` call them: scores, NaN for a clip that
     failed; its reason; and the fingerprint.
 
-    Raises TableError for another table, for one that holds scores of two fingerprints, and where a clip of the items
-    was scored under other prompts alone.
+    Raises TableError for another table, for one that holds scores of two fingerprints, or two rows of one clip that
+    differ, and where a clip of the items was scored under other prompts alone.
     """
     results = read_results(path)
-    rows = {key: i for i, key in enumerate(zip(results.videos, results.prompts, strict=True))}
+    rows: dict[Key, int] = {}
+    for i, key in enumerate(zip(results.videos, results.prompts, strict=True)):
+        first = rows.setdefault(key, i)
+        if not np.array_equal(results.scores[first], results.scores[i], equal_nan=True):
+            raise TableError(f"{path}: {key[0]} has two rows under {key[1]!r} whose scores differ, expected one")
     places = match_clips(items, ClipIndex({name for name, _ in rows}))
     for (video, prompt), name in places.items():
         if (name, prompt) not in rows:

@@ -125,7 +125,8 @@ def _read_pairs(path: Path) -> list[Example]:
             raise TableError(f"{place}: {key[0]} is compared with itself")
         label = choice(path, line, "label", row["label"], LABELS)
         pair = pairs.setdefault(key, Example(JudgedPair(*key, {}), place, {}, row.get("content") or None))
-        if aspect in pair.preferences:
+        mirrored = pairs.get((key[1], key[0], key[2]))
+        if aspect in pair.preferences or (mirrored and aspect in mirrored.preferences):
             raise TableError(f"{place}: a second verdict on {aspect} for {key[0]} and {key[1]}")
         assert isinstance(pair.item, JudgedPair)
         verdicts = {**pair.item.verdicts, aspect: VERDICTS[label]}

@@ -32,8 +32,10 @@ def test_the_challenges_table_with_a_missing_cell(read, name):
 def test_own_preferences_are_gathered_by_pair(read):
     table = "prompt,video_a,video_b,aspect,label\na cat,1.mp4,2.mp4,Overall,A\na cat,1.mp4,2.mp4,Temporal,tie\n"
     assert read("pairs", table) == [JudgedPair("1.mp4", "2.mp4", "a cat", {"Overall": 1, "Temporal": 0})]
-    with pytest.raises(TableError, match="line 4: a second verdict on Overall"):
-        read("pairs", table + "a cat,1.mp4,2.mp4,Overall,B\n")
+    for second in ("1.mp4,2.mp4,Overall,B", "2.mp4,1.mp4,Overall,A"):
+        with pytest.raises(TableError, match="line 4: a second verdict on Overall"):
+            read("pairs", f"{table}a cat,{second}\n")
+    assert len(read("pairs", table + "a cat,2.mp4,1.mp4,Aesthetic,B\na dog,2.mp4,1.mp4,Overall,A\n")) == 3
 
 
 def test_videogen_rewardbench(read):

@@ -232,6 +232,22 @@ def test_a_clip_that_was_scored_under_another_prompt_is_told_from_one_that_was_n
     assert "2.mp4 was scored under 'a square', and not under 'a circle'" in " ".join(result.stderr.split())
 
 
+def test_a_clip_with_two_rows_counts_where_they_are_the_same(rated_folder):
+    folder, table, run = rated_folder
+    kept = folder / "scores.jsonl"
+    assert run(table, "--videos", folder / "clips", "--save-scores", kept).exit_code == 0
+    last = kept.read_text().splitlines()[-1]
+    with kept.open("a") as file:
+        file.write(last + "\n")
+    assert run(table, "--scores", kept).exit_code == 0
+    failed = json.loads(last) | dict.fromkeys(SCORE_NAMES) | {"error": "cut off"}
+    with kept.open("a") as file:
+        file.write(json.dumps(failed) + "\n")
+    result = run(table, "--scores", kept)
+    assert result.exit_code == 2
+    assert "5.mp4 has two rows under 'a square' whose scores differ" in " ".join(result.stderr.split())
+
+
 def test_missing_clips_end_with_status_one(rated_folder):
     folder, table, run = rated_folder
     table.write_text(table.read_text() + "gone.mp4,a square,3\n")

@@ -75,8 +75,9 @@ def test_preferences_that_make_no_sense_are_refused(write_table, what):
 
 def test_a_second_verdict_is_refused(write_table):
     row = (STAR, "a.mp4", "b.mp4", "Overall", "A", "")
-    with pytest.raises(TableError, match="line 3: a second verdict on Overall"):
-        read_examples(pairs(write_table("pairs.csv", [row, row], PAIR_COLUMNS)))
+    for second in (row, (STAR, "b.mp4", "a.mp4", "Overall", "B", "")):
+        with pytest.raises(TableError, match="line 3: a second verdict on Overall"):
+            read_examples(pairs(write_table("pairs.csv", [row, second], PAIR_COLUMNS)))
 
 
 def test_other_benchmarks_files_are_read(tmp_path):
