@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dover_eval.models.heads import StatisticsPool, masked_mean
+from dover_eval.models.heads import NORM_FLOOR, StatisticsPool, masked_mean
 from dover_eval.opinion import ASPECTS
 
 NUM_HEADS = 8
@@ -103,10 +103,10 @@ class QualityAwareFusion(nn.Module):
     def agreements(self, semantics: Tensor, text_pooled: Tensor) -> Tensor:
         """How much what is seen (B,semantic_dim) agrees with prompts (B,text_dim): (B,3), by what was learned, by the
         prior and by concepts."""
-        meant = F.normalize(text_pooled, dim=-1) - self.usual_text
+        meant = _unit(text_pooled) - self.usual_text
         standard = self.semantics(semantics).to(meant.dtype)
-        learned = F.normalize(self.semantic_proj(standard), dim=-1) * meant * meant.shape[-1] ** 0.5
-        known = F.normalize(F.linear(semantics.to(meant.dtype), self.prior), dim=-1) * meant * PRIOR_GAIN
+        learned = _unit(self.semantic_proj(standard)) * meant * meant.shape[-1] ** 0.5
+        known = _unit(F.linear(semantics.to(meant.dtype), self.prior)) * meant * PRIOR_GAIN
         shared = self.concepts_shown(standard) * self.concepts_named(meant)
         return torch.stack([product.sum(dim=-1) for product in (learned, known, shared)], dim=-1)
 
@@ -129,6 +129,11 @@ class QualityAwareFusion(nn.Module):
         key, value = (t.unflatten(-1, (NUM_HEADS, -1)).transpose(1, 2) for t in self.key_value(places).chunk(2, dim=-1))
         found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
         return self.attended(found.transpose(1, 2).flatten(2))
+
+
+def _unit(x: Tensor) -> Tensor:
+    """x (B,D) at unit length; zeros stay zeros."""
+    return F.normalize(x, dim=-1, eps=NORM_FLOOR)
 
 
 def _as_sequence(name: str, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,8 @@ from torch import Tensor, distributed, nn
 
 from dover_eval.opinion import ASPECTS, MOS_MAX, MOS_MIN
 
+NORM_FLOOR = 1e-6  # for F.normalize, whose own is zero in fp16: there nothing over nothing would be NaN
+
 
 class QualityHead(nn.Module):
     """DOVER's head: a two-layer MLP at every space-time place; the score is the mean over places.
@@ -160,5 +162,5 @@ class MOSPredictor(nn.Module):
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """The mean of x (B,N,D) over the places where mask (B,N) is true, zero where none is."""
-    weights = F.normalize(mask.to(x.dtype), p=1, dim=1, eps=1e-6)  # the default is zero in fp16
+    weights = F.normalize(mask.to(x.dtype), p=1, dim=1, eps=NORM_FLOOR)
     return torch.einsum("bnd,bn->bd", x, weights)

@@ -149,11 +149,15 @@ def test_the_device_asked_for_is_where_a_checkpoint_stays(small_model, tmp_path,
     assert asked == ["cuda"]
 
 
-def test_a_model_with_a_picture_encoder_runs_in_half_precision(small_config, frames):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_with_a_picture_encoder_runs_in_half_precision(small_config, frames, dtype):
+    """A fresh one, whose prior is zero."""
     config = small_config.replace(semantic_encoder_name=EFFICIENTNET_LITE0)
     model = DOVERModel(None, config=config).eval()
     single = model(frames, PROMPTS)
-    half = model.bfloat16()(frames.bfloat16(), PROMPTS)
+    with torch.autocast("cpu", dtype):
+        torch.testing.assert_close(model(frames, PROMPTS), single, atol=0.05, rtol=0)
+    half = model.to(dtype)(frames.to(dtype), PROMPTS)
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, single, atol=0.05, rtol=0)
     assert {parameter.dtype for parameter in model.semantic_encoder.parameters()} == {torch.float32}

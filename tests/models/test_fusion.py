@@ -132,9 +132,12 @@ def test_attention_is_what_the_fusion_attends_with(fusion):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_a_prompt_without_words_has_a_score(dtype):
-    fusion = QualityAwareFusion(24, 16, 32).eval().to(dtype)
+@pytest.mark.parametrize("semantic_dim", [None, 3])
+def test_a_prompt_without_words_has_a_score(dtype, semantic_dim):
+    fusion = QualityAwareFusion(24, 16, 32, semantic_dim).eval().to(dtype)
     none = torch.zeros(1, 3, dtype=torch.bool)
-    fused, weights = fusion(torch.randn(1, 5, 24).to(dtype), torch.randn(1, 3, 16).to(dtype), text_mask=none)
+    seen = None if semantic_dim is None else torch.randn(1, semantic_dim)
+    video, text = torch.randn(1, 5, 24).to(dtype), torch.randn(1, 3, 16).to(dtype)
+    fused, weights = fusion(video, text, text_mask=none, semantics=seen)
     assert fused.isfinite().all()
     assert weights.isfinite().all()
