@@ -70,7 +70,7 @@ def train(settings: TrainSettings, *, resume: bool = False) -> TrainResult | Non
 
     Args:
         resume: go on from the last whole checkpoint of a run with the same settings and data, to the same weights as
-            if it had not stopped. Where there is none yet, begin.
+            if it had not stopped. Where there is none yet, begin; in a folder that holds no run, only if it is empty.
 
     Under torchrun every process calls this; the first returns the result, the others None.
 
@@ -147,8 +147,14 @@ def _check_reporters(settings: TrainSettings) -> None:
 def _check_output(output: Path, resume: bool) -> None:
     if output.exists() and not output.is_dir():
         raise SettingsError(f"output: {output} is a file, expected a folder")
-    if not resume and output.is_dir() and any(output.iterdir()):
+    if not output.is_dir() or not any(output.iterdir()):
+        return
+    if not resume:
         raise SettingsError(f"output: {output} is not empty. Resume the run that is there (--resume), or name another")
+    if not (output / CHECKPOINTS / BEGUN).exists():
+        raise SettingsError(
+            f"output: {output} is not empty, and without {CHECKPOINTS}/{BEGUN} it holds no run to resume. Name another"
+        )
 
 
 def _begin(folder: Path, began: dict[str, Any], resume: bool) -> None:

@@ -162,6 +162,8 @@ def test_a_folder_with_something_in_it_is_not_overwritten(write_settings, tmp_pa
     (tmp_path / "model" / "thesis.txt").write_text("mine")
     with pytest.raises(SettingsError, match="model is not empty"):
         train(path)
+    with pytest.raises(SettingsError, match=r"without checkpoints/run\.json it holds no run to resume"):
+        train(path, resume=True)
 
 
 def test_a_run_is_resumed_with_its_own_settings_and_data_alone(write_settings, write_table):
