@@ -131,6 +131,9 @@ class TextEncoder(nn.Module):
     def dim(self) -> int:
         return int(self.model.config.hidden_size)
 
+    def train(self, mode: bool = True) -> TextEncoder:
+        return super().train(mode and self.trainable)  # frozen: without dropout
+
     def forward(self, prompts: Sequence[str]) -> TextFeatures:
         """Features of `prompts`, on the encoder's device. Raises ValueError for none, and for one that says nothing."""
         if isinstance(prompts, str):  # whose letters would be taken for prompts
@@ -149,8 +152,13 @@ class TextEncoder(nn.Module):
         return TextFeatures(torch.stack([p for p, _ in features]), tokens, pad_sequence(masks, batch_first=True))
 
     def encode_batch(self, prompts: Sequence[str]) -> TextFeatures:
-        """All prompts in one pass, for training: faster than `forward`, whose bits it may miss by rounding."""
+        """All prompts in one pass, for training: faster than `forward`, whose bits it may miss by rounding.
+
+        Raises ValueError for a prompt that says nothing.
+        """
         batch = self.tokenizer(list(prompts), padding=True, **self._tokenizing)
+        for prompt, ids in zip(prompts, batch["input_ids"].tolist(), strict=True):
+            self._check_known(prompt, ids)
         trainable = self.trainable
         if trainable:  # what was cached is about to be out of date
             self._forget()
@@ -164,6 +172,10 @@ class TextEncoder(nn.Module):
         if self._known(self.tokenizer(prompt, truncation=True, max_length=self.max_length)["input_ids"]):
             return None
         return f"the text encoder {self.name} knows no word of the prompt {prompt[:60]!r}"
+
+    def _check_known(self, prompt: str, ids: list[int]) -> None:
+        if not self._known(ids):
+            raise ValueError(self.fault(prompt))
 
     def _known(self, ids: list[int]) -> int:
         """How many of these tokens stand for something."""
@@ -194,8 +206,7 @@ class TextEncoder(nn.Module):
             # No inference mode either: its tensors would be of no use to a later call that wants gradients.
             batch = self.tokenizer([prompt], **self._tokenizing)
             ids = batch["input_ids"][0].tolist()
-            if not self._known(ids):
-                raise ValueError(self.fault(prompt))
+            self._check_known(prompt, ids)
             self._warn_of_what_is_unread(prompt, ids)
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
                 pooled, tokens = self._encode(batch)

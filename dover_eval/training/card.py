@@ -45,7 +45,8 @@ def _what(record: Mapping[str, Any]) -> str:
     return (
         f"{model['parameters'] / 1e6:.1f} M parameters, {model['num_frames']} frames of {height}x{width}; text encoder "
         f"{model['text_encoder']} (sha256 `{model['text_encoder_sha256']}`)"
-        + (", trained with it" if model["text_encoder_trained"] else ", which is not part of this checkpoint")
+        + (", whose trained weights are" if model["text_encoder_trained"] else ", which is not")
+        + " part of this checkpoint"
         + (f"{sees}." if model["semantic_encoder"] else ".")
         + f" Weights `{record['fingerprint']['weights'][:12]}`. It began with {record['start']}."
     )

@@ -154,6 +154,7 @@ class LoopSettings:
     accumulate: batches a step. warmup: the share of the steps in which the learning rate rises, before it falls as a
     cosine. precision: "auto" is bf16 on a GPU and fp32 on a CPU. checkpointing: recompute activations in the
     backward pass, to save memory. fsdp: shard the model over the processes that torchrun starts.
+    train_text_encoder: whether it learns too; if not, also one that a checkpoint has trained stays as it is.
     evaluate_every: steps between validations, each with a checkpoint; None is once an epoch. patience: stop after so
     many of them without a better one; None never does. keep: checkpoints that stay, beside the best one.
     device: None is a GPU if there is one. report_to: "tensorboard", "wandb", "trackio".

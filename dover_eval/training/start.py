@@ -51,11 +51,17 @@ def start_model(settings: TrainSettings) -> tuple[DOVERModel, str]:
 
     Raises WeightsError, FileNotFoundError or TextEncoderError where the source does not cover what it should.
     """
+    model, told = _started(settings)
+    if not settings.training.train_text_encoder:  # of a checkpoint that has one of its own
+        model.text_encoder.requires_grad_(False)
+    return model, told
+
+
+def _started(settings: TrainSettings) -> tuple[DOVERModel, str]:
     start, trained = settings.start, settings.training.train_text_encoder
     fresh = lambda base: DOVERModel(None, config=settings.model_config(base), train_text_encoder=trained)
     if start.kind == "checkpoint":
-        model = _checkpoint(settings)
-        return model, f"the checkpoint {_called(start)}"
+        return _checkpoint(settings), f"the checkpoint {_called(start)}"
     assert start.weights is not None or start.kind == "fresh"
     if start.kind == "fresh":
         return fresh(DOVERConfig()), "fresh weights"

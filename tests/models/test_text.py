@@ -206,8 +206,9 @@ def test_a_prompt_with_anything_known_in_it_is_read(encoder, prompt):
 def test_a_prompt_of_which_nothing_is_known_is_refused(encoder, prompt):
     """They are all the same to the encoder, and would all have the same score."""
     assert "MiniLM-L6-v2 knows no word of the prompt" in encoder.fault(prompt)
-    with pytest.raises(ValueError, match="knows no word of the prompt"):
-        encoder(["a cat", prompt])
+    for read in (encoder, encoder.encode_batch):
+        with pytest.raises(ValueError, match="knows no word of the prompt"):
+            read(["a cat", prompt])
 
 
 def test_a_prompt_that_is_known_in_small_part_is_told(caplog):

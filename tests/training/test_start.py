@@ -2,6 +2,7 @@
 
 import functools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,21 @@ def test_a_checkpoint_starts_a_model_and_its_configuration_may_change(tmp_path, 
         assert torch.equal(ours, theirs)
     with pytest.raises(WeightsError, match=r"before does not fit with model: \{'fusion_dim': 64\}"):
         start_model(settings(tmp_path, {"fusion_dim": 64}, kind="checkpoint", weights="before"))
+
+
+def test_a_text_encoder_that_was_trained_before_learns_on_request_alone(tmp_path, small_config):
+    torch.manual_seed(1)
+    before = DOVERModel(None, config=small_config, train_text_encoder=True)
+    before.save_pretrained(tmp_path / "before")
+    given = settings(tmp_path, kind="checkpoint", weights="before")
+    model, _ = start_model(given)
+    assert not any(parameter.requires_grad for parameter in model.text_encoder.parameters())
+    assert not any(module.training for module in model.train().text_encoder.modules())  # without its dropout
+    assert any(key.startswith("text_encoder.") for key in model.state_dict())  # and part of what comes out
+    given = replace(given, training=replace(given.training, train_text_encoder=True))
+    model, _ = start_model(given)
+    assert all(parameter.requires_grad for parameter in model.text_encoder.parameters())
+    assert all(module.training for module in model.train().text_encoder.modules())
 
 
 def test_the_embedded_default_starts_a_model(tmp_path):
