@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from scipy.fft import dctn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dover_eval import __version__
 from dover_eval.config import DOVERConfig
 from dover_eval.training.cache import TensorCache
 from dover_eval.video.decode import VideoError, decode_clip
@@ -27,7 +29,8 @@ LOOKS_BYTES = 1 << 28
 LOOK_FRAMES, LOOK_SIDE, LOOK_KEPT = 4, 32, 8
 LOOK_BITS = LOOK_FRAMES * LOOK_KEPT**2
 FLAT = 2.0  # grey levels of standard deviation, under which a frame looks like any other
-VERSION = 1  # of the entries on disk
+# A clip may be decoded otherwise by another version of these, or refused.
+DECODERS = (__version__, av.__version__)
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,20 @@ class ClipStore:
     def __init__(self, config: DOVERConfig, folder: str | Path, limit: int) -> None:
         self.config = config
         sampling = {name: value for name, value in asdict(config).items() if name in SAMPLING}
-        self._sampling = json.dumps([VERSION, sampling], sort_keys=True)
+        self._sampling = json.dumps([DECODERS, sampling], sort_keys=True)
         self._clips = TensorCache(Path(folder) / "clips", limit)
         self._looks = TensorCache(Path(folder) / "looks", LOOKS_BYTES)
 
     def load(self, path: str, sha256: str) -> Tensor:
-        """The model's input for the file `path`, whose content is `sha256`. Raises VideoError."""
-        return self._clips.get(self._key(sha256), lambda: {"frames": self._decode(path)[0]})["frames"]
+        """The model's input for the file `path`. Raises VideoError, also where its content is not of this `sha256`."""
+
+        def make() -> dict[str, Tensor]:
+            frames, _ = self._decode(path)
+            if file_sha256(path) != sha256:  # or its frames would be another file's, here and for every other run
+                raise VideoError(f"{path} has changed: expected the content of sha256 {sha256[:12]}...")
+            return {"frames": frames}
+
+        return self._clips.get(self._key(sha256), make)["frames"]
 
     def identify(self, path: str) -> ClipIdentity:
         """Who the file is; decodes it, and keeps that, where it was not seen before. Raises VideoError."""

@@ -1,5 +1,6 @@
 """Who is who by content, and training and validation apart."""
 
+import shutil
 import zlib
 from dataclasses import replace
 
@@ -9,10 +10,11 @@ import pytest
 import torch
 
 from dover_eval.evaluation import RatedClip
+from dover_eval.training import clips
 from dover_eval.training.clips import ClipIdentity, ClipStore, file_sha256, frames_look, look_alikes, survey
 from dover_eval.training.splits import DuplicateError, SplitError, check_apart, split_examples
 from dover_eval.training.tables import Example
-from dover_eval.video.decode import decode_clip
+from dover_eval.video.decode import VideoError, decode_clip
 from dover_eval.video.sample import prepare_clip
 from tests.training.small import CLIPS
 
@@ -52,6 +54,32 @@ def test_another_sampling_is_another_entry(store, small_config, tmp_path):
     second = ClipStore(replace(small_config, num_frames=6), tmp_path / "cache", 10**8).load(path, sha256)
     assert first.shape[1] == 4
     assert second.shape[1] == 6
+
+
+def test_another_decoder_reads_a_clip_anew(store, small_config, tmp_path, monkeypatch):
+    path = str(CLIPS / "heart_clean.mp4")
+    store.identify(path)
+    monkeypatch.setattr(clips, "DECODERS", ("0.1.0", "99.0.0"))
+    later = ClipStore(small_config, tmp_path / "cache", 10**8)
+
+    def refuse(*_):
+        raise VideoError("damaged, as was found out since")
+
+    monkeypatch.setattr(clips, "decode_clip", refuse)
+    with pytest.raises(VideoError, match="found out since"):
+        later.identify(path)
+    with pytest.raises(VideoError, match="found out since"):
+        later.load(path, file_sha256(path))
+
+
+def test_a_file_that_is_replaced_after_the_survey_is_refused_and_nothing_is_kept_of_it(store, tmp_path):
+    path, sha256 = tmp_path / "clip.mp4", file_sha256(CLIPS / "star_clean.mp4")
+    shutil.copy(CLIPS / "star_noisy.mp4", path)
+    with pytest.raises(VideoError, match=f"clip.mp4 has changed: expected the content of sha256 {sha256[:12]}"):
+        store.load(str(path), sha256)
+    clean = str(CLIPS / "star_clean.mp4")
+    want = ClipStore(store.config, tmp_path / "another", 10**8).load(clean, sha256)
+    assert torch.equal(store.load(clean, sha256), want)
 
 
 def test_a_survey_tells_every_clip_and_every_failure_and_works_in_processes(store, tmp_path):
