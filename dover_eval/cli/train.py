@@ -36,6 +36,7 @@ def train(
         from dover_eval.training import run
         from dover_eval.training.settings import SettingsError, TrainSettings
         from dover_eval.training.splits import SplitError
+        from dover_eval.video.decode import VideoError
         from dover_eval.weights import WeightsError
     from transformers.utils import logging as transformers_logging
 
@@ -46,7 +47,7 @@ def train(
             _print_corpus(run.check(settings))
             return
         result = run.train(settings, resume=resume)
-    except (WeightsError, TextEncoderError, SemanticEncoderError, OSError, FloatingPointError) as error:
+    except (WeightsError, TextEncoderError, SemanticEncoderError, VideoError, OSError, FloatingPointError) as error:
         failure(error)
     except (SettingsError, TableError, SplitError) as error:
         usage(str(error))

@@ -20,7 +20,7 @@ from dover_eval.training.clips import ClipStore
 from dover_eval.training.corpus import Corpus
 from dover_eval.training.judging import figures, judge, quality
 from dover_eval.training.objective import Objective
-from dover_eval.training.settings import LoopSettings, SettingsError
+from dover_eval.training.settings import LoopSettings
 
 QUALITY = "quality"  # what the best checkpoint is chosen by
 LONG = 7 * 24 * 3600  # seconds that the other processes wait while the first decodes
@@ -81,8 +81,6 @@ class DOVERTrainer(Trainer):
 def training_arguments(settings: LoopSettings, folder: Path, workers: int, every_parameter_learns: bool) -> Any:
     """What `Trainer` takes; the numbers of steps are set by `set_steps`, once the data are known."""
     cpu = settings.device == "cpu" or not torch.cuda.is_available()
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise SettingsError("training.device is cuda, but torch finds no GPU")
     blocks = {"transformer_layer_cls_to_wrap": ["ConvNeXtBlock3D"]}
     sharding: dict[str, Any] = {"fsdp": True, "fsdp_config": blocks} if settings.fsdp else {}
     arguments = TrainingArguments(

@@ -37,6 +37,7 @@ from dover_eval.training.loop import (
 from dover_eval.training.objective import Objective
 from dover_eval.training.settings import SettingsError, TrainSettings
 from dover_eval.training.start import start_model
+from dover_eval.video.decode import VideoError
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class TrainResult:
 
 def check(settings: TrainSettings) -> Corpus:
     """All of a run up to its first step: the start, the tables, the clips and the split. Raises as `train` does."""
-    _check_reporters(settings)
+    _check_machine(settings)
     torch.manual_seed(settings.training.seed)
     model, _ = start_model(settings)
     return collect(settings.data, _store(settings, model), settings.training.seed, model.text_encoder.fault)
@@ -78,9 +79,10 @@ def train(settings: TrainSettings, *, resume: bool = False) -> TrainResult | Non
         SettingsError: the settings do not fit together, or with the run to resume.
         TableError, SplitError: the data cannot be used. See `collect`.
         WeightsError, FileNotFoundError, TextEncoderError, SemanticEncoderError: the start cannot be had.
+        VideoError: a clip has gone or changed while the run trained.
         FloatingPointError: the loss is no number any more.
     """
-    _check_reporters(settings)
+    _check_machine(settings)
     loop, output = settings.training, Path(settings.output)
     if loop.fsdp and "LOCAL_RANK" not in os.environ:
         raise SettingsError("training.fsdp shards over the processes that torchrun starts, and this is one by itself")
@@ -105,7 +107,13 @@ def train(settings: TrainSettings, *, resume: bool = False) -> TrainResult | Non
         path, state = found
         trainer._load_from_checkpoint(str(_best(folder, state) or path))
     else:
-        trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
+        except VideoError as error:
+            reason = str(error).rsplit("VideoError: ", 1)[-1].strip()  # from a worker it comes after its traceback
+            raise VideoError(
+                f"{reason}. Once it can be read as it was, --resume goes on from the last checkpoint"
+            ) from error
         state = asdict(trainer.state)
     _save(trainer, model, output)
     del trainer
@@ -138,7 +146,10 @@ def train(settings: TrainSettings, *, resume: bool = False) -> TrainResult | Non
     return TrainResult(output, record, report)
 
 
-def _check_reporters(settings: TrainSettings) -> None:
+def _check_machine(settings: TrainSettings) -> None:
+    """Whether what the settings ask for is installed, and there. Raises SettingsError."""
+    if settings.training.device == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("training.device is cuda, but torch finds no GPU")
     for name in settings.training.report_to:
         if find_spec(name) is None:
             raise SettingsError(f"training.report_to: {name} is not installed: pip install {name}")

@@ -189,6 +189,7 @@ class LoopSettings:
             _check_range(self, name, 1e-12)
         _check_range(self, "weight_decay", 0)
         _check_range(self, "warmup", 0, 1)
+        _check_range(self, "seed", 0, 2**32 - 1)  # of numpy's
 
 
 @dataclass(frozen=True)
@@ -288,5 +289,5 @@ class TrainSettings:
 def _check_range(settings: Any, name: str, low: float, high: float = float("inf")) -> None:
     value = getattr(settings, name)
     if value is not None and not (low <= value <= high and math.isfinite(value)):
-        wanted = f"at least {low:g}" if high == float("inf") else f"{low:g} to {high:g}"
+        wanted = f"at least {low:g}" if high == float("inf") else f"{low} to {high}"
         raise ValueError(f"{name}: expected {wanted}, got {value}")

@@ -56,6 +56,7 @@ REFUSED = {
     "training.batch_size": (0, "training: batch_size: expected at least 1, got 0"),
     "training.checkpointing": ("maybe", "training.checkpointing: expected true or false"),
     "training.report_to": (["mlflow"], r"training.report_to\[0\]: expected one of tensorboard, wandb, trackio"),
+    "training.seed": (-1, "training: seed: expected 0 to 4294967295, got -1"),
     "training.epochs": (float("inf"), "training: epochs: expected at least 1e-12, got inf"),
     "data.cache_gigabytes": (float("inf"), "data: cache_gigabytes: expected at least 0, got inf"),
     "model.frame_size": ([8, 224], r"model: expected a frame_size \(height, width\) of at least \(32, 32\)"),

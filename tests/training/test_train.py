@@ -204,6 +204,35 @@ def test_clips_that_cannot_be_used_are_refused_or_skipped_and_told(write_setting
     assert "| training | unread.csv | ratings | 3 | 1 | 1 | 1 |" in (result.folder / "README.md").read_text()
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_clip_that_goes_while_a_run_trains_ends_it_with_its_name_and_the_way_on(
+    write_settings, tmp_path, monkeypatch, workers
+):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for name, *_ in HEARTS:
+        shutil.copy(CLIPS / name, videos)
+    begin = run._begin
+
+    def begin_and_lose(*given):
+        begin(*given)
+        (videos / "heart_dark.mp4").unlink(missing_ok=True)
+
+    monkeypatch.setattr(run, "_begin", begin_and_lose)
+    data = {"data__train": [RATINGS | {"videos": str(videos)}], "data__cache_gigabytes": 0, "data__workers": workers}
+    # A cache of its own: another test's may hold the clip.
+    path = write_settings(data__cache=str(tmp_path / "cache"), **data)
+    done = CliRunner().invoke(app, ["train", str(path)])
+    assert done.exit_code == 1
+    (line,) = [line for line in done.stderr.splitlines() if "heart_dark" in line]
+    assert line.startswith(f"dover-eval: {videos / 'heart_dark.mp4'}: ")
+    assert line.endswith("--resume goes on from the last checkpoint")
+    shutil.copy(CLIPS / "heart_dark.mp4", videos)
+    monkeypatch.setattr(run, "_begin", begin)
+    done = CliRunner().invoke(app, ["train", str(path), "--resume"])
+    assert done.exit_code == 0, done.output
+
+
 COMMAND_ERRORS = {
     "an unknown key": ({"training__stepz": 3}, 2, "training.stepz: unknown key"),
     "a table that is not there": ({"data__train": [RATINGS | {"table": "no.csv"}]}, 2, "no.csv: cannot be read"),
@@ -219,6 +248,7 @@ COMMAND_ERRORS = {
         "no folder ./nowhere",
     ),
     "weights that are none": ({"start": {"kind": "imagenet", "weights": "ratings.csv"}}, 1, "is no checkpoint"),
+    "a GPU that is not there": ({"training__device": "cuda"}, 2, "torch finds no GPU"),
     "a reporter that is not installed": ({"training__report_to": ["wandb"]}, 2, "pip install wandb"),
 }
 
@@ -228,11 +258,13 @@ def test_the_command_says_what_is_wrong(write_settings, write_table, what, monke
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     changes, status, message = COMMAND_ERRORS[what]
     write_table("three.csv", STARS)
-    done = CliRunner().invoke(app, ["train", str(write_settings(**changes))])
-    assert done.exit_code == status, done.output
-    assert message in " ".join(done.stderr.split())
+    for options in ([], ["--check"]):
+        done = CliRunner().invoke(app, ["train", str(write_settings(**changes)), *options])
+        assert done.exit_code == status, done.output
+        assert message in " ".join(done.stderr.split())
 
 
 def test_check_tells_the_split_and_trains_nothing(write_settings, tmp_path):
