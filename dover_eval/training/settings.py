@@ -1,4 +1,7 @@
-"""What a training run is told: one YAML file, checked whole before anything is read or computed."""
+"""What a training run is told: one YAML file, checked before anything is read or computed.
+
+But for the values by which `model` changes a checkpoint's configuration: they are checked with that.
+"""
 
 from __future__ import annotations
 
@@ -228,8 +231,13 @@ class TrainSettings:
     losses: LossSettings = field(default_factory=LossSettings)
 
     def __post_init__(self) -> None:
+        names = [entry.name for entry in dataclasses.fields(DOVERConfig)]
+        if unknown := sorted(set(self.model) - {"preset", *names}):
+            raise ValueError(f"model.{unknown[0]}: unknown key; expected some of preset, {', '.join(names)}")
         if self.start.kind == "checkpoint" and "preset" in self.model:
             raise ValueError("model.preset: a checkpoint brings its own configuration; change single fields of it")
+        if self.start.kind != "checkpoint":
+            self.model_config()
         if self.start.kind == "dover" and self.card.licence != "other":
             raise ValueError(
                 f"card.licence {self.card.licence}: what is trained from the published DOVER weights stays under their "
@@ -237,23 +245,21 @@ class TrainSettings:
             )
         if self.training.patience is not None and not (self.data.validation or self.data.validation_share):
             raise ValueError("training.patience counts validations: give data.validation or a data.validation_share")
-        self.model_config(DOVERConfig())
 
-    def model_config(self, base: DOVERConfig) -> DOVERConfig:
-        """`base`, or the preset that `model` names in its place, with the fields that `model` changes."""
+    def model_config(self, checkpoint: DOVERConfig | None = None) -> DOVERConfig:
+        """The checkpoint's configuration, or the preset that `model` names or the start needs, as `model` changes it.
+
+        Raises SettingsError where a value does not fit.
+        """
         changes = dict(self.model)
-        preset = changes.pop("preset", None)
-        if preset is not None:
-            if preset not in PRESETS:
-                raise ValueError(f"model.preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
-            base = PRESETS[preset]
-        names = [entry.name for entry in dataclasses.fields(DOVERConfig)]
-        if unknown := sorted(set(changes) - set(names)):
-            raise ValueError(f"model.{unknown[0]}: unknown key; expected some of preset, {', '.join(names)}")
+        preset = changes.pop("preset", "dover-plus-plus" if self.start.kind == "dover" else "tiny")
+        if preset not in PRESETS:
+            raise SettingsError(f"model.preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
         try:
-            return base.replace(**changes)
+            return (checkpoint or PRESETS[preset]).replace(**changes)
         except (ValueError, TypeError) as error:
-            raise ValueError(f"model: {error}") from error
+            changed = f", in {self.start.weights}" if checkpoint else ""
+            raise SettingsError(f"model{changed}: {error}") from error
 
     @classmethod
     def load(cls, path: str | Path) -> TrainSettings:

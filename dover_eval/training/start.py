@@ -16,7 +16,6 @@ import torch
 from huggingface_hub.errors import HFValidationError
 from torch import Tensor
 
-from dover_eval.config import DOVERConfig
 from dover_eval.models.convnext3d import ConvNeXt3D
 from dover_eval.models.dover import DOVERModel
 from dover_eval.training.settings import StartSettings, TrainSettings
@@ -49,7 +48,8 @@ def start_model(settings: TrainSettings) -> tuple[DOVERModel, str]:
 
     What the source leaves open is drawn from torch's random state, which the caller seeds.
 
-    Raises WeightsError, FileNotFoundError or TextEncoderError where the source does not cover what it should.
+    Raises WeightsError, FileNotFoundError or TextEncoderError where the source does not cover what it should, and
+    SettingsError where `settings.model` does not fit a checkpoint's configuration.
     """
     model, told = _started(settings)
     if not settings.training.train_text_encoder:  # of a checkpoint that has one of its own
@@ -59,19 +59,17 @@ def start_model(settings: TrainSettings) -> tuple[DOVERModel, str]:
 
 def _started(settings: TrainSettings) -> tuple[DOVERModel, str]:
     start, trained = settings.start, settings.training.train_text_encoder
-    fresh = lambda base: DOVERModel(None, config=settings.model_config(base), train_text_encoder=trained)
     if start.kind == "checkpoint":
         return _checkpoint(settings), f"the checkpoint {_called(start)}"
     assert start.weights is not None or start.kind == "fresh"
+    model = DOVERModel(None, config=settings.model_config(), train_text_encoder=trained)
     if start.kind == "fresh":
-        return fresh(DOVERConfig()), "fresh weights"
+        return model, "fresh weights"
     if start.kind == "dover":
-        model = fresh(DOVERConfig.resolve("dover-plus-plus"))
         path = resolve_weights(str(start.weights))
         report = adapt_dover_checkpoint(load_checkpoint_file(path), model.dover_model)
         logger.info("DOVER++: %s", report)
         return model, f"the backbone and aesthetic head of the published DOVER++ ({path.name}), the rest fresh"
-    model = fresh(DOVERConfig())
     path = _imagenet_file(start)
     layout, report = inflate_convnext(load_checkpoint_file(path), model.dover_model.backbone, start.inflation)
     logger.info("ImageNet ConvNeXt: %s", report)

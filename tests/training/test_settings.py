@@ -33,7 +33,7 @@ def test_the_smallest_file_is_read_and_its_paths_are_its_folders(tmp_path):
     assert settings.output == str(tmp_path / "model")
     assert settings.data.train[0].table == str(tmp_path / "ratings.csv")
     assert settings.start.kind == "fresh"
-    assert settings.model_config(DOVERConfig()) == DOVERConfig()
+    assert settings.model_config() == DOVERConfig()
 
 
 def test_numbers_without_a_point_are_numbers(tmp_path):
@@ -44,7 +44,25 @@ def test_numbers_without_a_point_are_numbers(tmp_path):
 
 def test_a_model_is_a_preset_with_changes():
     settings = TrainSettings.parse(changed("model", {"preset": "nano", "num_frames": 8}))
-    assert settings.model_config(DOVERConfig()) == PRESETS["nano"].replace(num_frames=8)
+    assert settings.model_config() == PRESETS["nano"].replace(num_frames=8)
+
+
+def test_changes_to_a_checkpoint_are_held_against_its_own_configuration():
+    given = changed("model", {"windows": 3, "frame_size": [16, 24]})
+    given["start"] = {"kind": "checkpoint", "weights": "mine"}
+    settings = TrainSettings.parse(given)
+    checkpoint = DOVERConfig(num_frames=12, stem_kernel=(1, 2, 2))
+    assert settings.model_config(checkpoint) == checkpoint.replace(windows=3, frame_size=(16, 24))
+    with pytest.raises(SettingsError, match="model, in mine: expected num_frames 8 in windows of equal length, got 3"):
+        settings.model_config(checkpoint.replace(num_frames=8))
+    with pytest.raises(SettingsError, match=r"model\.window: unknown key"):
+        TrainSettings.parse(given | {"model": {"window": 3}})
+
+
+def test_published_weights_bring_the_stem_that_the_model_is_held_against():
+    given = changed("model", {"num_frames": 1}) | {"start": {"kind": "dover", "weights": "a.pth"}}
+    with pytest.raises(SettingsError, match="num_frames 1 in 1 windows is shorter than the stem 2"):
+        TrainSettings.parse(given | {"card": {"licence": "other", "licence_name": "s-lab-1.0"}})
 
 
 REFUSED = {

@@ -248,6 +248,11 @@ COMMAND_ERRORS = {
         "no folder ./nowhere",
     ),
     "weights that are none": ({"start": {"kind": "imagenet", "weights": "ratings.csv"}}, 1, "is no checkpoint"),
+    "a change that its checkpoint cannot take": (
+        {"model": {"windows": 3}, "start": {"kind": "checkpoint", "weights": "default"}},
+        2,
+        "model, in default: expected num_frames 16 in windows of equal length, got 3",
+    ),
     "a GPU that is not there": ({"training__device": "cuda"}, 2, "torch finds no GPU"),
     "a reporter that is not installed": ({"training__report_to": ["wandb"]}, 2, "pip install wandb"),
 }
