@@ -20,8 +20,10 @@ class TableError(ValueError):
     """A table that cannot be used; the message names the file, the line, what was found and what was expected."""
 
 
-def read_rows(path: Path, columns: tuple[str, ...]) -> list[tuple[int, Row]]:
-    """(line, row) of a .csv, .jsonl, .json or .parquet table that has these columns; cells are stripped texts.
+def read_rows(path: Path, columns: tuple[str, ...], optional: tuple[str, ...] = ()) -> list[tuple[int, Row]]:
+    """(line, row) of a .csv, .jsonl, .json or .parquet table that has these columns, names and cells stripped texts.
+
+    optional: columns that may be missing, but not be there in other capitals, which would leave them out in silence.
 
     Raises TableError, also for a row whose columns are not the first one's.
     """
@@ -32,18 +34,24 @@ def read_rows(path: Path, columns: tuple[str, ...]) -> list[tuple[int, Row]]:
     try:
         with path.open("rb") as raw:
             stream = stream_rows(str(path), raw)
-            found: list[str] = next(stream, [])
+            found: list[str] = [name.strip() for name in next(stream, [])]
             records = list(stream)
     except (OSError, UnicodeDecodeError) as error:
         raise TableError(f"{path}: cannot be read ({error})") from error
     if not records:
         raise TableError(f"{path}: a table without rows")
+    _check_columns(str(path), found)
+    in_capitals = {name.casefold(): name for name in found}
+    for column in (*columns, *optional):
+        if column not in found and (other := in_capitals.get(column.casefold())):
+            raise TableError(f"{path}: expected the column {column}, found {other}")
     if lacking := [column for column in columns if column not in found]:
         raise TableError(
             f"{path}: expected the columns {', '.join(columns)}; {', '.join(lacking)} not in {', '.join(found)}"
         )
     rows = []
-    for line, record in records:
+    for line, named in records:
+        record = {name.strip(): value for name, value in named.items()}
         if set(record) != set(found):
             raise TableError(f"{path}, line {line}: expected {len(found)} cells, as in the header")
         texts = {name: text_cell(f"{path}, line {line}", name, record[name]) for name in columns}

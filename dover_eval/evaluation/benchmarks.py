@@ -50,11 +50,13 @@ class Benchmark:
 def read_ratings(path: Path) -> list[RatedClip]:
     """The challenge's table: `video_name, Prompt, Traditional_MOS, ..., Overall_MOS`; any of the five may be missing.
 
-    An empty cell is a rating that is missing, not a zero.
+    An empty cell is a rating that is missing, not a zero. Raises TableError for a sixth rating.
     """
-    rows = read_rows(path, ("video_name", "Prompt"))
     columns = {f"{name}_MOS": name for name in SCORE_NAMES}
-    present = [column for column in columns if rows and column in rows[0][1]]
+    rows = read_rows(path, ("video_name", "Prompt"), tuple(columns))
+    if unknown := [name for name in rows[0][1] if name.casefold().endswith("_mos") and name not in columns]:
+        raise TableError(f"{path}: the ratings {', '.join(unknown)} are none of {', '.join(columns)}")
+    present = [column for column in columns if column in rows[0][1]]
     if not present:
         raise TableError(f"{path}: expected at least one of the columns {', '.join(columns)}")
     clips = [

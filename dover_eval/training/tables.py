@@ -50,7 +50,7 @@ def read_examples(settings: TableSettings) -> list[Example]:
     if settings.kind == "pairs":
         return _read_pairs(path)
     if settings.kind == "ratings":
-        rows = read_rows(path, ())
+        rows = read_rows(path, (), ("content",))
         rated = zip(read_ratings(path), rows, strict=True)
         examples = [Example(item, f"{path}, line {n}", content=row.get("content") or None) for item, (n, row) in rated]
     else:
@@ -117,7 +117,7 @@ def _read_pairs(path: Path) -> list[Example]:
     """`prompt, video_a, video_b, aspect, label`, perhaps `share` and `content`: the aspects of a pair are one row."""
     aspects = {name: name for name in SCORE_NAMES}
     pairs: dict[tuple[str, str, str], Example] = {}
-    for line, row in read_rows(path, ("prompt", "video_a", "video_b", "aspect", "label")):
+    for line, row in read_rows(path, ("prompt", "video_a", "video_b", "aspect", "label"), ("share", "content")):
         place = f"{path}, line {line}"
         aspect = choice(path, line, "aspect", row["aspect"], aspects)
         key = (text(path, line, row, "video_a"), text(path, line, row, "video_b"), text(path, line, row, "prompt"))

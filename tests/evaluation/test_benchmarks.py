@@ -146,6 +146,35 @@ def test_a_folder_and_doubled_columns_of_parquet_are_refused(tmp_path):
         BENCHMARKS["ratings"].read(tmp_path / "u.parquet")
 
 
+def test_a_blank_around_a_columns_name_is_none_of_it(read, tmp_path):
+    clips = [RatedClip("v.mp4", "a cat", {"Overall": 3.0, "Temporal": 4.0})]
+    assert read("ratings", "video_name,Prompt,Overall_MOS, Temporal_MOS \nv.mp4,a cat,3,4\n") == clips
+    path = tmp_path / "t.parquet"
+    row = {"video_name": "v.mp4", "Prompt": "a cat", "Overall_MOS": 3.0, " Temporal_MOS": 4.0}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), path)
+    assert BENCHMARKS["ratings"].read(path) == clips
+    with pytest.raises(TableError, match="the columns Prompt are there twice"):
+        read("ratings", "video_name,Prompt, Prompt,Overall_MOS\nv.mp4,a cat,a dog,3\n")
+
+
+MISSPELT = {
+    "aesthetic_MOS": "expected the column Aesthetic_MOS, found aesthetic_MOS",
+    "Aesthetic_mos": "expected the column Aesthetic_MOS, found Aesthetic_mos",
+    "Astetic_MOS": "the ratings Astetic_MOS are none of Traditional_MOS",
+}
+
+
+@pytest.mark.parametrize("column", MISSPELT)
+def test_a_misspelt_rating_beside_a_right_one_is_refused(read, column):
+    with pytest.raises(TableError, match=MISSPELT[column]):
+        read("ratings", f"video_name,Prompt,Overall_MOS,{column}\nv.mp4,a cat,3,4\n")
+
+
+def test_other_columns_are_left_alone_also_beside_one_of_their_name(read):
+    table = "video_name,Prompt,prompt,Overall_MOS,MOS_std,votes\nv.mp4,a cat,x,3,0.5,12\n"
+    assert read("ratings", table) == [RatedClip("v.mp4", "a cat", {"Overall": 3.0})]
+
+
 def test_a_missing_table(tmp_path):
     with pytest.raises(TableError, match="cannot be read"):
         BENCHMARKS["ratings"].read(tmp_path / "none.csv")

@@ -73,6 +73,18 @@ def test_preferences_that_make_no_sense_are_refused(write_table, what):
         read_examples(pairs(write_table("pairs.csv", [(HEART, *row)], PAIR_COLUMNS)))
 
 
+@pytest.mark.parametrize("column", ["Share", "Content"])
+def test_a_column_in_other_capitals_is_refused(write_table, column):
+    """Or votes would become certain verdicts, and contents come apart."""
+    columns = (*PAIR_COLUMNS[:-1], column)
+    with pytest.raises(TableError, match=f"expected the column {column.lower()}, found {column}"):
+        read_examples(pairs(write_table("pairs.csv", STAR_PAIRS, columns)))
+    if column == "Content":
+        rows = [(*row, "scene 1") for row in HEARTS]
+        with pytest.raises(TableError, match="expected the column content, found Content"):
+            read_examples(ratings(write_table(rows=rows, columns=(*RATING_COLUMNS, column))))
+
+
 def test_a_second_verdict_is_refused(write_table):
     row = (STAR, "a.mp4", "b.mp4", "Overall", "A", "")
     for second in (row, (STAR, "b.mp4", "a.mp4", "Overall", "B", "")):
