@@ -124,7 +124,10 @@ def _read_pairs(path: Path) -> list[Example]:
         if key[0] == key[1]:
             raise TableError(f"{place}: {key[0]} is compared with itself")
         label = choice(path, line, "label", row["label"], LABELS)
-        pair = pairs.setdefault(key, Example(JudgedPair(*key, {}), place, {}, row.get("content") or None))
+        content = row.get("content") or None
+        pair = pairs.setdefault(key, Example(JudgedPair(*key, {}), place, {}, content))
+        if content and pair.content and content != pair.content:
+            raise TableError(f"{place}: {key[0]} and {key[1]} are of content {content}, and before of {pair.content}")
         mirrored = pairs.get((key[1], key[0], key[2]))
         if aspect in pair.preferences or (mirrored and aspect in mirrored.preferences):
             raise TableError(f"{place}: a second verdict on {aspect} for {key[0]} and {key[1]}")
@@ -135,6 +138,7 @@ def _read_pairs(path: Path) -> list[Example]:
             pair,
             item=dataclasses.replace(pair.item, verdicts=verdicts),
             preferences={**pair.preferences, aspect: shares},
+            content=pair.content or content,
         )
     return list(pairs.values())
 

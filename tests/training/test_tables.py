@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from dover_eval.evaluation import TableError
+from dover_eval.opinion import SCORE_NAMES
 from dover_eval.training.settings import TableSettings
 from dover_eval.training.tables import load_examples, read_examples
 from tests.training.small import CLIPS, HEART, HEARTS, PAIR_COLUMNS, RATING_COLUMNS, STAR, STAR_PAIRS, STARS
@@ -83,6 +84,17 @@ def test_a_column_in_other_capitals_is_refused(write_table, column):
         rows = [(*row, "scene 1") for row in HEARTS]
         with pytest.raises(TableError, match="expected the column content, found Content"):
             read_examples(ratings(write_table(rows=rows, columns=(*RATING_COLUMNS, column))))
+
+
+def test_any_row_of_a_pair_may_tell_its_content_and_none_another(write_table):
+    columns = (*PAIR_COLUMNS, "content")
+    rows = [(STAR, "a.mp4", "b.mp4", "Overall", "A", "", content) for content in ("", "scene 7", "scene 8", "")]
+    rows = [(*row[:3], aspect, *row[4:]) for row, aspect in zip(rows, SCORE_NAMES, strict=False)]
+    for order in (rows[:2], rows[1::-1]):
+        (example,) = read_examples(pairs(write_table("pairs.csv", order, columns)))
+        assert example.content == "scene 7"
+    with pytest.raises(TableError, match=r"line 4: a\.mp4 and b\.mp4 are of content scene 8, and before of scene 7"):
+        read_examples(pairs(write_table("pairs.csv", rows, columns)))
 
 
 def test_a_second_verdict_is_refused(write_table):
