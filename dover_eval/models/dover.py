@@ -42,7 +42,7 @@ HUB_OPTIONS = ("revision", "cache_dir", "force_download", "token", "local_files_
 HUB = {"library_name": "dover-eval", "tags": ["video-quality-assessment", "video"], "license": "apache-2.0"}
 
 
-def _checkpoint_file(name: str | Path, file: str, hub: Mapping[str, Any]) -> Path:
+def checkpoint_path(name: str | Path, file: str, hub: Mapping[str, Any]) -> Path:
     """A file of a checkpoint: in the folder `name`, or of the repository `name` on the hub."""
     if Path(name).is_dir():
         if not (path := Path(name, file)).is_file():
@@ -80,9 +80,9 @@ class _HubModel(PyTorchModelHubMixin):
             raise ValueError("strict=False would score with random weights; it is not offered")
         hub = {option: kwargs.pop(option) for option in HUB_OPTIONS if option in kwargs}
         if "config" not in kwargs:
-            path = _checkpoint_file(pretrained_model_name_or_path, constants.CONFIG_NAME, hub)
+            path = checkpoint_path(pretrained_model_name_or_path, constants.CONFIG_NAME, hub)
             kwargs["config"] = DOVERConfig.load(path)
-        path = _checkpoint_file(pretrained_model_name_or_path, constants.SAFETENSORS_SINGLE_FILE, hub)
+        path = checkpoint_path(pretrained_model_name_or_path, constants.SAFETENSORS_SINGLE_FILE, hub)
         model = cls._fresh(**kwargs)
         load_safetensors_strict(model, path)
         return (model if map_location is None else model.to(map_location)).eval()

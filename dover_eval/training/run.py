@@ -36,12 +36,12 @@ from dover_eval.training.loop import (
 )
 from dover_eval.training.objective import Objective
 from dover_eval.training.settings import SettingsError, TrainSettings
-from dover_eval.training.start import start_model
+from dover_eval.training.start import RECORD, start_model
 from dover_eval.video.decode import VideoError
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS, BEGUN, RECORD = "checkpoints", "run.json", "training.json"
+CHECKPOINTS, BEGUN = "checkpoints", "run.json"
 RESAMPLES = 1000
 # What a resumed run may change: nothing of it decides a weight.
 FREE = {"card", "data.cache", "data.cache_gigabytes", "data.workers", "training.keep", "training.log_every"}

@@ -238,13 +238,18 @@ class TrainSettings:
             raise ValueError("model.preset: a checkpoint brings its own configuration; change single fields of it")
         if self.start.kind != "checkpoint":
             self.model_config()
-        if self.start.kind == "dover" and self.card.licence != "other":
-            raise ValueError(
+        if self.start.kind == "dover":
+            self.check_licence()
+        if self.training.patience is not None and not (self.data.validation or self.data.validation_share):
+            raise ValueError("training.patience counts validations: give data.validation or a data.validation_share")
+
+    def check_licence(self) -> None:
+        """Raises SettingsError where the card does not keep the licence of the published DOVER weights."""
+        if self.card.licence != "other":
+            raise SettingsError(
                 f"card.licence {self.card.licence}: what is trained from the published DOVER weights stays under their "
                 'S-Lab License 1.0 (non-commercial); expected licence "other" with that licence_name'
             )
-        if self.training.patience is not None and not (self.data.validation or self.data.validation_share):
-            raise ValueError("training.patience counts validations: give data.validation or a data.validation_share")
 
     def model_config(self, checkpoint: DOVERConfig | None = None) -> DOVERConfig:
         """The checkpoint's configuration, or the preset that `model` names or the start needs, as `model` changes it.

@@ -6,6 +6,7 @@ ImageNet layouts: timm's (`convnext_tiny`, Apache-2.0 code, weights under their 
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from huggingface_hub.errors import HFValidationError
 from torch import Tensor
 
 from dover_eval.models.convnext3d import ConvNeXt3D
-from dover_eval.models.dover import DOVERModel
+from dover_eval.models.dover import DOVERModel, checkpoint_path
 from dover_eval.training.settings import StartSettings, TrainSettings
 from dover_eval.weights import (
     LoadReport,
@@ -28,6 +29,9 @@ from dover_eval.weights import (
 )
 
 logger = logging.getLogger(__name__)
+
+RECORD = "training.json"  # of a run, in the checkpoint's folder
+PUBLISHED = "the published DOVER++"  # whose licence holds for all that began with it
 
 CLASSIFIERS = {"timm": "head.fc.", "torchvision": "classifier.2."}
 TIMM = (
@@ -49,9 +53,11 @@ def start_model(settings: TrainSettings) -> tuple[DOVERModel, str]:
     What the source leaves open is drawn from torch's random state, which the caller seeds.
 
     Raises WeightsError, FileNotFoundError or TextEncoderError where the source does not cover what it should, and
-    SettingsError where `settings.model` does not fit a checkpoint's configuration.
+    SettingsError where `settings.model` does not fit a checkpoint's configuration, or the card not its licence.
     """
     model, told = _started(settings)
+    if PUBLISHED in told:
+        settings.check_licence()
     if not settings.training.train_text_encoder:  # of a checkpoint that has one of its own
         model.text_encoder.requires_grad_(False)
     return model, told
@@ -60,7 +66,7 @@ def start_model(settings: TrainSettings) -> tuple[DOVERModel, str]:
 def _started(settings: TrainSettings) -> tuple[DOVERModel, str]:
     start, trained = settings.start, settings.training.train_text_encoder
     if start.kind == "checkpoint":
-        return _checkpoint(settings), f"the checkpoint {_called(start)}"
+        return _checkpoint(settings)
     assert start.weights is not None or start.kind == "fresh"
     model = DOVERModel(None, config=settings.model_config(), train_text_encoder=trained)
     if start.kind == "fresh":
@@ -69,7 +75,7 @@ def _started(settings: TrainSettings) -> tuple[DOVERModel, str]:
         path = resolve_weights(str(start.weights))
         report = adapt_dover_checkpoint(load_checkpoint_file(path), model.dover_model)
         logger.info("DOVER++: %s", report)
-        return model, f"the backbone and aesthetic head of the published DOVER++ ({path.name}), the rest fresh"
+        return model, f"the backbone and aesthetic head of {PUBLISHED} ({path.name}), the rest fresh"
     path = _imagenet_file(start)
     layout, report = inflate_convnext(load_checkpoint_file(path), model.dover_model.backbone, start.inflation)
     logger.info("ImageNet ConvNeXt: %s", report)
@@ -171,21 +177,40 @@ def _called(start: StartSettings) -> str:
     return path.name if path.exists() else str(start.weights)
 
 
-def _checkpoint(settings: TrainSettings) -> DOVERModel:
+def _checkpoint(settings: TrainSettings) -> tuple[DOVERModel, str]:
     start = settings.start
+    told = f"the checkpoint {_called(start)}"
     source = str(resources.files("dover_eval") / "assets") if start.weights == "default" else str(start.weights)
     model = DOVERModel.from_pretrained(source)
+    if began := _start_of(source):
+        told += f", which began with {began}"
     trained = settings.training.train_text_encoder
     config = settings.model_config(model.config)
     if config == model.config and not trained:
-        return model
+        return model, told
     changed = DOVERModel(None, config=config, train_text_encoder=trained)
     state = changed.state_dict() | model.state_dict()  # a text encoder to train now begins as it is
     try:
         changed.load_state_dict(state)
     except RuntimeError as error:
         raise WeightsError(f"{start.weights} does not fit with model: {dict(settings.model)}: {error}") from error
-    return changed
+    left_fresh = [name for name in set(state) - set(model.state_dict()) if not name.startswith("text_encoder.")]
+    if left_fresh:
+        told += (
+            f"; fresh for {dict(settings.model)} {', '.join(sorted(left_fresh)[:4])} ({len(left_fresh)} tensors in all)"
+        )
+    return changed, told
+
+
+def _start_of(source: str) -> str | None:
+    """What a checkpoint began with, as its own training recorded it; None where it has no such record."""
+    try:
+        record = json.loads(checkpoint_path(source, RECORD, {}).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise WeightsError(f"{source}: its {RECORD} cannot be read ({error})") from error
+    return record.get("start") if isinstance(record, dict) else None
 
 
 def _imagenet_file(start: StartSettings) -> Path:

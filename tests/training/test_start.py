@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from dover_eval import DOVERConfig, DOVERModel, VideoScorer, WeightsError
 from dover_eval.models.convnext3d import ConvNeXt3D
 from dover_eval.scores import weights_digest
-from dover_eval.training.settings import TrainSettings
+from dover_eval.training.settings import SettingsError, TrainSettings
 from dover_eval.training.start import inflate_convnext, start_model
 from tests.training.small import MODEL
 
@@ -161,6 +161,10 @@ def test_a_checkpoint_starts_a_model_and_its_configuration_may_change(tmp_path, 
         assert torch.equal(ours, theirs)
     with pytest.raises(WeightsError, match=r"before does not fit with model: \{'fusion_dim': 64\}"):
         start_model(settings(tmp_path, {"fusion_dim": 64}, kind="checkpoint", weights="before"))
+    deeper = {"depths": [2, 2, 2, 1]}
+    _, told = start_model(settings(tmp_path, deeper, kind="checkpoint", weights="before"))
+    assert "fresh for {'depths': [2, 2, 2, 1]} dover_model.backbone.stages.1.1.dwconv.bias, " in told
+    assert told.endswith("(9 tensors in all)")
 
 
 def test_a_text_encoder_that_was_trained_before_learns_on_request_alone(tmp_path, small_config):
@@ -181,7 +185,7 @@ def test_a_text_encoder_that_was_trained_before_learns_on_request_alone(tmp_path
 def test_the_embedded_default_starts_a_model(tmp_path):
     model, told = start_model(settings(tmp_path, kind="checkpoint", weights="default"))
     assert weights_digest(model.state_dict()) == weights_digest(VideoScorer.from_pretrained().model.state_dict())
-    assert told == "the checkpoint default"
+    assert told.startswith("the checkpoint default, which began with version 0.1.0's drawn-scenes checkpoint")
 
 
 def test_the_published_aesthetic_branch_starts_a_model(tmp_path):
@@ -203,3 +207,13 @@ def test_the_published_aesthetic_branch_starts_a_model(tmp_path):
     assert torch.equal(found.dover_model.aesthetic_head.fc_hid.weight, published.aesthetic_head.fc_hid.weight)
     assert found.untrained == ()  # what it leaves open is fresh, because this is for training
     assert "DOVER++" in told
+
+    # What began with it keeps its licence and says so, in the second generation and the third.
+    for before in ("first", "second"):
+        found.save_pretrained(tmp_path / before)
+        (tmp_path / before / "training.json").write_text(json.dumps({"start": told}))
+        with pytest.raises(SettingsError, match="stays under their S-Lab License"):
+            start_model(settings(tmp_path, kind="checkpoint", weights=before))
+        found, told = start_model(settings(tmp_path, None, "other", kind="checkpoint", weights=before))
+        assert told.startswith(f"the checkpoint {before}, which began with ")
+    assert told.endswith("the published DOVER++ (dover.safetensors), the rest fresh")
