@@ -309,7 +309,8 @@ class DOVERModel(nn.Module, _HubModel, **HUB):
         """What is to be seen in the whole frames, (B,D), fp32; None without a semantic encoder.
 
         What the encoder sees in the middle of each run, the mean over runs, and `sights`, which it does not tell. With
-        the view "pictures" it looks at those, at twice the size, else at the frames themselves.
+        the view "pictures" it looks at those, at twice the size, else at the frames themselves. In training the
+        statistics by which the fusion standardises it follow.
         """
         if self.semantic_encoder is None:
             return None
@@ -329,7 +330,9 @@ class DOVERModel(nn.Module, _HubModel, **HUB):
             pictures = runs[:, :, :, runs.shape[3] // 2]
         seen = self.semantic_encoder(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2]).mean(dim=1)
         with torch.autocast(frames.device.type, enabled=False):
-            return torch.cat([seen, sights(runs, self.config.mean, self.config.std)], dim=1)
+            raw = torch.cat([seen, sights(runs, self.config.mean, self.config.std)], dim=1)
+        self.fusion.semantics.follow(raw)
+        return raw
 
     @torch.no_grad()
     def get_quality_weights(self, prompts: Sequence[str]) -> Tensor:

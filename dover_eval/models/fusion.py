@@ -76,7 +76,8 @@ class QualityAwareFusion(nn.Module):
 
         `dover_features` (B,dover_dim) or (B,N,dover_dim); `text_features` (B,text_dim) or (B,L,text_dim). Masks (B,N)
         and (B,L) are true where a token counts. The pooled vectors default to the masked means of the sequences.
-        `semantics` (B,semantic_dim) go with a fusion that was made for them.
+        `semantics` (B,semantic_dim) go with a fusion that was made for them. What standardises them does not follow
+        them here: a batch may be asked about several prompts, and is one batch (`DOVERModel.semantics`).
         """
         video, video_mask = _as_sequence("dover_features", dover_features, dover_mask)
         text, text_mask = _as_sequence("text_features", text_features, text_mask)
@@ -104,7 +105,7 @@ class QualityAwareFusion(nn.Module):
         """How much what is seen (B,semantic_dim) agrees with prompts (B,text_dim): (B,3), by what was learned, by the
         prior and by concepts."""
         meant = _unit(text_pooled) - self.usual_text
-        standard = self.semantics(semantics).to(meant.dtype)
+        standard = self.semantics.standardise(semantics).to(meant.dtype)
         learned = _unit(self.semantic_proj(standard)) * meant * meant.shape[-1] ** 0.5
         known = _unit(F.linear(semantics.to(meant.dtype), self.prior)) * meant * PRIOR_GAIN
         shared = self.concepts_shown(standard) * self.concepts_named(meant)

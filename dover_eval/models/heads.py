@@ -30,8 +30,8 @@ class StatisticsPool(nn.Module):
 
     `raw` takes them from maps; `forward` standardises (B,size) of them, to within +-LIMIT, fp32, by `center` and
     `scale`, running means over the batches seen in training. Unlike a batch norm's they are used in training too, so
-    that a batch of one trains, and a clip never depends on its batch. Under torch.distributed a batch is that of all
-    processes together, each of which must call `forward` as often in training.
+    that a batch of one trains. In eval mode a clip never depends on its batch; in training `forward` first has them
+    `follow` it. Under torch.distributed a batch is that of all processes together, each of which must follow as often.
     """
 
     MOMENTS = 6  # a channel
@@ -50,8 +50,7 @@ class StatisticsPool(nn.Module):
         self.register_buffer("fitted", torch.zeros(()))
 
     def forward(self, raw: Tensor) -> Tensor:
-        if self.training:
-            self._follow(raw.detach())
+        self.follow(raw)
         return self.standardise(raw)
 
     def standardise(self, raw: Tensor) -> Tensor:
@@ -93,7 +92,11 @@ class StatisticsPool(nn.Module):
     def _log(self, x: Tensor) -> Tensor:
         return torch.log(x + self.FLOOR)
 
-    def _follow(self, raw: Tensor) -> None:
+    @torch.no_grad()
+    def follow(self, raw: Tensor) -> None:
+        """In training: move centre and scale towards those of the raw moments (N,size) of a batch."""
+        if not self.training:
+            return
         momentum = torch.where(self.fitted > 0, self.MOMENTUM, 1.0)
         mean = raw.mean(dim=0)
         if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:

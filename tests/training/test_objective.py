@@ -1,12 +1,15 @@
 """A batch of rated and compared clips, and what the model is taught by it."""
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
 
 from dover_eval import DOVERModel
+from dover_eval.config import EFFICIENTNET_LITE0
 from dover_eval.evaluation import JudgedPair, RatedClip
+from dover_eval.models.heads import StatisticsPool
 from dover_eval.training.batches import collate
 from dover_eval.training.losses import bradley_terry_ties_loss, masked_smooth_l1
 from dover_eval.training.objective import Objective, other_prompts
@@ -92,6 +95,24 @@ def test_without_pairs_or_ratings_every_parameter_still_takes_part(model, batch)
         loss.backward()
         assert loss.isfinite()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("rows", [[0, 3], [0]], ids=["two clips", "one clip"])
+def test_the_statistics_follow_a_batch_once_also_where_it_is_asked_about_two_prompts(small_config, batch, rows):
+    config = replace(small_config, drop_path_rate=0.0, semantic_encoder_name=EFFICIENTNET_LITE0)
+    model = DOVERModel(None, config=config)
+    model.fusion.semantics.fitted.fill_(1)  # as after a first batch
+    nothing = {name: value[:0] for name, value in batch["targets"].items()}
+    targets = nothing | {"ratings": batch["targets"]["ratings"][rows]}
+    found = []
+    for contrast in (0.0, 0.3):
+        own = copy.deepcopy(model)
+        objective = Objective(own, LossSettings(contrast=contrast)).train()
+        objective(batch["frames"][rows], [batch["prompts"][row] for row in rows], targets)
+        found.append(own.fusion.semantics.state_dict())
+    (raw,) = model.eval().semantics(batch["frames"][rows]).mean(dim=0, keepdim=True)
+    torch.testing.assert_close(found[0]["center"], raw * StatisticsPool.MOMENTUM)
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
 def test_without_targets_it_scores(model, batch):
