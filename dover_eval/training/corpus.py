@@ -144,5 +144,5 @@ def _usable(
     name = settings.table if settings.hub else Path(settings.table).name
     snapshot = Path(local.table).parents[len(Path(settings.table).parts) - 1].name if settings.hub else None
     sha256 = file_sha256(local.table)
-    left_out = (tuple(missing), tuple(sorted(broken)), tuple(sorted(prompts)))
+    left_out = (tuple(missing), tuple(sorted(Path(path).name for path in broken)), tuple(sorted(prompts)))
     return kept, TableRecord(name, settings.kind, sha256, len(kept), settings.hub, snapshot, *left_out)

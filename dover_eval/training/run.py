@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINTS, BEGUN = "checkpoints", "run.json"
 RESAMPLES = 1000
-# What a resumed run may change: nothing of it decides a weight.
+# What a resumed run may change: nothing of it decides a weight. So may it where its files are, see `_kept`.
 FREE = {"card", "data.cache", "data.cache_gigabytes", "data.workers", "training.keep", "training.log_every"}
 FREE |= {"training.report_to", "output"}
 T = TypeVar("T")
@@ -124,7 +124,7 @@ def train(settings: TrainSettings, *, resume: bool = False) -> TrainResult | Non
     scorer = VideoScorer.from_pretrained(output, device=arguments.device)
     report = _judge(scorer, corpus, loop.batch_size)
     record = {
-        "settings": settings.to_dict(),
+        "settings": _by_name(settings.to_dict()) | {"card": asdict(settings.card)},
         "start": start,
         "data": corpus.records(),
         "counts": {side: corpus.counts(side) for side in ("training", "validation")},
@@ -137,7 +137,7 @@ def train(settings: TrainSettings, *, resume: bool = False) -> TrainResult | Non
         "precision": "bf16" if arguments.bf16 else "fp32",
         "model": _about(model),
         "fingerprint": asdict(scorer.fingerprint),
-        "validation": report.to_dict() if report else None,
+        "validation": _by_name(report.to_dict()) if report else None,
         "history": [entry for entry in state["log_history"] if "loss" in entry or "eval_quality" in entry],
         "versions": {"dover_eval": __version__} | {name: version(name) for name in ("torch", "transformers")},
     }
@@ -176,9 +176,8 @@ def _begin(folder: Path, began: dict[str, Any], resume: bool) -> None:
             before = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise SettingsError(f"{path} is damaged ({error}): this run cannot be resumed") from error
-        old, new = _flat(before["settings"]), _flat(json.loads(json.dumps(began["settings"])))
-        fixed = lambda key: not any(key == free or key.startswith(f"{free}.") for free in FREE)
-        changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and fixed(key)]
+        old, new = _kept(before["settings"]), _kept(json.loads(json.dumps(began["settings"])))
+        changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
         if changed:
             told = "; ".join(f"{key} was {old.get(key)}, is {new.get(key)}" for key in changed[:4])
             raise SettingsError(f"{folder} holds a run with other settings, which cannot be resumed with these: {told}")
@@ -188,6 +187,27 @@ def _begin(folder: Path, began: dict[str, Any], resume: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(path) as draft:
         draft.write_text(json.dumps(began, indent=1) + "\n", encoding="utf-8")
+
+
+def _kept(settings: dict[str, Any]) -> dict[str, Any]:
+    """What a resumed run may not change, by dotted keys.
+
+    Of tables and clips it is their content, which the corpus's digest tells; of a start on this machine its name.
+    """
+    free = lambda key: any(key == name or key.startswith(f"{name}.") for name in FREE)
+    kept = {key: value for key, value in _flat(_by_name(settings)).items() if not free(key)}
+    for side in ("data.train", "data.validation"):
+        kept[side] = [{k: v for k, v in table.items() if k not in ("table", "videos")} for table in kept[side]]
+    return kept
+
+
+def _by_name(value: Any) -> Any:
+    """Of every absolute path its name alone: the folders of this machine are nothing for others."""
+    if isinstance(value, Mapping):
+        return {key: _by_name(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_by_name(inner) for inner in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _flat(settings: Any, key: str = "") -> dict[str, Any]:

@@ -75,6 +75,9 @@ def test_ratings_and_preferences_become_a_checkpoint_with_its_card(write_setting
     assert str(result.report.aspects["Temporal"].without_ties) in card  # with its interval
     assert "learning_rate 0.003" in card
     assert "Nobody's opinion" not in card
+    for told in ("README.md", "training.json"):  # they go to the hub
+        assert str(tmp_path) not in (result.folder / told).read_text()
+        assert str(CLIPS) not in (result.folder / told).read_text()
     assert json.loads((result.folder / "training.json").read_text())["corpus"] == result.record["corpus"]
 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -142,6 +145,7 @@ def test_a_validation_whose_clips_are_gone_at_the_end_leaves_a_checkpoint_and_it
     monkeypatch.setattr(run, "_save", save_and_lose)
     result = train(write_settings(data__validation=[PAIRS | {"videos": str(videos)}]))
     assert "Nothing: 3 clips of the validation could not be scored again" in (result.folder / "README.md").read_text()
+    assert result.record["validation"]["failed"] == ["star_clean.mp4", "star_noisy.mp4", "star_shuffled.mp4"]
 
 
 def test_a_loss_that_is_no_number_stops_the_run_before_a_checkpoint_has_it(write_settings, tmp_path):
@@ -180,6 +184,19 @@ def test_a_run_is_resumed_with_its_own_settings_and_data_alone(write_settings, w
         train(path, resume=True)
 
 
+def test_a_run_is_resumed_where_its_folder_has_been_moved_to(write_settings, tmp_path):
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "clips").symlink_to(CLIPS)
+    here = {"videos": "clips"}
+    write_settings("project/run.yaml", data__train=[RATINGS | here], data__validation=[PAIRS | here])
+    for name in ("ratings.csv", "pairs.csv"):
+        shutil.move(tmp_path / name, tmp_path / "project")
+    before = weights_digest(load_file(train(tmp_path / "project" / "run.yaml").folder / "model.safetensors"))
+    shutil.move(tmp_path / "project", tmp_path / "moved")
+    again = train(tmp_path / "moved" / "run.yaml", resume=True)
+    assert weights_digest(load_file(again.folder / "model.safetensors")) == before
+
+
 def test_the_number_of_workers_decides_no_weight(write_settings):
     """Over three epochs, with stochastic depth, whose random numbers come from where a loader's seed does."""
     last = {"data__validation": [], "data__validation_share": 0, "training__steps": 6}
@@ -202,6 +219,7 @@ def test_clips_that_cannot_be_used_are_refused_or_skipped_and_told(write_setting
     assert "1 clips are missing, 1 cannot be decoded, and 1 prompts not be read: heart_wrong_prompt.mp4" in done.stderr
     result = train(write_settings(data__train=[table | {"unusable": "skip"}]))
     assert "| training | unread.csv | ratings | 3 | 1 | 1 | 1 |" in (result.folder / "README.md").read_text()
+    assert result.record["data"][0]["unreadable"] == (HEARTS[4][0],)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
