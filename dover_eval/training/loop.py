@@ -131,6 +131,7 @@ def set_steps(arguments: Any, settings: LoopSettings, corpus: Corpus) -> None:
     if corpus.validation:
         arguments.eval_strategy = IntervalStrategy.STEPS
         arguments.load_best_model_at_end = True
+        arguments.save_total_limit = settings.keep + 1  # the best one counts among them
         arguments.metric_for_best_model, arguments.greater_is_better = f"eval_{QUALITY}", True
 
 

@@ -95,6 +95,8 @@ def test_the_best_validation_is_kept_and_a_long_wait_for_a_better_one_stops(writ
     result = train(path)
     assert result.record["steps"] == 6
     assert result.record["best_step"] == 2
+    kept = sorted(path.name for path in (result.folder / "checkpoints").glob("checkpoint-*"))
+    assert kept == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]  # the best one, and two beside it
     best = load_file(result.folder / "checkpoints" / "checkpoint-2" / "model.safetensors")
     kept = load_file(result.folder / "model.safetensors")
     assert all(torch.equal(best[f"model.{name}"], value) for name, value in kept.items())
