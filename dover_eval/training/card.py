@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from dover_eval.evaluation import EvaluationReport, RatingMetrics
 from dover_eval.opinion import SCORE_NAMES
+from dover_eval.training.settings import LossSettings
 
+KINDS: tuple[Literal["ratings", "verdicts"], ...] = ("ratings", "verdicts")
 ALWAYS = ("seed", "learning_rate", "batch_size", "accumulate")
 
 
@@ -63,7 +65,8 @@ def _data(record: Mapping[str, Any]) -> str:
         cells = (table["rows"], *left_out, f"`{table['sha256']}`")
         lines.append(f"| {table['side']} | {name} | {table['kind']} | {' | '.join(map(str, cells))} |")
     told = [_side(side, counts) for side, counts in record["counts"].items() if counts["rows"]]
-    untaught = [name for name in SCORE_NAMES if not _taught(record["counts"]["training"], name)]
+    losses = LossSettings(**record["settings"]["losses"])
+    untaught = [name for name in SCORE_NAMES if not _taught(record["counts"]["training"], losses, name)]
     if untaught:
         told.append(f"**Nobody's opinion taught {', '.join(untaught)}**: what the model gives there means nothing yet.")
     return "\n".join(lines) + "\n\n" + "\n\n".join(told)
@@ -71,15 +74,15 @@ def _data(record: Mapping[str, Any]) -> str:
 
 def _side(side: str, counts: Mapping[str, Any]) -> str:
     parts = [f"{counts['rows']} rows, {counts['clips']} clips, {counts['prompts']} prompts"]
-    for kind in ("ratings", "verdicts"):
+    for kind in KINDS:
         if counts[kind]:
             parts.append(f"{kind}: " + ", ".join(f"{name} {count}" for name, count in counts[kind].items()))
     return f"{side.capitalize()}: {'; '.join(parts)}."
 
 
-def _taught(counts: Mapping[str, Any], name: str) -> bool:
-    """Whether ratings or verdicts reach a score; Overall also teaches the four that it is made of."""
-    known = {*counts["ratings"], *counts["verdicts"]}
+def _taught(counts: Mapping[str, Any], losses: LossSettings, name: str) -> bool:
+    """Whether ratings or verdicts that a loss reads reach a score; Overall also teaches the four that it is made of."""
+    known = {score for kind in KINDS if losses.read(kind) for score in counts[kind]}
     return name in known or (name != "Overall" and "Overall" in known)
 
 

@@ -22,7 +22,7 @@ from dover_eval.evaluation import EvaluationReport
 from dover_eval.models.dover import DOVERModel
 from dover_eval.replacing import replacing
 from dover_eval.scorer import VideoScorer
-from dover_eval.training.card import write_card
+from dover_eval.training.card import KINDS, write_card
 from dover_eval.training.clips import ClipStore
 from dover_eval.training.corpus import Corpus, collect
 from dover_eval.training.judging import judge
@@ -63,7 +63,7 @@ def check(settings: TrainSettings) -> Corpus:
     _check_machine(settings)
     torch.manual_seed(settings.training.seed)
     model, _ = start_model(settings)
-    return collect(settings.data, _store(settings, model), settings.training.seed, model.text_encoder.fault)
+    return _collect(settings, _store(settings, model), model)
 
 
 def train(settings: TrainSettings, *, resume: bool = False) -> TrainResult | None:
@@ -95,7 +95,7 @@ def train(settings: TrainSettings, *, resume: bool = False) -> TrainResult | Non
     if loop.checkpointing:
         model.gradient_checkpointing_enable()
     store = _store(settings, model)
-    corpus = _once(lambda: collect(settings.data, store, loop.seed, model.text_encoder.fault))
+    corpus = _once(lambda: _collect(settings, store, model))
     set_steps(arguments, loop, corpus)
     began = {"settings": settings.to_dict(), "corpus": corpus.digest}
     _once(lambda: _begin(folder, began, resume))
@@ -236,6 +236,16 @@ def _once(work: Callable[[], T]) -> T:
 
 def _store(settings: TrainSettings, model: DOVERModel) -> ClipStore:
     return ClipStore(model.config, settings.data.cache, int(settings.data.cache_gigabytes * 1e9))
+
+
+def _collect(settings: TrainSettings, store: ClipStore, model: DOVERModel) -> Corpus:
+    """The corpus. Raises, besides what `collect` does, SettingsError where the losses read nothing of it."""
+    corpus = collect(settings.data, store, settings.training.seed, model.text_encoder.fault)
+    counts = corpus.counts("training")
+    if not any(counts[kind] and settings.losses.read(kind) for kind in KINDS):
+        held = " and ".join(kind for kind in KINDS if counts[kind]) or "neither ratings nor verdicts"
+        raise SettingsError(f"losses: the training has {held}, and every loss that would read them weighs 0")
+    return corpus
 
 
 def _best(folder: Path, state: Mapping[str, Any]) -> Path | None:

@@ -148,6 +148,10 @@ class LossSettings:
         for name in ("smooth_l1_beta", "preference_scale", "tie_width"):
             _check_range(self, name, 1e-6)
 
+    def read(self, kind: Literal["ratings", "verdicts"]) -> bool:
+        """Whether a loss that weighs something learns from these."""
+        return bool(self.preference if kind == "verdicts" else self.smooth_l1 + self.plcc + self.rank + self.scale)
+
 
 @dataclass(frozen=True)
 class LoopSettings:

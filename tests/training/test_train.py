@@ -125,7 +125,10 @@ def test_without_validation_the_last_step_counts_and_the_card_says_so(write_sett
 
 
 def test_what_nobody_judged_is_said_on_the_card(write_settings, write_table):
-    path = write_settings(data__train=[RATINGS | {"table": "few.csv"}])
+    hearts = [(HEART, "heart_clean.mp4", "heart_blurred.mp4", "Temporal", "A", "")]
+    write_table("heart_pairs.csv", hearts, PAIR_COLUMNS)
+    tables = [RATINGS | {"table": "few.csv"}, PAIRS | {"table": "heart_pairs.csv"}]
+    path = write_settings(data__train=tables, losses={"preference": 0})  # what no loss reads teaches nothing either
     write_table("few.csv", [row[:3] for row in HEARTS], ("video_name", "Prompt", "Traditional_MOS"))
     card = (train(path).folder / "README.md").read_text()
     assert "**Nobody's opinion taught Alignment, Aesthetic, Temporal, Overall**" in card
@@ -272,6 +275,16 @@ COMMAND_ERRORS = {
         {"model": {"windows": 3}, "start": {"kind": "checkpoint", "weights": "default"}},
         2,
         "model, in default: expected num_frames 16 in windows of equal length, got 3",
+    ),
+    "ratings that no loss reads": (
+        {"losses": {"smooth_l1": 0, "plcc": 0, "rank": 0}},
+        2,
+        "losses: the training has ratings, and every loss that would read them weighs 0",
+    ),
+    "verdicts that no loss reads": (
+        {"losses": {"preference": 0}, "data__train": [PAIRS], "data__validation": [RATINGS]},
+        2,
+        "losses: the training has verdicts, and every loss that would read them weighs 0",
     ),
     "a GPU that is not there": ({"training__device": "cuda"}, 2, "torch finds no GPU"),
     "a reporter that is not installed": ({"training__report_to": ["wandb"]}, 2, "pip install wandb"),
