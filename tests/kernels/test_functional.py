@@ -189,6 +189,16 @@ def test_gradients_for_each_clip_by_torch_func():
         torch.testing.assert_close(tuple(gradient[i] for gradient in for_each), alone, atol=1e-4, rtol=1e-4)
 
 
+def test_forward_mode_without_gradients():
+    case = make_operands((1, 8, 2, 5, 6), (3, 7, 7), dtype=torch.float64)
+    x, *parameters = case.tensors
+    with torch.no_grad():
+        _, tangent = torch.func.jvp(lambda x: dwconv3d_layernorm(x, *parameters), (x,), (case.dz,))
+        step = 1e-5 * case.dz
+        difference = dwconv3d_layernorm(x + step, *parameters) - dwconv3d_layernorm(x - step, *parameters)
+    torch.testing.assert_close(tangent, difference / 2e-5, atol=1e-6, rtol=1e-6)
+
+
 def test_on_the_meta_device_it_has_shapes_alone():
     tensors = [tensor.detach().to("meta").requires_grad_() for tensor in operands().tensors]
     z = dwconv3d_layernorm(*tensors)

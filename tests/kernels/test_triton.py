@@ -6,6 +6,7 @@ import dataclasses
 import pytest
 import torch
 from dover_kernels import dwconv3d_layernorm, explain
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from .conftest import INTERPRETED, Operands, make_operands, relative_errors
@@ -161,6 +162,55 @@ def test_second_derivative_is_refused(device, tile):
         dx.sum().backward()
 
 
+def tangent(function, x, direction):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(function(forward_ad.make_dual(x, direction))).tangent
+
+
+TRANSFORMS = {
+    "forward mode": tangent,
+    "jvp": lambda function, x, direction: torch.func.jvp(function, (x,), (direction,)),
+    "jvp of vmap": lambda function, x, direction: torch.func.jvp(torch.func.vmap(function), (x[None],), (x[None],)),
+    "grad": lambda function, x, direction: torch.func.grad(lambda x: function(x).sum())(x),
+    "grad of vmap": lambda function, x, direction: torch.func.grad(lambda x: torch.func.vmap(function)(x).sum())(
+        x[None]
+    ),
+    "forward mode of a gradient": lambda function, x, direction: tangent(
+        lambda dz: torch.autograd.grad(function(x.requires_grad_()), x, dz)[0], torch.ones_like(x), direction
+    ),
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+def test_forward_mode_and_gradients_by_torch_func_are_refused(transform, device, tile):
+    tile(3, 4, 8)
+    operands = make_operands((1, 8, 1, 2, 3), (1, 3, 3), device)
+    x, *parameters = operands.tensors
+    with pytest.raises(NotImplementedError, match=r"neither forward mode.*DOVER_KERNELS=reference"):
+        transform(lambda x: x + dwconv3d_layernorm(x, *parameters), x, operands.dz)
+
+
+def test_forward_mode_is_refused_where_it_is_compiled(device, tile):
+    tile(3, 4, 8)
+    operands = make_operands((1, 8, 1, 2, 3), (1, 3, 3), device)
+    x, *parameters = operands.tensors
+    torch.compiler.reset()
+    compiled = torch.compile(
+        lambda x, dx: torch.func.jvp(lambda x: x + dwconv3d_layernorm(x, *parameters), (x,), (dx,)),
+        backend="aot_eager",
+    )
+    with pytest.raises(NotImplementedError, match="neither forward mode"):
+        compiled(x, operands.dz)
+
+
+def test_torch_func_may_differentiate_what_is_around_it(device, tile):
+    tile(3, 4, 8)
+    x, *parameters = make_operands((1, 8, 1, 2, 3), (1, 3, 3), device).tensors
+    z = dwconv3d_layernorm(x, *parameters)
+    gradient = torch.func.grad(lambda scale: (scale * dwconv3d_layernorm(x, *parameters)).sum())(torch.tensor(2.0))
+    assert torch.allclose(gradient, z.sum(), atol=1e-4)
+
+
 def test_opcheck(device, tile):
     from dover_kernels.dwconv3d_layernorm import op
 
@@ -188,6 +238,7 @@ def test_compiles_whole_with_the_same_result(device, tile):
     tile(3, 4, 8)
     operands = make_operands((1, 8, 1, 3, 3), (1, 3, 3), device)
     backend = "aot_eager" if INTERPRETED else "inductor"
+    torch.compiler.reset()
     compiled = torch.compile(dwconv3d_layernorm, fullgraph=True, backend=backend)
     errors = relative_errors(operands.run(compiled), operands.oracle())
     assert max(errors.values()) < 1e-5, errors

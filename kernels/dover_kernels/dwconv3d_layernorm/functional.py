@@ -43,7 +43,8 @@ def dwconv3d_layernorm(
     fp32 at least; on tensor cores, which `explain` tells, `weight` is rounded to the dtype of x first.
 
     Raises ValueError for shapes, TypeError for dtypes, and RuntimeError where `DOVER_KERNELS=triton` asks for what
-    cannot run here. On the Triton path the gradient has no gradient of its own; on the reference path it has.
+    cannot run here. On the Triton path the gradient has no gradient of its own, and NotImplementedError is raised for
+    forward mode and for gradients by `torch.func`; the reference path has them, forward mode in `torch.no_grad()`.
     """
     _check(x, weight, bias, ln_weight, ln_bias)
     device, choice = x.device, os.environ.get("DOVER_KERNELS")
@@ -58,8 +59,9 @@ def dwconv3d_layernorm(
     if path == "refused":
         raise RuntimeError(reason)
     if path == "triton":
-        from dover_kernels.dwconv3d_layernorm.op import forward_op
+        from dover_kernels.dwconv3d_layernorm.op import forward_op, refuse_transforms
 
+        refuse_transforms(x, weight, bias, ln_weight, ln_bias)
         parameters = (weight, bias, ln_weight, ln_bias)
         save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *parameters))
         return forward_op(x, *parameters, eps, save)[0]

@@ -1,13 +1,31 @@
 """The Triton path as PyTorch operators: schema, fake and gradient, so that compilers and autograd see through them.
 
 `dover_kernels::dwconv3d_layernorm` has a gradient made of three operators, each of which runs only where its result
-is asked for. A second derivative is refused.
+is asked for. A second derivative is refused, and so are forward mode and the gradients of `torch.func`.
 """
 
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
+from torch.autograd import forward_ad
+
+
+def refuse_transforms(*operands: Tensor) -> None:
+    """Raises NotImplementedError for an operand that forward mode or `torch.func` differentiates: PyTorch would drop
+    its tangent without a word, and has no gradient of such an operator in `torch.func`. A compiler, which cannot trace
+    the look into a wrapped tensor, shows forward mode without one."""
+    for operand in operands:
+        tensor, differentiated = operand, False
+        while not torch.compiler.is_compiling() and _functorch.is_functorch_wrapped_tensor(tensor):
+            differentiated |= _functorch.is_gradtrackingtensor(tensor)
+            tensor = _functorch.get_unwrapped(tensor)
+        if differentiated or forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(
+                "dwconv3d_layernorm has neither forward mode nor gradients by torch.func on the Triton path; set "
+                "DOVER_KERNELS=reference for them, and for forward mode call it in torch.no_grad()"
+            )
 
 
 @torch.library.custom_op("dover_kernels::dwconv3d_layernorm", mutates_args=())
@@ -87,6 +105,7 @@ def _backward(ctx: Any, dz: Tensor | None, *_unused: Tensor | None) -> tuple[Ten
         raise RuntimeError("dwconv3d_layernorm ran with save=False, so it has no gradient")
     if dz is None:
         return (None,) * 7
+    refuse_transforms(dz)
     x, weight, ln_weight, y, mean, rstd = ctx.saved_tensors
     for_weight, for_bias, for_gamma, for_beta = ctx.dtypes
     dy, sums = layernorm_backward_op(dz, y, ln_weight, mean, rstd)
