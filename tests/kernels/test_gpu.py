@@ -70,11 +70,18 @@ def test_every_run_gives_the_same_bits_and_writes_all_that_it_allocates(C, side,
 
 
 @pytest.mark.parametrize("k_t", [1, 3])
-def test_the_reference_multiplies_fp32_in_fp32(k_t, monkeypatch):
+@pytest.mark.parametrize("shape", [(1, 96, 4, 28, 28), (2, 12, 1, 9, 11), (2, 96, 1, 1, 1)])
+def test_the_reference_multiplies_fp32_in_fp32_where_tf32_is_allowed(shape, k_t, monkeypatch):
     monkeypatch.setenv("DOVER_KERNELS", "reference")
-    operands = make_operands((1, 96, 4, 28, 28), (k_t, 7, 7), "cuda")
-    errors = relative_errors(operands.run(dwconv3d_layernorm), operands.oracle(device="cuda"))
-    assert max(errors.values()) < LIMIT[torch.float32], errors
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    x, weight, *rest = (operands := make_operands(shape, (k_t, 7, 7), "cuda")).tensors
+    want = operands.oracle(device="cuda")
+    frames_first = x.transpose(1, 2).contiguous().transpose(1, 2)
+    for laid_out in (x, x.to(memory_format=torch.channels_last_3d), frames_first):
+        tensors = (laid_out, weight.to(memory_format=torch.channels_last_3d), *rest)
+        errors = relative_errors(Operands(tensors, operands.dz).run(dwconv3d_layernorm), want)
+        assert max(errors.values()) < LIMIT[torch.float32], errors
+    assert torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.parametrize("C", [40, 80, 776])

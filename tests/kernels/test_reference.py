@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from dover_kernels import dwconv3d_layernorm
-from dover_kernels.dwconv3d_layernorm.reference import _without_tf32
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .conftest import make_operands, relative_errors
 
@@ -53,41 +53,58 @@ def test_keeps_the_dtype_and_its_precision(dtype, tolerance):
     assert max(errors.values()) < tolerance, errors
 
 
-def tf32_is_off():
-    cudnn = torch.backends.cudnn
-    return cudnn.conv.fp32_precision == "ieee" if hasattr(cudnn, "conv") else not cudnn.allow_tf32
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Tensors are taken to be on a GPU; gives the strides of the operands of each convolution."""
+    strides = []
 
+    def conv3d(x, weight, *arguments, of=torch.nn.functional.conv3d, **named):
+        strides.append((x.stride(), weight.stride()))
+        return of(x, weight, *arguments, **named)
 
-@pytest.mark.parametrize("allowed", [True, False])
-def test_tf32_is_off_for_the_reference_alone(allowed, monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
-    with _without_tf32():
-        assert tf32_is_off()
-    assert torch.backends.cudnn.allow_tf32 == allowed
-
-
-def test_threads_that_overlap_leave_the_switch_as_they_found_it(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    first, second = _without_tf32(), _without_tf32()
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None, None, None)
-    assert tf32_is_off()  # the second is still at it
-    second.__exit__(None, None, None)
-    assert torch.backends.cudnn.allow_tf32
+    monkeypatch.setattr(torch.nn.functional, "conv3d", conv3d)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    return strides
 
 
 @pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="this torch has one switch for all operators")
-def test_a_switch_for_convolutions_alone_is_found_again():
-    switch = torch.backends.cudnn.conv
-    before = switch.fp32_precision
+def test_precision_that_operators_inherit_is_inherited_after_it_too(as_on_a_gpu):
+    backends = torch.backends
+    before = backends.fp32_precision
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if "convolution" in function.overloadpacket.__name__:
+                seen.append(backends.cudnn.allow_tf32)  # raises where a convolution's switch is not an RNN's
+            return function(*args, **(kwargs or {}))
+
     try:
-        switch.fp32_precision = "ieee"  # from here on, reading the common switch raises
-        with _without_tf32():
-            pass
-        assert switch.fp32_precision == "ieee"
+        with Watch():
+            make_operands((1, 8, 2, 5, 6), (3, 7, 7), dtype=torch.float64).run(dwconv3d_layernorm)
+        backends.fp32_precision = "ieee"
+        assert backends.cudnn.conv.fp32_precision == "ieee"
     finally:
-        switch.fp32_precision = before
+        backends.fp32_precision = before
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("name", ["channels_last_3d", "one_position", "frames_first"])
+def test_pytorch_kernel_on_cuda_meets_strides_that_it_can_walk(name, as_on_a_gpu):
+    """It takes its first address by strides and goes on by sizes, so both must say the same; on a CPU nothing shows."""
+    shape = {"channels_last_3d": (2, 8, 3, 4, 5), "one_position": (2, 8, 1, 1, 1), "frames_first": (2, 8, 1, 4, 5)}[
+        name
+    ]
+    operands = make_operands(shape, (3, 7, 7), dtype=torch.float64)
+    x, weight, *rest = operands.tensors
+    if name == "frames_first":  # a batch (B,T,C,H,W), turned
+        x = x.transpose(1, 2).contiguous().transpose(1, 2)
+    else:
+        x = x.as_strided(shape, torch.empty(shape).to(memory_format=torch.channels_last_3d).stride())
+    weight = weight.to(memory_format=torch.channels_last_3d)
+    replace(operands, tensors=(x, weight, *rest)).run(dwconv3d_layernorm)
+    canonical = torch.empty(shape).stride(), torch.empty(weight.shape).stride()
+    assert as_on_a_gpu == [canonical] * 2, "of x, and of dy for dx"
 
 
 def test_gradients_are_those_of_finite_differences():
@@ -132,21 +149,6 @@ def test_a_clip_scores_the_same_bits_in_any_batch(threads):
             assert torch.equal(dwconv3d_layernorm(x[i : i + 1], *parameters), together[i : i + 1])
     finally:
         torch.set_num_threads(before)
-
-
-def test_pytorch_kernel_on_cuda_meets_a_single_position_in_strides_that_it_can_walk(monkeypatch):
-    """It takes its first address by strides and goes on by sizes, so both must say the same; on a CPU nothing shows."""
-    strides = []
-
-    def conv3d(x, *arguments, of=torch.nn.functional.conv3d, **named):
-        strides.append(x.contiguous().stride())
-        return of(x, *arguments, **named)
-
-    monkeypatch.setattr(torch.nn.functional, "conv3d", conv3d)
-    operands = make_operands((2, 8, 1, 1, 1), (3, 7, 7), dtype=torch.float64)
-    x = operands.tensors[0].as_strided((2, 8, 1, 1, 1), (8, 1, 8, 8, 8))  # as channels_last_3d has it
-    replace(operands, tensors=(x, *operands.tensors[1:])).run(dwconv3d_layernorm)
-    assert strides == [(8, 1, 1, 1, 1)] * 2, "of x, and of dy for dx"
 
 
 def test_memory_formats_give_the_same_result_in_channels_last():

@@ -1,8 +1,7 @@
 """The operator in plain PyTorch: the path on CPU, and the oracle of the kernels' tests."""
 
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -17,8 +16,9 @@ def dwconv3d_layernorm_reference(
     """Depthwise conv3d with "same" zero padding, then LayerNorm over channels.
 
     `x` (B,C,T,H,W), `weight` (C,1,k_t,k_h,k_w) with odd sizes, the rest (C,), all floating. Computes in fp32, or in
-    fp64 where x is; returns (B,C,T,H,W) in channels_last_3d and x's dtype. Differentiable any number of times. Under
-    torch.compile on a GPU, cuDNN follows the process's own setting of TF32.
+    fp64 where x is; returns (B,C,T,H,W) in channels_last_3d and x's dtype. Differentiable any number of times. On
+    a GPU, what torch.compile compiles, clips beyond 2^31 elements and second derivatives may be cuDNN's, which follows
+    the process's own setting of TF32.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     weight, bias, ln_weight, ln_bias = weight.to(dtype), bias.to(dtype), ln_weight.to(dtype), ln_bias.to(dtype)
@@ -26,65 +26,32 @@ def dwconv3d_layernorm_reference(
         scale = weight.flatten(1).sum(1) + bias + ln_weight + ln_bias
         return (x * scale.view(1, -1, 1, 1, 1)).to(x.dtype)
     # A half-precision convolution gains nothing on a CPU, and its gradients are summed in half precision.
-    y = _channels_last(x.to(dtype))
+    y = _laid_out(x.to(dtype))
     convolve = _DepthwiseConv3d.apply if torch.is_grad_enabled() else _convolve
     y = convolve(y, weight, bias).permute(0, 2, 3, 4, 1)
     y = F.layer_norm(y, (y.shape[-1],), ln_weight, ln_bias, eps)
     return y.permute(0, 4, 1, 2, 3).to(x.dtype)
 
 
-def _channels_last(x: Tensor) -> Tensor:
-    """`x` in channels_last_3d, in words that vmap knows."""
-    if x.shape[2:] == (1, 1, 1):  # whatever the strides are, it is dense, and stays as it is: see `_convolve`
-        return x.flatten(1)[..., None, None, None]
-    return x.permute(0, 2, 3, 4, 1).contiguous().permute(0, 4, 1, 2, 3)
+def _laid_out(x: Tensor) -> Tensor:
+    """`x` in channels_last_3d, or canonically on a GPU, in words that vmap knows."""
+    return _canonical(x) if x.is_cuda else x.permute(0, 2, 3, 4, 1).contiguous().permute(0, 4, 1, 2, 3)
+
+
+def _canonical(tensor: Tensor) -> Tensor:
+    """Strides that follow from the shape, as `contiguous()` does not promise for dimensions of size 1.
+
+    On a GPU these go to PyTorch's own depthwise kernels, which multiply fp32 in fp32; channels_last_3d, of x or of the
+    weight, goes to cuDNN, whose default is TF32. Those kernels find their first address by strides and go on by sizes,
+    so that other strides of a dimension of size 1 have them read memory beside x
+    (aten/src/ATen/native/cuda/DepthwiseConv3d.cu)."""
+    return tensor.flatten().view(tensor.shape)
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Of a single position, x must have strides of 1 in time and space: PyTorch's depthwise kernel on CUDA finds its
-    first address by strides and goes on by sizes, and its `contiguous()` leaves such a tensor any strides it has, so
-    that it would read memory beside x (aten/src/ATen/native/cuda/DepthwiseConv3d.cu)."""
     padding = [size // 2 for size in weight.shape[2:]]
-    with _true_fp32(x):
-        return F.conv3d(x, weight, bias, padding=padding, groups=weight.shape[0])
-
-
-def _true_fp32(x: Tensor) -> AbstractContextManager[None]:
-    """Where cuDNN multiplies fp32 in fp32 and not in TF32, its default; compilers cannot trace the switch."""
-    return _without_tf32() if x.is_cuda and not torch.compiler.is_compiling() else nullcontext()
-
-
-class _Switch:
-    """cuDNN's own, which is the process's: the first of several threads turns it, and the last one turns it back."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.users = 0
-        self.before: Any = None
-
-
-_TF32 = _Switch()
-
-
-@contextmanager
-def _without_tf32() -> Iterator[None]:
-    # Since torch 2.9 each operator has its own switch, and reading the common one raises where they differ.
-    cudnn: Any = torch.backends.cudnn
-    switch, name, off = (
-        (cudnn.conv, "fp32_precision", "ieee") if hasattr(cudnn, "conv") else (cudnn, "allow_tf32", False)
-    )
-    with _TF32.lock:
-        if _TF32.users == 0:
-            _TF32.before = getattr(switch, name)
-            setattr(switch, name, off)
-        _TF32.users += 1
-    try:
-        yield
-    finally:
-        with _TF32.lock:
-            _TF32.users -= 1
-            if _TF32.users == 0:
-                setattr(switch, name, _TF32.before)
+    weight = _canonical(weight) if x.is_cuda else weight
+    return F.conv3d(x, weight, bias, padding=padding, groups=weight.shape[0])
 
 
 def _without_autocast(device: str) -> AbstractContextManager[Any]:
@@ -110,7 +77,7 @@ class _DepthwiseConv3d(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         dx = dweight = dbias = None
-        dy = _channels_last(dy)
+        dy = _laid_out(dy)
         with _without_autocast(dy.device.type):
             if ctx.needs_input_grad[0]:
                 dx = _DepthwiseConv3d.apply(dy, weight.flip((2, 3, 4)), None)
@@ -133,8 +100,7 @@ def _weight_gradient(x: Tensor, dy: Tensor, kernel: Sequence[int]) -> Tensor:
     C, T = x.shape[1:3]
     if x.device.type != "cpu" or x.dtype != torch.float32:
         padding = [size // 2 for size in kernel]
-        with _true_fp32(x):
-            return conv3d_weight(x, (C, 1, *kernel), dy, padding=padding, groups=C)
+        return conv3d_weight(x, (C, 1, *kernel), dy, padding=padding, groups=C)
     half = k_t // 2
     gradient = x.new_zeros((C, 1, *kernel))
     for clip, d_clip in zip(x, dy, strict=True):
