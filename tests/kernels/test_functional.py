@@ -189,6 +189,22 @@ def test_gradients_for_each_clip_by_torch_func():
         torch.testing.assert_close(tuple(gradient[i] for gradient in for_each), alone, atol=1e-4, rtol=1e-4)
 
 
+def test_gradients_of_an_ensemble_and_of_every_output_at_once():
+    case = make_operands((1, 4, 2, 2, 3), (3, 3, 3))
+    x, weight, *parameters = case.tensors
+
+    def loss(weight):
+        return (dwconv3d_layernorm(x, weight, *parameters) * case.dz).sum()
+
+    ensemble = torch.stack([weight, 2 * weight])
+    for_each = torch.func.vmap(torch.func.grad(loss))(ensemble)
+    alone = torch.stack([torch.func.grad(loss)(weight) for weight in ensemble])
+    torch.testing.assert_close(for_each, alone, atol=1e-4, rtol=1e-4)
+    one_by_one = torch.autograd.functional.jacobian(dwconv3d_layernorm, case.tensors)
+    at_once = torch.autograd.functional.jacobian(dwconv3d_layernorm, case.tensors, vectorize=True)
+    torch.testing.assert_close(at_once, one_by_one, atol=1e-4, rtol=1e-4)
+
+
 def test_forward_mode_without_gradients():
     case = make_operands((1, 8, 2, 5, 6), (3, 7, 7), dtype=torch.float64)
     x, *parameters = case.tensors

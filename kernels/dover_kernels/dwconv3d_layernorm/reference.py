@@ -109,7 +109,8 @@ def _weight_gradient(x: Tensor, dy: Tensor, kernel: Sequence[int]) -> Tensor:
             frame = d_clip[:, None, t : t + 1]  # (C,1,1,H,W)
             taps = F.conv3d(clip[None, :, first:end], frame, padding=(0, k_h // 2, k_w // 2), groups=C)
             at = first - t + half
-            gradient[:, 0, at : at + end - first] += taps[0]
+            within = F.pad(taps[0], (0, 0, 0, 0, at, k_t - at - (end - first)))
+            gradient = gradient + within[:, None]  # not in place, for vmap may batch dy and not x
     return gradient
 
 
