@@ -85,11 +85,6 @@ class Record:
     def has(self, problem: Problem, candidate: Candidate) -> bool:
         return bool(self._entries(problem, candidate))
 
-    def median(self, problem: Problem, candidate: Candidate, direction: str) -> float | None:
-        """In ms; None where it was not timed."""
-        times = [e["median_ms"] for e in self._entries(problem, candidate) if e.get("direction") == direction]
-        return times[0] if times else None
-
     def put(self, entries: list[dict[str, Any]]) -> None:
         """Takes all there is of a candidate on a problem, and writes the file."""
         self.results += entries

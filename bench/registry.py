@@ -32,6 +32,12 @@ class Problem:
     def __str__(self) -> str:
         return f"{self.B}x{self.C}x{self.T}x{self.H}x{self.W} k_t={self.k_t} {str(self.dtype)[6:]}"
 
+    @classmethod
+    def named(cls, name: str) -> "Problem":
+        """The one whose name as text is `name`."""
+        shape, k_t, dtype = name.split()
+        return cls(*map(int, shape.split("x")), int(k_t.removeprefix("k_t=")), getattr(torch, dtype))
+
     @property
     def elements(self) -> int:
         return self.B * self.C * self.T * self.H * self.W
@@ -177,6 +183,6 @@ OTHERS = (
     Candidate("eager channels_last_3d, cudnn.benchmark", eager, cudnn_benchmark=True, gpu_only=True),
 )
 BASELINES = (EAGER, *BY_FRAMES, *COMPILED, *OTHERS)
-#: What is timed before what: the copy, which shares refer to, and the strongest rivals first.
+#: What is timed before what: the copy, to whose rate the report refers, and the strongest rivals first.
 TIERS = ((COPY, OPERATOR, EAGER, *BY_FRAMES), COMPILED, OTHERS)
 CANDIDATES = (OPERATOR, *BASELINES, COPY)

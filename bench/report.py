@@ -10,15 +10,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bench.registry import Problem
+
 RESULTS = Path(__file__).parent / "results"
 OURS, FLOOR, EAGER = "dover", "copy", "eager NCDHW"
 
 
 def table(report: dict[str, Any], direction: str) -> str:
     """One row a problem: our time, the fastest other's, how often ours fits into it and into that of eager NCDHW, the
-    shares that we reach, and both peaks of memory. A time carries its spread, from the 20th to the 80th percentile, and
-    an asterisk where it alone was taken without a graph, with its launches."""
-    graphs = has_graphs(report)
+    shares that we reach of the largest copy's rate and of the FFMA peak, and both peaks of memory. A time carries its
+    spread, from the 20th to the 80th percentile, and an asterisk where it alone was taken without a graph, with its
+    launches."""
+    graphs, rate = has_graphs(report), copy_rate(report)
     lines = [
         "| problem | ours, ms | fastest other, ms | which | ratio | eager | of copy | of FFMA peak | memory, MiB |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -32,7 +35,8 @@ def table(report: dict[str, Any], direction: str) -> str:
         ours, theirs = timed[OURS], others[best]
         ratio = f"{theirs['median_ms'] / ours['median_ms']:.2f}"
         eager = f"{timed[EAGER]['median_ms'] / ours['median_ms']:.1f}" if EAGER in timed else ""
-        shares = [_percent(ours.get(share)) for share in ("copy_share", "ffma_share")]
+        copied = Problem.named(problem).bytes(direction) / ours["median_ms"] / rate if rate else None
+        shares = [_percent(share) for share in (copied, ours.get("ffma_share"))]
         peaks = [entry["peak_bytes"] for entry in (ours, theirs)]
         memory = "" if None in peaks else " / ".join(f"{peak / 2**20:.0f}" for peak in peaks)
         row = (problem, _time(ours, graphs), _time(theirs, graphs), best, ratio, eager, *shares, memory)
@@ -56,6 +60,18 @@ def summary(report: dict[str, Any]) -> str:
                 row.append(f"{theirs / ours:.1f} x" if theirs and ours else "")
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
+
+
+def copy_rate(report: dict[str, Any]) -> float | None:
+    """Bytes a millisecond of the largest copy, the fastest of several, or None without one. A small copy is no measure:
+    most of its time is what a launch takes that moves nothing."""
+    copies = [
+        (Problem.named(problem).bytes("forward"), timed[FLOOR]["median_ms"])
+        for problem, timed in by_problem(report, "forward").items()
+        if FLOOR in timed
+    ]
+    most = max((moved for moved, _ in copies), default=0)
+    return most / min(time for moved, time in copies if moved == most) if copies else None
 
 
 def has_graphs(report: dict[str, Any]) -> bool:

@@ -194,21 +194,14 @@ def _kernels(call: Callable[[], object], device: str) -> list[str]:
     return [event.key.split("<", 1)[0] for event in events[:3]]  # without template arguments
 
 
-def shares(
-    problem: Problem, direction: str, milliseconds: float, device: str, copy_ms: float | None
-) -> dict[str, float | None]:
-    """Which part of the FFMA peak of `device`, and of the rate at which a copy moves bytes, is reached; None where
-    there is no figure to compare with."""
+def ffma_share(problem: Problem, direction: str, milliseconds: float, device: str) -> float | None:
+    """Which part of the FFMA peak of `device` is reached; None where that is not known."""
     peak = next((value for name, value in PEAKS.items() if name in device), None)
-    least_ms = copy_ms and copy_ms * problem.bytes(direction) / problem.bytes("forward")
-    return {
-        "ffma_share": problem.flops(direction) / (milliseconds * 1e-3) / peak if peak else None,
-        "copy_share": least_ms / milliseconds if least_ms else None,
-    }
+    return problem.flops(direction) / (milliseconds * 1e-3) / peak if peak else None
 
 
 def time_candidate(
-    problem: Problem, candidate: Candidate, device: str, repetitions: int, copy_ms: float | None, first_calls: bool,
+    problem: Problem, candidate: Candidate, device: str, repetitions: int, first_calls: bool,
     patience: float = math.inf,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """An entry for each direction. Whatever the candidate raises is its entry's reason for not being timed."""
@@ -234,7 +227,7 @@ def time_candidate(
             entries.append(not_timed(error, f"{direction}: "))
             continue
         median = timed["median_ms"]
-        timed |= shares(problem, direction, median, device_name(device), median if candidate is COPY else copy_ms)
+        timed["ffma_share"] = ffma_share(problem, direction, median, device_name(device))
         if candidate is OPERATOR:
             x = torch.empty(0, problem.C, problem.T, problem.H, problem.W, dtype=problem.dtype, device=device)
             timed["path"] = str(explain(x, torch.empty(problem.C, 1, problem.k_t, 7, 7, device="meta")))
@@ -268,8 +261,7 @@ def run(
                     continue
                 if time.monotonic() > end:
                     return False
-                copy_ms = record.median(problem, COPY, "forward")
-                record.put(time_candidate(problem, candidate, device, repetitions, copy_ms, first_calls, patience))
+                record.put(time_candidate(problem, candidate, device, repetitions, first_calls, patience))
                 _synchronize(device)
     return True
 

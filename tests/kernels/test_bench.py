@@ -248,27 +248,34 @@ def test_training_counts_three_convolutions_and_five_tensors():
     elements = 8 * 4 * 5 * 6
     assert (PROBLEM.flops("forward"), PROBLEM.bytes("forward")) == (2 * 147 * elements, 8 * elements)
     assert (PROBLEM.flops("training"), PROBLEM.bytes("training")) == (6 * 147 * elements, 20 * elements)
-    forward, training = (run.shares(PROBLEM, d, 10.0, "NVIDIA H100", 1.0) for d in ("forward", "training"))
-    assert forward["copy_share"] == 0.1
-    assert training["copy_share"] == 0.25
-    assert training["ffma_share"] == pytest.approx(3 * forward["ffma_share"])
-    assert run.shares(PROBLEM, "training", 10.0, "some CPU", None) == {"ffma_share": None, "copy_share": None}
+    forward, training = (run.ffma_share(PROBLEM, d, 10.0, "NVIDIA H100") for d in ("forward", "training"))
+    assert training == pytest.approx(3 * forward)
+    assert run.ffma_share(PROBLEM, "training", 10.0, "some CPU") is None
 
 
 def test_the_report_shows_spread_memory_and_what_had_no_graph():
-    def entry(candidate: str, ms: float, graph: bool) -> dict:
+    def entry(candidate: str, ms: float, graph: bool, problem: Problem = PROBLEM, direction: str = "training") -> dict:
         times = {"median_ms": ms, "p20_ms": ms - 0.1, "p80_ms": ms + 0.1, "graph": graph, "peak_bytes": 3 * 2**20}
-        return {"problem": "p", "candidate": candidate, "direction": "training", "copy_share": 0.5, **times}
+        return {"problem": str(problem), "candidate": candidate, "direction": direction, **times}
 
     results = [entry("dover", 1.0, True), entry("eager NCDHW", 8.0, True), entry("other", 2.0, False)]
     table = report.table({"results": results}, "training")
-    assert r"| p | 1.000 (0.900-1.100) | 2.000\* (1.900-2.100) | other | 2.00 | 8.0 | 50% |  | 3 / 3 |" in table
+    assert rf"| {PROBLEM} | 1.000 (0.900-1.100) | 2.000\* (1.900-2.100) | other | 2.00 | 8.0 |  |  | 3 / 3 |" in table
     assert table.endswith("it could not be captured in a graph")
-    assert report.summary({"results": results}).count("| p |") == 0, "there is no forward"
+    assert report.summary({"results": results}).count(f"| {PROBLEM} |") == 0, "there is no forward"
     results += [one | {"direction": "forward"} for one in results[:2]]
-    assert "| p | 1.000 | 8.0 x | 8.0 x | 1.000 | 2.0 x | 8.0 x |" in report.summary({"results": results})
+    summary = report.summary({"results": results})
+    assert f"| {PROBLEM} | 1.000 | 8.0 x | 8.0 x | 1.000 | 2.0 x | 8.0 x |" in summary
     on_a_cpu = [entry("dover", 1.0, False) | {"peak_bytes": None}, entry("eager", 2.0, False)]
     assert "*" not in report.table({"results": on_a_cpu}, "training")
+    large = replace(PROBLEM, T=40)  # ten times as much in five times as long: of a small copy much is the launch
+    results += [entry("copy", 0.1, True, direction="forward"), entry("copy", 0.5, True, large, "forward")]
+    assert "| 2.00 | 8.0 | 12% |  |" in report.table({"results": results}, "training")
+    assert "| 8.00 | 8.0 | 5% |  |" in report.table({"results": results}, "forward")
+
+
+def test_a_problem_is_known_by_its_name():
+    assert Problem.named(str(PROBLEM)) == PROBLEM
 
 
 def test_the_report_says_what_was_not_timed_and_why():
