@@ -7,8 +7,9 @@
 Writes bench/results/<device>.json after every candidate, and goes on where a run of the same commit, device and
 versions has stopped; the candidates that matter most come first, on all problems. Every candidate is checked first
 (`verify`); one that is wrong, or fails, or takes longer than `--patience` (but for those that torch.compile compiles)
-is recorded with its reason, and not timed. On a GPU a captured graph is replayed, with the L2 cache flushed before each
-replay; on a CPU the clock is read around a call. `python -m bench.report` draws the plot and the table.
+is recorded with its reason, and not timed; where it is the operator itself, that is the last word, and the exit code 1.
+On a GPU a captured graph is replayed, with the L2 cache flushed before each replay; on a CPU the clock is read around a
+call. `python -m bench.report` draws the plot and the table.
 """
 
 import argparse
@@ -41,7 +42,7 @@ from bench.registry import (
     gpu_problems,
     matching,
 )
-from bench.verify import FRAMES, verify
+from bench.verify import FRAMES, TOLERANCE, verify
 
 RESULTS = Path(__file__).parent / "results"
 #: fp32 FFMA peaks without tensor cores, FLOP/s, from the vendor's data sheets.
@@ -266,19 +267,45 @@ def run(
     return True
 
 
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
+    return text
+
+
+def _repetitions(text: str) -> int:
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text!r}; a spread needs a whole number from 2 on")
+    return int(text)
+
+
 def main(arguments: list[str] | None = None) -> int:
+    """0 if everything is timed; 1 where something of the operator is not, since it is wrong or failed, or the time was
+    up; 2 for arguments, or a file, that do not do."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", nargs="+", default=["bfloat16"], help="on a GPU; a CPU is timed in float32")
-    parser.add_argument("--only", default="", help='problems whose name has this regular expression, such as "k_t=3"')
+    parser.add_argument(
+        "--dtype", nargs="+", choices=[str(dtype)[6:] for dtype in TOLERANCE], default=["bfloat16"],
+        help="on a GPU; a CPU is timed in float32",
+    )  # fmt: skip
+    parser.add_argument(
+        "--only", type=_pattern, default="",
+        help='problems whose name has this regular expression, such as "k_t=3"',
+    )  # fmt: skip
     parser.add_argument("--minutes", type=float, default=math.inf, help="no candidate is begun after so long")
     parser.add_argument("--patience", type=float, default=math.inf, help="seconds that a call of a baseline may take")
-    parser.add_argument("--repetitions", type=int, default=20, help="a quarter of it where a call takes over 100 ms")
+    parser.add_argument(
+        "--repetitions", type=_repetitions, default=20, help="a quarter of it where a call takes over 100 ms"
+    )
     parser.add_argument("--first-calls", action="store_true", help="time them as well, each in a process of its own")
     parser.add_argument("--note", default="", help="what else the machine was doing")
     parser.add_argument("--output", type=Path, help="default: bench/results/<device>.json")
     parser.add_argument("--again", action="store_true", help="forget what the output holds")
     options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda, and torch sees no GPU")
     end = time.monotonic() + 60 * options.minutes
     dtypes = tuple(getattr(torch, name) for name in options.dtype)
     name = re.sub(r"[^a-z0-9]+", "-", device_name(options.device).lower()).strip("-")
@@ -295,7 +322,10 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"wrote {record.path}")
     if not complete:
         print("the time is up: run it again to go on", file=sys.stderr)
-    return 0 if complete else 1
+    failed = [e for e in record.results if e["candidate"] == OPERATOR.name and "not_timed" in e]
+    for entry in failed:
+        print(f"the operator itself, on {entry['problem']}: {entry['not_timed']}", file=sys.stderr)
+    return 0 if complete and not failed else 1
 
 
 if __name__ == "__main__":

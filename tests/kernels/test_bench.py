@@ -16,7 +16,7 @@ from .conftest import INTERPRETED
 if INTERPRETED:
     pytest.skip("the benchmark times what is compiled", allow_module_level=True)
 
-from bench import report, run
+from bench import registry, report, run
 from bench.record import Record, environment
 from bench.registry import BASELINES, CANDIDATES, COMPILE_MODE, COPY, EPS, OPERATOR, Candidate, Problem, eager
 from bench.verify import GRADIENTS, WrongResult, oracle, verify
@@ -188,6 +188,31 @@ def test_only_some_problems_and_none_when_the_time_is_up(few, tmp_path, capsys):
     assert not path.exists()
     assert run.main([*arguments, "--only", "768x8x3x3 k_t=1"]) == 0
     assert {entry["problem"] for entry in json.loads(path.read_text())["results"]} == {"1x768x8x3x3 k_t=1 float32"}
+
+
+def test_an_operator_that_is_wrong_is_the_last_word_of_a_run_and_of_every_other_one(few, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(registry, "dwconv3d_layernorm", lambda *operands: 1.1 * dwconv3d_layernorm_reference(*operands))
+    arguments = ["--device", "cpu", "--repetitions", "2", "--only", "768x8x3x3 k_t=1"]
+    arguments += ["--output", str(tmp_path / "out.json")]
+    for _ in range(2):
+        assert run.main(arguments) == 1
+        assert "the operator itself, on 1x768x8x3x3 k_t=1 float32: WrongResult" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--dtype", "bf16"], "invalid choice: 'bf16'"),
+        (["--only", "["], "'[' is no regular expression: unterminated character set"),
+        (["--repetitions", "1"], "'1'; a spread needs a whole number from 2 on"),
+        (["--device", "cuda"], "--device cuda, and torch sees no GPU"),
+    ],
+)
+def test_arguments_that_do_not_do_are_refused_before_anything_runs(arguments, words, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="2"):
+        run.main(arguments)
+    assert words in capsys.readouterr().err
 
 
 def test_a_tree_without_git_is_told_its_commit(monkeypatch, tmp_path):
