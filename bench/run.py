@@ -45,8 +45,14 @@ from bench.registry import (
 from bench.verify import FRAMES, TOLERANCE, verify
 
 RESULTS = Path(__file__).parent / "results"
-#: fp32 FFMA peaks without tensor cores, FLOP/s, from the vendor's data sheets.
-PEAKS = {"H200": 67e12, "H100": 67e12, "A100": 19.5e12}
+#: fp32 FFMA peaks without tensor cores, FLOP/s, from the vendor's data sheets, by the whole name: another form of the
+#: same chip, or a slice of it, has another.
+PEAKS = {
+    "NVIDIA H200": 67e12,
+    "NVIDIA H100 80GB HBM3": 67e12,
+    **dict.fromkeys(("NVIDIA A100-SXM4-40GB", "NVIDIA A100-SXM4-80GB", "NVIDIA A100-PCIE-40GB"), 19.5e12),
+    "NVIDIA A100 80GB PCIe": 19.5e12,
+}
 #: A call of so many seconds is repeated a quarter as often.
 SLOW = 0.1
 
@@ -197,7 +203,7 @@ def _kernels(call: Callable[[], object], device: str) -> list[str]:
 
 def ffma_share(problem: Problem, direction: str, milliseconds: float, device: str) -> float | None:
     """Which part of the FFMA peak of `device` is reached; None where that is not known."""
-    peak = next((value for name, value in PEAKS.items() if name in device), None)
+    peak = PEAKS.get(device)
     return problem.flops(direction) / (milliseconds * 1e-3) / peak if peak else None
 
 

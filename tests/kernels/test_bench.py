@@ -273,9 +273,10 @@ def test_training_counts_three_convolutions_and_five_tensors():
     elements = 8 * 4 * 5 * 6
     assert (PROBLEM.flops("forward"), PROBLEM.bytes("forward")) == (2 * 147 * elements, 8 * elements)
     assert (PROBLEM.flops("training"), PROBLEM.bytes("training")) == (6 * 147 * elements, 20 * elements)
-    forward, training = (run.ffma_share(PROBLEM, d, 10.0, "NVIDIA H100") for d in ("forward", "training"))
+    forward, training = (run.ffma_share(PROBLEM, d, 10.0, "NVIDIA H100 80GB HBM3") for d in ("forward", "training"))
     assert training == pytest.approx(3 * forward)
-    assert run.ffma_share(PROBLEM, "training", 10.0, "some CPU") is None
+    for other in ("some CPU", "NVIDIA H100 PCIe", "NVIDIA H200 NVL", "NVIDIA H100 80GB HBM3 MIG 1g.10gb"):
+        assert run.ffma_share(PROBLEM, "training", 10.0, other) is None, "the peak is that of the whole name"
 
 
 def test_the_report_shows_spread_memory_and_what_had_no_graph():
