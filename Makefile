@@ -69,7 +69,7 @@ lint: $(INSTALLED) ## Check style, formatting and types
 
 .PHONY: bench
 bench: $(INSTALLED) ## Check and time kernel, scoring and callback here, into bench/results
-	$(BIN)/python -m bench.run --again
+	$(BIN)/python -m bench.run --patience 1
 	$(BIN)/python -m bench.score
 	$(BIN)/python -m bench.scale
 	$(BIN)/python -m bench.diffusers_callback
