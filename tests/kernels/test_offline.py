@@ -31,6 +31,12 @@ def test_compiles_without_a_spill(role, architecture, monkeypatch):
         assert report.products > 0.5, report
 
 
+@pytest.mark.parametrize("k_t", [1, 3, 5, 7])
+def test_a_line_of_the_table_names_one_configuration(k_t):
+    names = [str(case) for case in tensor_core_cases(96, k_t, "bf16")]
+    assert len(set(names)) == len(names)
+
+
 #: The first choice of each number of frames, forward, and the weight gradient; none where Triton lacks Gluon.
 ON_TENSOR_CORES = [case for k_t in (1, 3, 5, 7) for case in islice(tensor_core_cases(96, k_t, "bf16"), 1)]
 ON_TENSOR_CORES += list(tensor_core_cases(96, 3, "fp16"))[-1:]

@@ -66,7 +66,7 @@ CONVOLUTION = {
         Config(8, 8, 4),
     ),
     3: (Config(16, 16, 4), Config(8, 8, 4), Config(16, 16, 3)),
-    5: (Config(8, 8, 8, None), Config(8, 8, 5, None)),
+    5: (Config(8, 8, 8, None), Config(8, 8, 5, None), Config(8, 8, 5, 168)),
     7: (Config(8, 8, 10, None), Config(8, 8, 7, None)),
 }
 #: Many channels a program, and few for where those are too few programs.
