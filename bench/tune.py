@@ -67,7 +67,7 @@ def only(role: str, config: Choice) -> Iterator[None]:
     """Launches of `role` take `config`, whatever the table says, and nothing takes the place of what does not
     compile."""
     before = launch.candidates, launch.tensor_core_config, tensor_cores.attempt
-    tensor_cores.attempt = lambda run: run()
+    tensor_cores.attempt = lambda layer, run: run()
     if role == TENSOR_CORES:
         launch.tensor_core_config = lambda *key: config
     else:
@@ -273,7 +273,7 @@ def decide(problem: Problem, role: str, right: Sequence[Choice], end: float) -> 
 def roles(problem: Problem) -> tuple[str, ...]:
     """What is to be tuned for the layer on this GPU."""
     device = torch.device("cuda", torch.cuda.current_device())
-    obstacle = tensor_cores.obstacle(device, problem.dtype, problem.C, problem.k_t, 7)
+    obstacle = tensor_cores.obstacle(tensor_cores.Layer(device, problem.dtype, problem.C, problem.k_t, 7))
     return ROLES if obstacle else (TENSOR_CORES,)
 
 

@@ -2,6 +2,7 @@
 programs, and that shared memory is laid out without conflicts. `test_gpu.py` has the same kernels on the hardware."""
 
 import ast
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from triton.compiler.errors import CompilationError
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
+from triton.runtime.errors import PTXASError
 
 from . import gluon_on_numpy
 from .conftest import INTERPRETED
@@ -151,21 +153,45 @@ def test_memory_that_begins_in_the_middle_of_a_word_is_read_as_well(on_cpu):
     assert torch.equal(y, want)
 
 
-def test_a_triton_that_does_not_compile_them_is_warned_of_and_left_alone(monkeypatch):
+LAYER = tensor_cores.Layer(torch.device("cuda", 0), torch.bfloat16, 96, 3, 7)
+
+
+@pytest.fixture
+def none_refused(monkeypatch):
     monkeypatch.setattr(tensor_cores, "shared_memory", lambda device: H100[1])
-    monkeypatch.setattr(tensor_cores, "_refused", None)
-    layer = torch.device("cuda", 0), torch.bfloat16, 96, 3, 7
-    assert tensor_cores.obstacle(*layer) is None
+    monkeypatch.setattr(tensor_cores, "_refused", {})
+
+
+def test_a_kernel_that_does_not_compile_is_warned_of_and_left_alone_and_no_other(none_refused):
+    assert tensor_cores.obstacle(LAYER) is None
     with pytest.raises(ZeroDivisionError):
-        tensor_cores.attempt(lambda: 1 // 0)
-    assert tensor_cores.obstacle(*layer) is None
+        tensor_cores.attempt(LAYER, lambda: 1 // 0)
+    assert tensor_cores.obstacle(LAYER) is None
 
     def fail():
         raise CompilationError("def kernel(): ...", ast.Pass(lineno=1, col_offset=0), "no mma_v2")
 
-    with pytest.warns(UserWarning, match=r"(?s)does not compile their kernels; slower ones.*no mma_v2"):
-        assert tensor_cores.attempt(fail) is None
-    assert tensor_cores.obstacle(*layer) == f"Triton {triton.__version__} does not compile their kernels"
+    with pytest.warns(UserWarning, match=r"(?s)C=96, k_t=3.*runs without tensor cores, slower.*no mma_v2"):
+        assert tensor_cores.attempt(LAYER, fail) is None
+    assert tensor_cores.obstacle(LAYER) == f"Triton {triton.__version__} does not compile it: CompilationError"
+    others = {"device": torch.device("cuda", 1), "dtype": torch.float16, "C": 192, "k_t": 1, "role": "weight_gradient"}
+    for name, value in others.items():
+        assert tensor_cores.obstacle(replace(LAYER, **{name: value})) is None, name
+
+
+@pytest.mark.parametrize(("deaths", "refused"), [(1, False), (2, True)])
+def test_a_compiler_that_a_signal_ended_is_run_again(deaths, refused, none_refused, recwarn):
+    done = iter([PTXASError("`ptxas` failed with error code -9")] * deaths + [torch.ones(1)])
+
+    def run():
+        result = next(done)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    assert (tensor_cores.attempt(LAYER, run) is None) == refused
+    assert (tensor_cores.obstacle(LAYER) is not None) == refused
+    assert len(recwarn) == refused
 
 
 @gluon.jit

@@ -319,9 +319,10 @@ def test_a_march_is_never_timed_in_place_of_a_tensor_core_configuration():
     def fail():
         raise PTXASError("ptxas died")
 
+    layer = tune.tensor_cores.Layer(torch.device("cuda", 0), torch.bfloat16, 96, 3, 7)
     with tune.only(tune.TENSOR_CORES, tune.Config(8, 8, 4)), pytest.raises(PTXASError):
-        tune.tensor_cores.attempt(fail)
-    assert tune.tensor_cores._refused is None
+        tune.tensor_cores.attempt(layer, fail)
+    assert not tune.tensor_cores._refused
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -87,7 +87,7 @@ def explain(x: Tensor | None = None, weight: Tensor | None = None) -> Explanatio
         from dover_kernels.dwconv3d_layernorm import tensor_cores
 
         k_t = 1 if x is not None and x.shape[2] == 1 else kernel[0]  # a single frame meets but the middle
-        obstacle = tensor_cores.obstacle(device, dtype, channels, k_t, kernel[1])
+        obstacle = tensor_cores.obstacle(tensor_cores.Layer(device, dtype, channels, k_t, kernel[1]))
         reason += "; on tensor cores" if obstacle is None else f"; without tensor cores: {obstacle}"
     return Explanation(path, reason, str(device))
 

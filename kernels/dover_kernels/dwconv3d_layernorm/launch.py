@@ -181,11 +181,14 @@ def _on(x: Tensor) -> Any:
 def _convolved_on_tensor_cores(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor) -> bool:
     """Whether y is conv(x) + bias now, or without a bias its adjoint."""
     C, k_t, K = x.shape[1], weight.shape[2], weight.shape[3]
-    if tensor_cores.obstacle(x.device, x.dtype, C, k_t, K):
+    role = "input_gradient" if bias is None else "convolution"
+    layer = tensor_cores.Layer(x.device, x.dtype, C, k_t, K, role)
+    if tensor_cores.obstacle(layer):
         return False
     tuned = tensor_core_config(C, k_t, x.element_size(), x.shape[4], gpu(x.device))
     multiprocessors = _multiprocessors(x.device)
-    return tensor_cores.attempt(lambda: tensor_cores.convolve(x, weight, bias, y, multiprocessors, tuned)) is not None
+    convolved = tensor_cores.attempt(layer, lambda: tensor_cores.convolve(x, weight, bias, y, multiprocessors, tuned))
+    return convolved is not None
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -342,9 +345,10 @@ def _sum_rows(rows: Tensor, channels_first: bool = False) -> Tensor:
 
 def _weight_gradient_on_tensor_cores(x: Tensor, dy: Tensor, k_t: int, K: int) -> Tensor | None:
     """Partial sums; None where tensor cores do not serve."""
-    if tensor_cores.obstacle(x.device, x.dtype, x.shape[1], k_t, K):
+    layer = tensor_cores.Layer(x.device, x.dtype, x.shape[1], k_t, K, "weight_gradient")
+    if tensor_cores.obstacle(layer):
         return None
-    return tensor_cores.attempt(lambda: tensor_cores.weight_gradient(x, dy, k_t, K))
+    return tensor_cores.attempt(layer, lambda: tensor_cores.weight_gradient(x, dy, k_t, K))
 
 
 def _march_weight_gradient(x: Tensor, dy: Tensor, k_t: int, K: int) -> Tensor:

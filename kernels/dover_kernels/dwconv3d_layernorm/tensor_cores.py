@@ -5,6 +5,7 @@ the convolution; of the weight gradient's sums it fixes the order, which therefo
 """
 
 import math
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -75,16 +76,32 @@ WEIGHT_GRADIENT = Config(16, 8, 2), Config(8, 8, 2)
 ENOUGH_PROGRAMS = 200
 
 
-#: Why this process does without tensor cores, once a kernel did not compile.
-_refused: str | None = None
+@dataclass(frozen=True)
+class Layer:
+    """What a kernel is compiled for: x's device and dtype, C channels, a kernel (k_t,K,K), and which of "convolution",
+    "input_gradient" and "weight_gradient" it computes."""
+
+    device: torch.device
+    dtype: torch.dtype
+    C: int
+    k_t: int
+    K: int
+    role: str = "convolution"
 
 
-def obstacle(device: torch.device, dtype: torch.dtype, C: int, k_t: int, K: int) -> str | None:
-    """Why a convolution with a kernel (k_t,K,K) does not run on tensor cores; None where it does."""
+#: Why a layer does without tensor cores in this process, once its kernel did not compile.
+_refused: dict[Layer, str] = {}
+#: What Triton says of a ptxas that a signal ended.
+_DIED = re.compile(r"`ptxas` failed with error code -\d")
+
+
+def obstacle(layer: Layer) -> str | None:
+    """Why `layer` does not run on tensor cores; None where it does."""
     if kernels is None:
         return "this Triton has no Gluon with mma_v2"
-    if _refused is not None:
-        return _refused
+    if layer in _refused:
+        return _refused[layer]
+    device, dtype, C, k_t, K = layer.device, layer.dtype, layer.C, layer.k_t, layer.K
     if device.type != "cuda" or torch.version.hip is not None:
         return "they are NVIDIA's"
     if dtype not in _DTYPES:
@@ -96,17 +113,22 @@ def obstacle(device: torch.device, dtype: torch.dtype, C: int, k_t: int, K: int)
     return None
 
 
-def attempt(run: Callable[[], Tensor]) -> Tensor | None:
-    """What `run` gives; None where its kernel does not compile, since Gluon still changes from one Triton to the next:
-    that is warned of, and from then on `obstacle` says so."""
-    global _refused
+def attempt(layer: Layer, run: Callable[[], Tensor]) -> Tensor | None:
+    """What `run` gives; None where the kernel of `layer` does not compile, since Gluon still changes from one Triton to
+    the next: that is warned of, and from then on `obstacle` says so of this layer. A compiler that a signal ended, as
+    where memory is short, is run a second time."""
     try:
-        return run()
+        try:
+            return run()
+        except TritonError as error:
+            if not _DIED.search(str(error)):
+                raise
+            return run()
     except Exception as error:
         if not does_not_compile(error):
             raise
-        _refused = f"Triton {triton.__version__} does not compile their kernels"
-        warnings.warn(f"{_refused}; slower ones run in their place: {error}", stacklevel=2)
+        _refused[layer] = f"Triton {triton.__version__} does not compile it: {type(error).__name__}"
+        warnings.warn(f"{layer} runs without tensor cores, slower: {error}", stacklevel=2)
         return None
 
 
