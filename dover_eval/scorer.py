@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dover_eval.calibration import Calibration
 from dover_eval.config import DOVERConfig, usual_batch_size
+from dover_eval.models.convnext3d import ConvNeXtBlock3D
 from dover_eval.models.dover import DOVERModel
 from dover_eval.models.text import check_prompts, prompts_for
 from dover_eval.opinion import ASPECTS, SCORE_NAMES
@@ -206,7 +207,7 @@ class VideoScorer:
             frame_size=self.config.frame_size,
             dtype=str(self.dtype).removeprefix("torch."),
             device=self.device.type,
-            kernel=self.kernel.path,
+            kernel=", ".join(sorted({explanation.path for explanation in self.kernels})),
             torch=torch.__version__,
             decoder=av.__version__,
             windows=self.config.windows,
@@ -237,10 +238,16 @@ class VideoScorer:
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     @property
-    def kernel(self) -> dover_kernels.Explanation:
-        """Which path the depthwise convolutions of the first stage take on this device, and why."""
-        x = torch.empty((1, self.config.dims[0], 1, 1, 1), dtype=self.dtype, device=self.device)
-        return dover_kernels.explain(x)
+    def kernels(self) -> dict[dover_kernels.Explanation, list[str]]:
+        """Which paths the depthwise convolutions take on this device, and why; and the layers that take each, such as
+        "96 channels, 1x7x7"."""
+        blocks = (module for module in self.model.modules() if isinstance(module, ConvNeXtBlock3D))
+        found: dict[dover_kernels.Explanation, list[str]] = {}
+        for shape in dict.fromkeys(block.dwconv.weight.shape for block in blocks):
+            x = torch.empty((1, shape[0], 2, 1, 1), dtype=self.dtype, device=self.device)
+            explanation = dover_kernels.explain(x, torch.empty(shape, device="meta"))
+            found.setdefault(explanation, []).append(f"{shape[0]} channels, {'x'.join(map(str, shape[2:]))}")
+        return found
 
     def decode(self, path: str | Path) -> Tensor:
         """The frames of a file that the model samples: uint8 (num_frames,3,H,W). Raises VideoError."""

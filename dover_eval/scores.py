@@ -20,8 +20,8 @@ class Fingerprint:
 
     weights: sha256 of the model's weights. configuration: of what reads them otherwise than by default. text_encoder,
     semantic_encoder: sha256 of their weights. num_frames, frame_size, windows, views: the sampling. dtype: of the
-    computation. device: its kind. kernel: the path of the depthwise convolution. torch: its version. decoder: PyAV's,
-    whose wheel carries FFmpeg. calibration: sha256 of the calibration in use, if any.
+    computation. device: its kind. kernel: the path, or paths, of the depthwise convolutions. torch: its version.
+    decoder: PyAV's, whose wheel carries FFmpeg. calibration: sha256 of the calibration in use, if any.
     """
 
     weights: str

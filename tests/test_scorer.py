@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from dover_eval import DOVERModel, VideoScorer, VideoScores
+from dover_eval.models.convnext3d import ConvNeXtBlock3D
 
 PROMPTS = ["a red circle", "a dog in the snow, in slow motion", "two birds", "a city at night", "rain"]
 
@@ -210,6 +211,20 @@ def test_the_fingerprint_holds_what_decides_a_score(small_model, small_scorer):
         "num_frames",
         "frame_size",
     }
+
+
+def test_every_layer_tells_which_kernel_it_takes(small_model, small_scorer, monkeypatch):
+    assert [explanation.path for explanation in small_scorer.kernels] == ["reference"]
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setenv("DOVER_KERNELS", "triton")
+    model = copy.deepcopy(small_model)
+    *_, last = (module for module in model.modules() if isinstance(module, ConvNeXtBlock3D))
+    last.dwconv = torch.nn.Conv3d(12, 12, (3, 7, 7), groups=12)
+    scorer = VideoScorer(model, device="cpu")
+    told = {explanation.path: layers for explanation, layers in scorer.kernels.items()}
+    assert told["refused"] == ["12 channels, 3x7x7"]
+    assert "12 channels, 3x7x7" not in told["triton"]
+    assert scorer.fingerprint.kernel == "refused, triton"
 
 
 def test_weights_decide_the_fingerprint(small_config):

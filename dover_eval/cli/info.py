@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from dover_eval.cli.options import Device, Model
 
 if TYPE_CHECKING:
+    from dover_kernels import Explanation
+
     from dover_eval.config import DOVERConfig
 
 
@@ -41,7 +43,7 @@ def info(
         "sampling": _sampling(config),
         "text encoder": f"{encoder.name} from {encoder.source}, {encoder.pooling} pooling, the model's own",
         "decoder": f"PyAV {av.__version__} with FFmpeg {av.ffmpeg_version_info} (its wheel carries FFmpeg)",
-        "kernel": str(scorer.kernel),
+        "kernel": _kernel(scorer.kernels),
         "threads": f"{torch.get_num_threads()} of torch",
         "fingerprint": str(scorer.fingerprint),
     }
@@ -56,6 +58,12 @@ def _sampling(config: DOVERConfig) -> str:
     how = "uniform in time" if config.windows == 1 else f"in {config.windows} runs of {run} consecutive ones"
     height, width = config.frame_size
     return f"{config.num_frames} frames, {how}, {width}x{height}, {' and '.join(config.views)}"
+
+
+def _kernel(kernels: dict[Explanation, list[str]]) -> str:
+    if len(kernels) == 1:
+        return str(next(iter(kernels)))
+    return "\n".join(f"{'; '.join(layers)}: {explanation}" for explanation, layers in kernels.items())
 
 
 def _device(device: object) -> str:
