@@ -142,10 +142,15 @@ def test_a_clip_gets_the_same_bits_in_any_batch_and_in_any_configuration(on_cpu)
                 assert torch.equal(alone, together[i : i + 1]), (config, multiprocessors)
 
 
-def test_memory_that_begins_in_the_middle_of_a_word_is_read_as_well(on_cpu):
+@pytest.mark.parametrize("storage", ["whole", "begins in the middle of a word", "neither begins at a word"])
+def test_memory_that_begins_in_the_middle_of_a_word_is_read_as_well(storage, on_cpu):
     x = draw(1, 8, 2, 3, 4)
-    moved = torch.zeros(x.numel() + 1, dtype=x.dtype)[1:].as_strided(x.shape, x.stride()).copy_(x)
-    assert moved.storage_offset() % 2
+    memory = np.zeros(x.numel() + 2, dtype=np.float16)
+    flat = torch.from_numpy(memory if storage == "whole" else memory[1:])  # the latter as DLPack may give it
+    flat = flat if storage == "begins in the middle of a word" else flat[1:]
+    moved = flat[: x.numel()].as_strided(x.shape, x.stride()).copy_(x)
+    assert moved.storage_offset() % 2 or moved.data_ptr() % 4
+    assert tensor_cores._words(moved).data_ptr() % 4 == 0
     weight, bias = torch.randn(8, 1, 1, 7, 7), torch.randn(8)
     y, want = torch.empty_like(x), torch.empty_like(x)
     tensor_cores.convolve(moved, weight, bias, y, 1)

@@ -171,9 +171,12 @@ def programs(config: Config, strips: Strips, C: int) -> int:
 
 
 def _words(x: Tensor) -> Tensor:
-    """The memory of dense channels-last x as 32-bit words, whatever strides its dimensions of size 1 have."""
+    """The memory of dense channels-last x as 32-bit words, whatever strides its dimensions of size 1 have. Where it
+    begins in the middle of a word, of its storage (which cannot be viewed) or of memory (which a GPU does not load, and
+    which a storage from elsewhere, as by DLPack, may begin at), it is a copy."""
     flat = x.as_strided((x.numel(),), (1,))
-    return (flat if x.storage_offset() % 2 == 0 else flat.clone()).view(torch.int32)
+    whole = x.storage_offset() % 2 == 0 and x.data_ptr() % 4 == 0
+    return (flat if whole else flat.clone()).view(torch.int32)
 
 
 def convolve(
