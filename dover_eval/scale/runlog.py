@@ -11,7 +11,6 @@ A power cut is another matter than a kill: it can take the last seconds' rows, w
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import json
 import os
@@ -261,6 +260,13 @@ class RunLog:
         A record lock, which a process does not pass on: workers that outlive a killed one by seconds do not hold it.
         Closing the file would end it, so it is on one of its own.
         """
+        try:
+            import fcntl
+        except ModuleNotFoundError as error:  # here, so that all but results files works without it
+            raise RunError(
+                f"{self.output}: results files need a system with POSIX record locks, such as Linux or macOS; "
+                "expected Python's fcntl, found none"
+            ) from error
         lock = os.open(self._own.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

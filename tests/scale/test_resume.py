@@ -37,6 +37,14 @@ def test_killed_at_several_moments_it_ends_as_if_it_never_was(dover, arguments, 
     assert output.read_bytes() == whole.read_bytes()
 
 
+def test_without_posix_locks_only_results_files_cannot_be_had(tmp_path, monkeypatch):
+    code = "import sys; sys.modules['fcntl'] = None; import dover_eval.cli as c; c.app(['--help'])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with pytest.raises(RunError, match="results files need a system with POSIX record locks"):
+        RunLog(tmp_path / "r.jsonl", 1, 1, {})
+
+
 def test_a_half_written_line_is_cut_off_and_scored_again(dover, manifest, tmp_path):
     output = tmp_path / "r.jsonl"
     dover(manifest, "-o", output)
