@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,6 +39,14 @@ def check_file(option: str, path: Path | None, suffixes: Sequence[str] = ()) -> 
         usage(f"{option} {path}: expected a file, found a folder")
     if not os.path.isdir(path.parent):
         usage(f"{option} {path}: there is no folder {path.parent}")
+    if path.suffix == ".parquet" and path.suffix in suffixes:
+        check_package("pyarrow", "parquet")
+
+
+def check_package(package: str, extra: str) -> None:
+    """Whether a package is installed that only an extra brings."""
+    if importlib.util.find_spec(package) is None:
+        failure(f"{package} is not installed: pip install 'dover-eval[{extra}]'")
 
 
 def check_names(*paths: Path | None) -> None:

@@ -60,11 +60,13 @@ def label(
         usage("give either --prompt TEXT or --prompts FILE.csv")
     if prompt is not None and (fault := prompt_fault(prompt)):
         usage(f"--prompt {prompt!r}: {fault}")
-    check_file("--output", output)
-    check_no_input("--output", output, [prompts, *videos])
 
     from dover_eval.distillation import LabelsError, TeacherError
     from dover_eval.distillation import label as run
+    from dover_eval.distillation.label import SUFFIXES
+
+    check_file("--output", output, SUFFIXES)
+    check_no_input("--output", output, [prompts, *videos])
 
     options = _named("--option", map(_option, option or []))
     scales = _named("--scale", map(_scale, scale or []))

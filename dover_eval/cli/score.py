@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, failure, usage
+from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, check_package, failure, usage
 from dover_eval.cli.options import BatchSize, CalibrationFile, Device, Model
 from dover_eval.cli.progress import progress_bar
 from dover_eval.config import usual_batch_size
@@ -83,8 +82,6 @@ def score(
     if prompt is not None and (fault := prompt_fault(prompt)):
         usage(f"--prompt {prompt!r}: {fault}, and an alignment score needs words")
     check_file("--output", output, SUFFIXES)
-    if output is not None and output.suffix == ".parquet":
-        _needs("pyarrow", "parquet")
     if output is None and (resume or retry_failed):
         usage("--resume, --retry-failed and several ranks need an --output")
     if retry_failed and not resume:
@@ -92,7 +89,7 @@ def score(
     if engine not in ENGINES:
         usage(f"--engine {engine}: expected one of {', '.join(ENGINES)}")
     if engine == "ray":
-        _needs("ray", "ray")
+        check_package("ray", "ray")
         if share.world > 1:
             usage("--engine ray and torchrun are two ways to the same: take one")
         if device is not None:
@@ -222,8 +219,3 @@ def _print_table(outcome: Outcome) -> None:
         cells += ["-" if error else f"{row[name]:.2f}" for name in SCORE_NAMES]
         table.add_row(*cells)
     Console().print(table)
-
-
-def _needs(package: str, extra: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        failure(f"{package} is not installed: pip install 'dover-eval[{extra}]'")

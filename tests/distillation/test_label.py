@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import resource
 import shutil
@@ -469,6 +470,19 @@ def test_a_teacher_that_cannot_be_called_says_so_before_any_clip(place):
         label("toys:Silent", [("a", CLIPS / "star_clean.mp4", "a star")], "table.csv")
 
 
+def test_a_parquet_table_needs_pyarrow_before_a_clip_is_judged(place, monkeypatch):
+    from typer.testing import CliRunner
+
+    from dover_eval.cli import app
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *of: None if name == "pyarrow" else find(name, *of))
+    result = CliRunner().invoke(app, ["label", *COUNTING[:-1], "t.parquet", "--option", "log=log"])
+    assert result.exit_code == 1
+    assert "pyarrow is not installed: pip install 'dover-eval[parquet]'" in result.stderr
+    assert not Path("log").exists()
+
+
 def test_a_teacher_whose_weights_are_missing_says_so(place):
     with pytest.raises(TeacherError, match=r"toys:Broken cannot be loaded \(OSError: no weights here\)"):
         label("toys:Broken", [("a", CLIPS / "star_clean.mp4", "a star")], "table.csv", scales={"Overall": Linear(0, 1)})
@@ -479,7 +493,7 @@ def test_a_teacher_whose_weights_are_missing_says_so(place):
     [
         ((), "are needed"),
         (("--teacher", "a:b", "--videos", "clips", "-o", "t.csv"), "either --prompt TEXT or --prompts"),
-        (("--teacher", "a:b", "--videos", "clips", "--prompt", "x", "-o", "t.xlsx"), "ends in .csv or .parquet"),
+        (("--teacher", "a:b", "--videos", "clips", "--prompt", "x", "-o", "t.xlsx"), "ends in .csv, .parquet"),
         (("--teacher", "a:b", "--videos", "clips", "--prompt", "x", "-o", "no/t.csv"), "there is no folder no"),
         (("--teacher", "a:b", "--videos", "clips", "--prompt", "x", "-o", "t.csv", "--scale", "x"), "SCORE=WORST"),
         (
