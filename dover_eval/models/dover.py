@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,7 @@ from dover_eval.weights import (
 )
 
 HUB_OPTIONS = ("revision", "cache_dir", "force_download", "token", "local_files_only", "proxies", "resume_download")
+M = TypeVar("M", bound="_HubModel")
 HUB = {"library_name": "dover-eval", "tags": ["video-quality-assessment", "video"], "license": "apache-2.0"}
 
 
@@ -55,7 +56,7 @@ def checkpoint_path(name: str | Path, file: str, hub: Mapping[str, Any]) -> Path
         raise FileNotFoundError(f"no folder {name}, and no such checkpoint on the hub: {reason}") from error
 
 
-class _HubModel(PyTorchModelHubMixin):
+class _HubModel(nn.Module, PyTorchModelHubMixin):
     """huggingface_hub's save, load and push, but strict: a checkpoint that lacks a key is refused."""
 
     config: DOVERConfig
@@ -63,13 +64,13 @@ class _HubModel(PyTorchModelHubMixin):
     @classmethod
     @float32_by_default()
     def from_pretrained(
-        cls,
+        cls: type[M],
         pretrained_model_name_or_path: str | Path,
         *,
         map_location: str | None = None,
         strict: bool = True,
         **kwargs: Any,
-    ) -> Any:
+    ) -> M:
         """A checkpoint in `save_pretrained`'s form: a folder, or a repository in the hub's cache or on the hub.
 
         Options of `huggingface_hub.hf_hub_download` (`revision`, `cache_dir`, `token`, ...) go there, others to the
@@ -88,11 +89,11 @@ class _HubModel(PyTorchModelHubMixin):
         return (model if map_location is None else model.to(map_location)).eval()
 
     @classmethod
-    def _fresh(cls, **kwargs: Any) -> Any:
+    def _fresh(cls: type[M], **kwargs: Any) -> M:
         return cls(**kwargs)
 
 
-class DOVERModelSimple(nn.Module, _HubModel, **HUB):
+class DOVERModelSimple(_HubModel, **HUB):
     """Backbone, aesthetic and technical head, and the features that go into the fusion.
 
     `config` is a preset's name ("tiny", "dover-plus-plus", "nano"), a `DOVERConfig` or its dictionary. Weights are
@@ -202,7 +203,7 @@ def _join_runs(x: Tensor) -> Tensor:
     return x.movedim(1, 2).flatten(2, 3)
 
 
-class DOVERModel(nn.Module, _HubModel, **HUB):
+class DOVERModel(_HubModel, **HUB):
     """Frames and prompts in, five mean-opinion scores out.
 
     Args:
@@ -264,7 +265,7 @@ class DOVERModel(nn.Module, _HubModel, **HUB):
             self.to(device)
 
     @classmethod
-    def _fresh(cls, **kwargs: Any) -> DOVERModel:
+    def _fresh(cls: type[M], **kwargs: Any) -> M:
         return cls(**({"dover_weights_path": None} | kwargs))
 
     @property

