@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,20 @@ def test_hugging_face_kernels_are_not_shadowed_from_the_repository_root(tmp_path
     assert run_python(code, cwd=REPOSITORY, PYTHONPATH=str(tmp_path)) == "hugging face dover_kernels"
 
 
+def test_a_source_distribution_runs_its_own_tests(tmp_path: Path) -> None:
+    source = tmp_path / "source"  # setuptools leaves its metadata where it builds
+    kept_out = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__", "build", "dist", "out")
+    shutil.copytree(REPOSITORY, source, ignore=kept_out)
+    build = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(tmp_path), str(source)]
+    done = subprocess.run(build, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        held = {name.partition("/")[2] for name in tar.getnames()}
+    wanted = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()}
+    assert {name for name in wanted - held if ".egg-info" not in name} == set()
+
+
 @pytest.mark.slow
 def test_a_wheel_installs_into_an_empty_environment_and_imports_from_elsewhere(tmp_path: Path) -> None:
     source = tmp_path / "source"  # setuptools leaves its build folder where it builds
@@ -117,10 +132,16 @@ def test_a_wheel_installs_into_an_empty_environment_and_imports_from_elsewhere(t
         "import dover_eval, dover_kernels, dover_integrations; from dover_eval import VideoScorer; "
         "from importlib.resources import files; "
         "print(*(m.__file__ for m in (dover_eval, dover_kernels, dover_integrations))); "
-        "print(sorted(p.name for p in (files('dover_eval') / 'assets').iterdir()))"
+        "print(sorted(p.name for p in (files('dover_eval') / 'assets').iterdir())); "
+        "print(sorted(p.name for p in (files('dover_kernels') / 'dwconv3d_layernorm').iterdir()))"
     )
-    origins, assets = run_python(code, python=python, cwd=tmp_path).splitlines()
+    origins, assets, kernels = run_python(code, python=python, cwd=tmp_path).splitlines()
     assert all(origin.startswith(site) for origin in origins.split())
     assert "model.safetensors" in assets
     assert "config.json" in assets
     assert "README.md" in assets
+
+    # What only the repository reads is not in it.
+    assert "heldout.json" not in assets
+    assert "configs.json" in kernels
+    assert ".md" not in kernels
