@@ -80,7 +80,11 @@ class SemanticEncoder(nn.Module):
 
 
 def imagenet_classes() -> tuple[str, ...]:
-    """The names of ImageNet's 1000 classes (synonyms with commas between), in the order of the probabilities."""
+    """The names of ImageNet's 1000 classes (synonyms with commas between), in the order of the probabilities.
+
+    They are WordNet's words for the synsets of ILSVRC 2012: (c) Princeton University, free to use under the WordNet
+    licence.
+    """
     return tuple((resources.files("dover_eval") / "models" / "imagenet_classes.txt").read_text("utf-8").splitlines())
 
 
