@@ -13,9 +13,9 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
+from dover_eval.hashing import file_sha256
 from dover_eval.opinion import SCORE_NAMES
 
 
@@ -195,7 +195,7 @@ def _source(teacher: Any, name: str) -> str | None:
     files = [getattr(sys.modules.get(name.partition(":")[0]), "__file__", None)]
     with contextlib.suppress(TypeError):  # made by an extension
         files.append(inspect.getsourcefile(code if inspect.isroutine(code) else type(code)))
-    digests = sorted({hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files if file})
+    digests = sorted({file_sha256(file) for file in files if file})
     if len(digests) > 1:
         return hashlib.sha256("".join(digests).encode()).hexdigest()
     return digests[0] if digests else None

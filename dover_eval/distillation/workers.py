@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any, BinaryIO
+from typing import Any
 
 from dover_eval.distillation.teacher import (
     Description,
@@ -30,6 +30,7 @@ from dover_eval.distillation.teacher import (
     judge,
     load_teacher,
 )
+from dover_eval.hashing import file_sha256
 
 logger = logging.getLogger(__name__)
 GRACE = 5.0  # seconds for workers to end by themselves
@@ -253,18 +254,8 @@ def _answer(job: Job, teacher: Any, scales: Mapping[str, Scale]) -> Answer:
 
 def _digest(paths: Sequence[str | os.PathLike[str]]) -> str:
     """sha256 of a file; of several, one of theirs."""
-    found = []
-    for path in paths:
-        with open(path, "rb") as file:
-            found.append(_sha256(file))
+    found = [file_sha256(path) for path in paths]
     return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
-
-
-def _sha256(file: BinaryIO) -> str:
-    digest = hashlib.sha256()  # hashlib.file_digest is newer than Python 3.10
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def _reason(error: Exception) -> str:

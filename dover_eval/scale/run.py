@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import logging
 import os
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dover_eval import __version__
+from dover_eval.hashing import file_sha256
 from dover_eval.results import Row
 from dover_eval.scale.files import Clip
 from dover_eval.scale.runlog import RunLog, Scored
@@ -149,7 +149,7 @@ def what_is_asked(model: str | None, device: str | None, calibration: Path | Non
     if not all(file.is_file() for file in files):
         return None
     return {
-        "files": [hashlib.sha256(file.read_bytes()).hexdigest() for file in files],
+        "files": [file_sha256(file) for file in files],
         "device": device,
         "versions": [__version__, *map(version, ("torch", "transformers"))],
     }

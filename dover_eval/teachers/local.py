@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from dover_eval.distillation import TeacherError
+from dover_eval.hashing import file_sha256
 
 WEIGHTS = ("*.safetensors", "*.pth", "*.pt", "*.bin")
 
@@ -42,9 +42,4 @@ def weights_digest(folder: Path) -> str:
     files = sorted({file for pattern in WEIGHTS for file in folder.rglob(pattern)})
     if not files:
         raise TeacherError(f"{folder} holds no weights ({', '.join(WEIGHTS)})")
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as opened:
-            while block := opened.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+    return file_sha256(*files)

@@ -5,12 +5,12 @@ The repository is no package: it is cloned, with its requirements and its checkp
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, ClassVar
 
 from dover_eval.distillation import Logistic, Scale, TeacherError, requires
+from dover_eval.hashing import file_sha256
 from dover_eval.teachers.local import use_clone, weights_digest
 
 WHERE = "https://github.com/KwaiVGI/VideoAlign"
@@ -60,11 +60,10 @@ class VideoReward:
             raise TeacherError(f"{config}: expected means and deviations under inference_config, found none")
         self._model: Any = VideoVLMRewardInference(checkpoint, device=device, dtype=getattr(torch, dtype))
         self._sampling = {"fps": fps, "num_frames": num_frames}
-        sha256 = lambda path: hashlib.sha256(path.read_bytes()).hexdigest()
         self.identity = {
             "weights": weights_digest(Path(checkpoint)),
-            "config": sha256(config),
-            "inference": sha256(folder / "inference.py"),
+            "config": file_sha256(config),
+            "inference": file_sha256(folder / "inference.py"),
         }
 
     def __call__(self, path: str, prompt: str) -> dict[str, float]:
