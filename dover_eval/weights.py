@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dover_eval.config import DOVERConfig
+from dover_eval.wording import one_line
 
 if TYPE_CHECKING:
     from dover_eval.models.dover import DOVERModelSimple
@@ -105,7 +106,7 @@ def resolve_weights(path: str | Path) -> Path:
     except OSError as error:
         raise FileNotFoundError(
             f"no weights at {path}, and {path.name} could not be fetched from the hub's {HUB_REPOSITORY} "
-            f"({' '.join(str(error).split())}). Download it on a machine with a connection and pass its path, "
+            f"({one_line(error)}). Download it on a machine with a connection and pass its path, "
             "or pass None for fresh weights to train."
         ) from error
 

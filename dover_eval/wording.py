@@ -1,4 +1,4 @@
-"""Counts and foreign texts in what a reader is told."""
+"""Counts, errors and foreign texts in what a reader is told."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ import re
 def plural(count: int, noun: str) -> str:
     """'1 clip', '2,000 clips'."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def one_line(error: BaseException, *, kind: bool = False) -> str:
+    """What an error says; its kind goes before it where `kind` asks for it, and stands alone where it says nothing."""
+    text = " ".join(str(error).split())
+    if text and not kind:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def plain(text: str) -> str:

@@ -31,6 +31,7 @@ from dover_eval.distillation.teacher import (
     load_teacher,
 )
 from dover_eval.hashing import file_sha256
+from dover_eval.wording import one_line
 
 logger = logging.getLogger(__name__)
 GRACE = 5.0  # seconds for workers to end by themselves
@@ -260,5 +261,4 @@ def _digest(paths: Sequence[str | os.PathLike[str]]) -> str:
 
 def _reason(error: Exception) -> str:
     """On one line, with the kind of error where the message alone may not tell."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, ValueError | FileNotFoundError) and text else f"{type(error).__name__}: {text}"
+    return one_line(error, kind=not isinstance(error, ValueError | FileNotFoundError))

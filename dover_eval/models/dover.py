@@ -37,6 +37,7 @@ from dover_eval.weights import (
     resolve_weights,
     untrained_parts,
 )
+from dover_eval.wording import one_line
 
 HUB_OPTIONS = ("revision", "cache_dir", "force_download", "token", "local_files_only", "proxies", "resume_download")
 M = TypeVar("M", bound="_HubModel")
@@ -52,8 +53,7 @@ def checkpoint_path(name: str | Path, file: str, hub: Mapping[str, Any]) -> Path
     try:
         return Path(hf_hub_download(str(name), file, **hub))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError) as error:
-        reason = " ".join(str(error).split())
-        raise FileNotFoundError(f"no folder {name}, and no such checkpoint on the hub: {reason}") from error
+        raise FileNotFoundError(f"no folder {name}, and no such checkpoint on the hub: {one_line(error)}") from error
 
 
 class _HubModel(nn.Module, PyTorchModelHubMixin):

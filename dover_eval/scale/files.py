@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from dover_eval.wording import one_line
+
 # What file systems call that which changes when a file does, surest first.
 REVISIONS = (
     *("ETag", "etag", "e_tag", "blob_id", "checksum", "md5", "Content-MD5", "Digest"),
@@ -86,7 +88,7 @@ def locate(url: str) -> tuple[Any, str]:
     except ImportError as error:
         raise FileError(f"{url}: {error}: pip install 'dover-eval[remote]'") from error
     except Exception as error:  # each file system has its own
-        raise FileError(f"{url}: {_reason(error)}") from error
+        raise FileError(f"{url}: {one_line(error)}") from error
 
 
 def identity(clip: Clip) -> str | None:
@@ -104,11 +106,11 @@ def identity(clip: Clip) -> str | None:
             answer = error.__cause__ if clip.place.split("::")[-1].startswith(WEB) else None
             if answer is None or isinstance(answer, FileNotFoundError) or getattr(answer, "status", 0) in (404, 410):
                 return None
-            raise FileError(f"{clip.video}: cannot be reached ({_reason(answer)})") from error
+            raise FileError(f"{clip.video}: cannot be reached ({one_line(answer)})") from error
         except FileError:
             raise
         except Exception as error:
-            raise FileError(f"{clip.video}: cannot be reached ({_reason(error)})") from error
+            raise FileError(f"{clip.video}: cannot be reached ({one_line(error)})") from error
         revision = next((str(info[key]) for key in REVISIONS if info.get(key) is not None), "")
         found = f"{info.get('size')} {revision}"
     else:
@@ -152,13 +154,9 @@ def local_file(clip: Clip) -> Iterator[Path]:
         except Exception as error:
             if isinstance(error, OSError) and error.errno in NO_ROOM:
                 raise
-            raise FileError(f"{clip.video}: cannot be fetched ({_reason(error)})") from error
+            raise FileError(f"{clip.video}: cannot be fetched ({one_line(error)})") from error
         size = os.path.getsize(copy.name)
         if clip.shard is not None and size != clip.shard.size:
             why = "the shard ends before it does" if size < clip.shard.size else "its server ignores byte ranges"
             raise FileError(f"{clip.video}: expected {clip.shard.size} bytes, found {size}: {why}")
         yield Path(copy.name)
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

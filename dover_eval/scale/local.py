@@ -12,6 +12,7 @@ from dover_eval.results import COLUMNS, Row
 from dover_eval.scale.decoding import Decoded, decode_ahead
 from dover_eval.scale.files import Clip
 from dover_eval.scale.runlog import RunError, Scored
+from dover_eval.wording import one_line
 
 if TYPE_CHECKING:
     from dover_eval.scorer import VideoScorer
@@ -67,7 +68,7 @@ def score_decoded(scorer: VideoScorer, first: int, clips: Sequence[Clip], decode
     except (RuntimeError, MemoryError) as error:
         names = ", ".join(clips[i].video for i in good)
         raise RunError(
-            f"{names}: the model failed ({type(error).__name__}: {' '.join(str(error).split())}); rows in --output are "
+            f"{names}: the model failed ({one_line(error, kind=True)}); rows in --output are "
             "safe: go on with --resume when the device is free, or score the others into another --output"
         ) from error
     digest = str(scores.fingerprint)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dover_eval.distillation import TeacherError
 from dover_eval.hashing import file_sha256
+from dover_eval.wording import one_line
 
 WEIGHTS = ("*.safetensors", "*.pth", "*.pt", "*.bin")
 
@@ -23,9 +24,7 @@ def checkpoint_folder(name: str) -> Path:
     try:
         return Path(snapshot_download(name))
     except (OSError, ValueError, HfHubHTTPError) as error:
-        raise TeacherError(
-            f"{name} is no folder and cannot be had from the hub: {' '.join(str(error).split())}"
-        ) from error
+        raise TeacherError(f"{name} is no folder and cannot be had from the hub: {one_line(error)}") from error
 
 
 def use_clone(root: str, holds: Iterable[str], where: str) -> Path:
