@@ -169,10 +169,8 @@ class DOVERModelSimple(_HubModel, **HUB):
             )
         else:
             frames = frames[:, : len(self.config.backbone_views)]
-        runs = self.config.windows if frames.shape[3] % self.config.windows == 0 else 1
-        given = frames.shape[:2]
-        frames = frames.unflatten(3, (runs, -1)).movedim(3, 2).flatten(0, 2)
-        return [x.unflatten(0, (*given, runs)) for x in self.backbone.forward_stages(frames)]
+        runs = _split_runs(frames, self.config.windows)
+        return [x.unflatten(0, runs.shape[:3]) for x in self.backbone.forward_stages(runs.flatten(0, 2))]
 
     def moments(self, stages: list[Tensor]) -> Tensor:
         """The statistics (B,M) of `forward_stages`' maps, before they are standardised.
@@ -196,6 +194,12 @@ class DOVERModelSimple(_HubModel, **HUB):
         """Of frames (B,V,R,3,T,H,W): (B,V,PIXEL_STATISTICS) and (B,EXPOSURE_STATISTICS)."""
         pixels = pixel_statistics(frames.flatten(0, 1), self.config.std).unflatten(0, frames.shape[:2])
         return pixels, exposure_statistics(frames[:, 0], self.config.mean, self.config.std)
+
+
+def _split_runs(frames: Tensor, count: int) -> Tensor:
+    """(B,V,3,T,H,W) -> (B,V,R,3,T/R,H,W): R is `count` where T is divisible by it, and else 1."""
+    runs = count if frames.shape[3] % count == 0 else 1
+    return frames.unflatten(3, (runs, -1)).movedim(3, 2)
 
 
 def _join_runs(x: Tensor) -> Tensor:
@@ -315,15 +319,13 @@ class DOVERModel(_HubModel, **HUB):
         """
         if self.semantic_encoder is None:
             return None
-        by_view = frames[:, None] if frames.ndim == 5 else frames
-        count = self.config.windows if by_view.shape[3] % self.config.windows == 0 else 1
-        by_view = by_view.unflatten(3, (count, -1)).movedim(3, 2)  # (B,V,R,3,T,H,W)
+        by_view = _split_runs(frames[:, None] if frames.ndim == 5 else frames, self.config.windows)
         runs = by_view[:, 0]
         if "pictures" in self.config.views and by_view.shape[1] > 1:
             if by_view.shape[4] % QUARTERS:  # a picture fills as many frames
                 raise ValueError(
-                    f"expected {QUARTERS} x n frames in each of {count} runs, for the view pictures, got frames "
-                    f"{tuple(frames.shape)}"
+                    f"expected {QUARTERS} x n frames in each of {by_view.shape[2]} runs, for the view pictures, got "
+                    f"frames {tuple(frames.shape)}"
                 )
             groups = by_view[:, -1].unflatten(3, (-1, QUARTERS))
             pictures = join_quarters(groups[:, :, :, groups.shape[3] // 2])

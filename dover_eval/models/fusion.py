@@ -121,20 +121,23 @@ class QualityAwareFusion(nn.Module):
         `dover_features` (B,N,dover_dim), `text_features` (B,L,text_dim), as in `forward`.
         """
         words, places = self.text_norm(self.text_proj(text_features)), self.video_norm(self.dover_proj(dover_features))
-        query = self.query(words).unflatten(-1, (NUM_HEADS, -1)).transpose(1, 2)
-        key = self.key_value(places).chunk(2, dim=-1)[0].unflatten(-1, (NUM_HEADS, -1)).transpose(1, 2)
+        query, key = _heads(self.query(words)), _heads(self.key_value(places).chunk(2, dim=-1)[0])
         return (query @ key.transpose(2, 3) / query.shape[-1] ** 0.5).float().softmax(dim=-1)
 
     def _attend(self, words: Tensor, places: Tensor, mask: Tensor) -> Tensor:
-        query = self.query(words).unflatten(-1, (NUM_HEADS, -1)).transpose(1, 2)
-        key, value = (t.unflatten(-1, (NUM_HEADS, -1)).transpose(1, 2) for t in self.key_value(places).chunk(2, dim=-1))
-        found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
+        key, value = map(_heads, self.key_value(places).chunk(2, dim=-1))
+        found = F.scaled_dot_product_attention(_heads(self.query(words)), key, value, attn_mask=mask[:, None, None, :])
         return self.attended(found.transpose(1, 2).flatten(2))
 
 
 def _unit(x: Tensor) -> Tensor:
     """x (B,D) at unit length; zeros stay zeros."""
     return F.normalize(x, dim=-1, eps=NORM_FLOOR)
+
+
+def _heads(x: Tensor) -> Tensor:
+    """(B,N,D) -> (B,heads,N,D/heads)."""
+    return x.unflatten(-1, (NUM_HEADS, -1)).transpose(1, 2)
 
 
 def _as_sequence(name: str, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
