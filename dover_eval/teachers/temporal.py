@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from dover_eval.distillation import Linear, Scale, requires
+from dover_eval.models.signals import LUMA
 from dover_eval.video.decode import all_frames
 
 Grey = NDArray[np.float32]
@@ -122,7 +123,8 @@ def flicker(frames: Sequence[Grey]) -> float:
 def grey_frames(path: str) -> Iterator[Grey]:
     """Luma (H,W) in 0-255 of the first frames, the shorter side at most `HEIGHT` pixels."""
     for frame, _ in itertools.islice(all_frames(path), FRAMES):
-        luma = (0.299 * frame[0] + 0.587 * frame[1] + 0.114 * frame[2])[None, None]
+        red, green, blue = (share * channel for share, channel in zip(LUMA, frame, strict=True))
+        luma = (red + green + blue)[None, None]
         scale = HEIGHT / min(luma.shape[2:])
         if scale < 1:
             size = [round(side * scale) for side in luma.shape[2:]]

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dover_eval.models.signals import LUMA
 from dover_eval.training.synthetic import COLOURS, MOTIONS, NUMBERS, STRESSES
 from dover_eval.video.pixels import rgb_planes
 from examples.train_default.pictures import Place, Thing, load_place, load_thing, places, things
@@ -216,7 +217,7 @@ def _in_front(scene: Scene, frames: Tensor, ticks: NDArray[np.float32], rng: np.
 
 def _recoloured(picture: Tensor, colour: str) -> Tensor:
     """The picture's light and shade in another colour."""
-    light = (picture[:3] * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0, keepdim=True)
+    light = (picture[:3] * torch.tensor(LUMA).view(3, 1, 1)).sum(0, keepdim=True)
     opaque = picture[3:] > 0.5
     middle = light[opaque].mean() if opaque.any() else torch.tensor(0.5)
     paint = torch.tensor(COLOURS[colour], dtype=torch.float32).view(3, 1, 1) / 255

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from pytorch_msssim import ms_ssim
 
 from dover_eval.distortions import ASPECT_OF, DISTORTIONS, Frames, distort, h264, shift
+from dover_eval.models.signals import LUMA
 
 SPOILED = ("Traditional", "Aesthetic", "Temporal")
 NEED_MOTION = ("drop", "shuffle", "freeze")
@@ -112,7 +113,7 @@ def badness(before: Frames, after: Frames) -> float:
 
 def ms_ssim_of(before: Frames, after: Frames) -> float:
     """Mean MS-SSIM of the luma of two clips, frame by frame, made large enough for its five scales."""
-    x, y = (torch.from_numpy(f @ np.array([0.299, 0.587, 0.114], np.float32))[:, None] for f in (before, after))
+    x, y = (torch.from_numpy(f @ np.array(LUMA, np.float32))[:, None] for f in (before, after))
     scale = 176 / min(x.shape[2:])
     if scale > 1:
         size = [round(side * scale) for side in x.shape[2:]]
