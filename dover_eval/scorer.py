@@ -251,7 +251,7 @@ class VideoScorer:
 
     def decode(self, path: str | Path) -> Tensor:
         """The frames of a file that the model samples: uint8 (num_frames,3,H,W). Raises VideoError."""
-        return decode_clip(as_path(path), self.config.num_frames, self.config.windows).frames
+        return decode_for(self.config, as_path(path))
 
     def prepare(self, clip: Tensor) -> Tensor:
         """A clip (T,3,H,W), uint8 in 0-255 or float in 0-1, as the model reads it. Differentiable."""
@@ -305,6 +305,11 @@ class VideoScorer:
             f"VideoScorer({size:.1f} M parameters, {self.config.num_frames} frames of {height}x{width}, "
             f"{self.model.text_encoder.name}, {self.device.type}, {self.fingerprint.dtype}, {self.fingerprint})"
         )
+
+
+def decode_for(config: DOVERConfig, path: str | Path) -> Tensor:
+    """`VideoScorer.decode` where there is no model, but its configuration."""
+    return decode_clip(path, config.num_frames, config.windows).frames
 
 
 def placement(device: str | torch.device | None, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:

@@ -16,10 +16,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dover_eval.config import DOVERConfig
 from dover_eval.scale.files import NO_ROOM, Clip, FileError, identity, local_file
 from dover_eval.scale.runlog import RunError
-from dover_eval.scorer import VideoScorer
 from dover_eval.video.decode import VideoError
 
 AHEAD = 2  # clips a worker
@@ -35,16 +33,6 @@ class Decoded(NamedTuple):
     frames: Tensor | None
     error: str | None
     file: str | None
-
-
-class Sampler:
-    """`VideoScorer.decode` for a configuration alone, where there is no model."""
-
-    def __init__(self, config: DOVERConfig) -> None:
-        self.config = config
-
-    def decode(self, path: Path) -> Tensor:
-        return VideoScorer.decode(self, path)  # type: ignore[arg-type]
 
 
 def decode_file(clip: Clip, decode: Decode) -> Decoded:

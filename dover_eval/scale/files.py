@@ -91,6 +91,11 @@ def locate(url: str) -> tuple[Any, str]:
         raise FileError(f"{url}: {one_line(error)}") from error
 
 
+def batch_span(batch: int, batch_size: int, count: int) -> range:
+    """Which of `count` clips are in a batch; the last one may be smaller."""
+    return range(batch * batch_size, min((batch + 1) * batch_size, count))
+
+
 def identity(clip: Clip) -> str | None:
     """What changes when the file does, read without its bytes; None for a file that is not there.
 

@@ -10,7 +10,7 @@ import torch
 
 from dover_eval.results import COLUMNS, Row
 from dover_eval.scale.decoding import Decoded, decode_ahead
-from dover_eval.scale.files import Clip
+from dover_eval.scale.files import Clip, batch_span
 from dover_eval.scale.runlog import RunError, Scored
 from dover_eval.wording import one_line
 
@@ -26,7 +26,7 @@ def score_batches(
     The rate is that of the slower of decoding and scoring. Memory holds the frames of `workers * AHEAD` clips and of
     two batches, whatever the number of clips.
     """
-    spans = [range(i * batch_size, min((i + 1) * batch_size, len(clips))) for i in batches]
+    spans = [batch_span(i, batch_size, len(clips)) for i in batches]
     gpu = scorer.device.type == "cuda"
     decoded = decode_ahead(clips, [i for span in spans for i in span], scorer.decode, workers, pin=gpu)
     copying = torch.cuda.Stream(scorer.device) if gpu else None

@@ -14,6 +14,7 @@ import socket
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +23,12 @@ import ray.data
 import ray.exceptions
 import torch
 
-from dover_eval.scale.decoding import Decoded, Sampler, decode_apart, decode_file, known_identity
-from dover_eval.scale.files import Clip, Shard
+from dover_eval.scale.decoding import Decoded, decode_apart, decode_file, known_identity
+from dover_eval.scale.files import Clip, Shard, batch_span
 from dover_eval.scale.local import score_decoded
 from dover_eval.scale.run import Claim, Engine
 from dover_eval.scale.runlog import RunError, Scored
-from dover_eval.scorer import VideoScorer
+from dover_eval.scorer import VideoScorer, decode_for
 
 if TYPE_CHECKING:
     import pyarrow
@@ -96,7 +97,7 @@ class RayEngine:
                         yield found
                     # What is missing was in blocks that were given up: a file in them ends whatever decodes it.
                     lost = [batch for batch in leg if batch not in done]
-                    indices = [i for batch in lost for i in _span(batch, batch_size, len(clips))]
+                    indices = [i for batch in lost for i in batch_span(batch, batch_size, len(clips))]
                     failed = {i: error for i in indices if (error := _decode_apart(clips, i, config))}
                     for found in self._score(clips, lost, batch_size, config, failed) if lost else ():
                         lost.remove(found.first // batch_size)
@@ -115,7 +116,7 @@ class RayEngine:
         folder = os.getcwd()
         items = [
             {
-                "first": (span := _span(batch, batch_size, len(clips))).start,
+                "first": (span := batch_span(batch, batch_size, len(clips))).start,
                 "clips": json.dumps([clips[i]._replace(folder=folder) for i in span]),
                 "failed": json.dumps([failed.get(i) for i in span]),
             }
@@ -180,7 +181,7 @@ def _decode(table: pyarrow.Table, config: Any) -> pyarrow.Table:
     failure, decoded = "", []
     try:
         decoded = [
-            Decoded(None, error, known_identity(clip)) if error else decode_file(clip, Sampler(config).decode)
+            Decoded(None, error, known_identity(clip)) if error else decode_file(clip, partial(decode_for, config))
             for clip, error in zip(clips, failed, strict=True)
         ]
     except RunError as error:
@@ -255,11 +256,7 @@ def _load(*, model: str | None, calibration: Path | None, device: str, threads: 
 
 
 def _decode_apart(clips: Sequence[Clip], index: int, config: Any) -> str | None:
-    return decode_apart(clips, index, Sampler(config).decode).error
-
-
-def _span(batch: int, batch_size: int, count: int) -> range:
-    return range(batch * batch_size, min((batch + 1) * batch_size, count))
+    return decode_apart(clips, index, partial(decode_for, config)).error
 
 
 def _cut(batches: Sequence[int], size: int) -> Iterator[Sequence[int]]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from dover_eval.results import TEXTS, Row, write_results
-from dover_eval.scale.files import Clip, FileError, identity
+from dover_eval.scale.files import Clip, FileError, batch_span, identity
 
 RUN, MADE_WITH, FINISHED, DRAFT = "run.json", "made_with.json", "finished.json", "draft"
 NOT_YET = -1
@@ -347,7 +347,7 @@ class RunLog:
         return self._parse(self._files[self._file[batch]], self._place[batch], file.readline())
 
     def _size(self, batch: int) -> int:
-        return min(self.batch_size, self.count - batch * self.batch_size)
+        return len(batch_span(batch, self.batch_size, self.count))
 
     def _unwritable(self, error: OSError) -> RunError:
         return RunError(
