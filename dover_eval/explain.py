@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 PICTURE = 320  # longest side, in pixels, of the pictures that an explanation keeps
 # Kana, ideographs and their marks, but for the space.
 SPACELESS = "\u3001-\u30ff\u3400-\u9fff\uf900-\ufaff\uff01-\uffef\U00020000-\U0003ffff"
-SHARE = 8  # a window is, by default, the clip's length over this
+WINDOWS_PER_CLIP = 8  # a window is, by default, the clip's length over this
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def explain_clip(
         raise VideoError(whole.errors[0])
     times, end = frame_times(video)
     start, duration = times[0], end - times[0]
-    length = seconds or max(duration / SHARE, scorer.config.num_frames * duration / len(times))
+    length = seconds or max(duration / WINDOWS_PER_CLIP, scorer.config.num_frames * duration / len(times))
     length = min(length, duration)
     spans = _slide(start, end, length, windows)
     seen = _look_through(scorer, video, prompt, times, spans)
