@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from dover_eval.opinion import MOS_MAX, MOS_MIN, SCORE_NAMES
-from dover_eval.prompts import prompt_fault
 from dover_eval.video.decode import VideoError, frame_times, frames_at, sample_moments
 from dover_eval.video.layout import as_path
 from dover_eval.video.sample import squash
@@ -136,8 +135,6 @@ def explain_clip(
 ) -> Explanation:
     """See `VideoScorer.explain`. One pass over the file besides the one that scores it whole; memory holds the frames
     of the windows that overlap, whatever the clip's length."""
-    if fault := prompt_fault(prompt):
-        raise ValueError(f"expected a text for the prompt, got {prompt!r} ({fault})")
     scorer.check_prompts([prompt])
     if windows < 1:
         raise ValueError(f"expected at least one window, got {windows}")

@@ -156,7 +156,7 @@ def test_what_cannot_be_explained_is_refused(small_scorer, clip, tmp_path, write
     with pytest.raises(VideoError, match="cannot be decoded"):
         small_scorer.explain(tmp_path / "text.mp4", "a")
     for prompt in ("", "  ", None):
-        with pytest.raises(ValueError, match="expected a text for the prompt"):
+        with pytest.raises(ValueError, match="expected a text for prompt 0"):
             small_scorer.explain(clip, prompt)
     with pytest.raises(ValueError, match="at least one window, got 0"):
         small_scorer.explain(clip, "a", windows=0)

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import typer
 
+from dover_eval.prompts import prompt_fault
 from dover_eval.scale.inputs import InputError, check_name
 
 #: Not everything that was asked for could be had; the command was not understood.
@@ -47,6 +48,12 @@ def check_package(package: str, extra: str) -> None:
     """Whether a package is installed that only an extra brings."""
     if importlib.util.find_spec(package) is None:
         failure(f"{package} is not installed: pip install 'dover-eval[{extra}]'")
+
+
+def check_prompt(prompt: str | None) -> None:
+    """Whether a prompt, where one is given, has something to read in it."""
+    if prompt is not None and (fault := prompt_fault(prompt)):
+        usage(f"--prompt {prompt!r}: {fault}, expected words")
 
 
 def check_names(*paths: Path | None) -> None:

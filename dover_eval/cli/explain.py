@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dover_eval.cli.exits import check_file, check_names, check_no_input, extra, failure, usage, writing
+from dover_eval.cli.exits import check_file, check_names, check_no_input, check_prompt, extra, failure, usage, writing
 from dover_eval.cli.options import Device, Model
 from dover_eval.cli.report import SUFFIXES
 
@@ -30,7 +30,6 @@ def explain(
     Exit status: 0 when it was explained, 1 when the clip cannot be scored, 2 when the command was not understood.
     """
     from dover_eval.cli.loading import load_scorer
-    from dover_eval.prompts import prompt_fault
 
     check_file("--output", output, SUFFIXES)
     check_file("--video", video, (".mp4",))
@@ -45,8 +44,7 @@ def explain(
         usage(f"--map {map_name}: expected technical or aesthetic")
     if seconds is not None and not seconds > 0:
         usage(f"--seconds {seconds:g}: expected more than 0")
-    if fault := prompt_fault(prompt):
-        usage(f"--prompt {prompt!r}: an alignment score needs words ({fault})")
+    check_prompt(prompt)
     scorer = load_scorer(model, device)
     if fault := scorer.model.text_encoder.fault(prompt):
         usage(f"--prompt: {fault}")

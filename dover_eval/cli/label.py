@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, failure, usage, writing
+from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, check_prompt, failure, usage, writing
 from dover_eval.cli.progress import progress_bar
 from dover_eval.opinion import SCORE_NAMES
-from dover_eval.prompts import prompt_fault
 from dover_eval.scale.inputs import InputError, find_videos, match_prompts, read_prompts
 
 if TYPE_CHECKING:
@@ -58,8 +57,7 @@ def label(
         usage(f"--teacher {teacher}: expected module:callable; --list tells those that come along")
     if (prompt is None) == (prompts is None):
         usage("give either --prompt TEXT or --prompts FILE.csv")
-    if prompt is not None and (fault := prompt_fault(prompt)):
-        usage(f"--prompt {prompt!r}: {fault}")
+    check_prompt(prompt)
 
     from dover_eval.distillation import LabelsError, TeacherError
     from dover_eval.distillation import label as run

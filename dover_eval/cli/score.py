@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, check_package, failure, usage
+from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, check_package, check_prompt, failure, usage
 from dover_eval.cli.options import BatchSize, CalibrationFile, Device, Model
 from dover_eval.cli.progress import progress_bar
 from dover_eval.config import usual_batch_size
 from dover_eval.opinion import SCORE_NAMES
-from dover_eval.prompts import prompt_fault
 from dover_eval.scale.inputs import InputError, NoPromptError, list_clips, read_prompts, video_file_name
 from dover_eval.scale.run import (
     ROWS_SHOWN,
@@ -79,8 +78,7 @@ def score(
     resume = resume or share.world > 1
     if prompt is not None and prompts is not None:
         usage("give either --prompt TEXT or --prompts FILE.csv")
-    if prompt is not None and (fault := prompt_fault(prompt)):
-        usage(f"--prompt {prompt!r}: {fault}, and an alignment score needs words")
+    check_prompt(prompt)
     check_file("--output", output, SUFFIXES)
     if output is None and (resume or retry_failed):
         usage("--resume, --retry-failed and several ranks need an --output")

@@ -140,7 +140,7 @@ def test_what_was_found_is_told_even_if_no_page_can_be_made(dover, checkpoint, t
 @pytest.mark.parametrize(
     ("options", "status", "words"),
     [
-        (["--prompt", " "], 2, "an alignment score needs words (nothing to read in it)"),
+        (["--prompt", " "], 2, "--prompt ' ': nothing to read in it, expected words"),
         (["--prompt", "แมวสีแดง"], 2, "knows no word of the prompt 'แมวสีแดง'"),
         (["--prompt", "a", "-o", "page.pdf"], 2, "ends in .html"),
         (["--prompt", "a", "--video", "o.gif"], 2, "ends in .mp4"),
