@@ -268,11 +268,11 @@ def slow_decoding(monkeypatch):
 def test_what_is_not_decoded_in_time_gets_504_and_the_rest_is_left(serve, still_serves, slow_decoding, asking):
     begun, go = slow_decoding
     path, body = asking
-    server = serve(timeout=0.3)
+    server = serve(timeout=2)  # a busy machine has as long for what follows
     with server.http() as http:
         answer = http.post(path, **body)
     assert answer.status_code == 504
-    assert "not scored within 0.3 seconds" in answer.json()["detail"]
+    assert "not scored within 2 seconds" in answer.json()["detail"]
     go.set()
     still_serves(server)
     assert len(begun) == 1
