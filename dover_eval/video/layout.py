@@ -127,4 +127,13 @@ def as_tensor(video: Any, name: str) -> Tensor:
         raise ValueError(f"expected an array of which every value counts for {name}, got a MaskedArray")
     if any(stride < 0 or stride % video.itemsize for stride in video.strides):
         video = np.ascontiguousarray(video)
-    return torch.from_numpy(video)
+    return torch.from_numpy(video if video.flags.writeable else np.asarray(_Unlocked(video)))
+
+
+class _Unlocked:
+    """The memory of a read-only array (a picture's, a mapped file's) as writeable: torch has no tensors of another
+    kind, and warns of undefined behaviour although nothing here writes to a clip."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array  # lives as long as what is made of this
+        self.__array_interface__ = array.__array_interface__ | {"data": (array.ctypes.data, False)}

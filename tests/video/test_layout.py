@@ -75,6 +75,15 @@ def test_nothing_is_copied():
     assert split_clips(strided, "THWC")[0].data_ptr() == CLIP.data_ptr()
 
 
+def test_a_read_only_array_is_neither_copied_nor_warned_of(recwarn):
+    locked = np.frombuffer(CLIP.numpy().tobytes(), np.uint8).reshape(CLIP.shape)[::2, :, 1:]
+    (found,) = split_clips(locked, "TCHW")
+    assert found.data_ptr() == locked.ctypes.data
+    del locked
+    assert torch.equal(found, CLIP[::2, :, 1:])
+    assert not recwarn.list
+
+
 def test_an_array_that_is_read_backwards_is_taken_as_it_reads():
     assert torch.equal(split_clips(CLIP.numpy()[::-1], "TCHW")[0], CLIP.flip(0))
 
