@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import glob
 import json
+import logging
 import os
 import posixpath
 import tarfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,15 +17,24 @@ from dover_eval.prompts import prompt_fault
 from dover_eval.scale.files import WEB, Clip, FileError, Shard, composed, is_url, locate, own_path
 from dover_eval.tables import TableError, stream_rows, text_cell
 
+# What a folder's videos end in. All are read; what else FFmpeg reads is scored where it is named.
 VIDEO_SUFFIXES = frozenset(
-    (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv")
+    (
+        *(".264", ".265", ".3g2", ".3gp", ".apng", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".h264"),
+        *(".h265", ".hevc", ".ivf", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"),
+        *(".mxf", ".nut", ".ogv", ".qt", ".rm", ".ts", ".vob", ".webm", ".wmv", ".wtv", ".y4m"),
+    )
 )
+# What may be a video, and is a still picture or a sound for the most part: left out of a folder, and told.
+DOUBTFUL_SUFFIXES = frozenset((".avif", ".ogg", ".webp"))
 SHARD_SUFFIX = ".tar"
 MANIFEST_SUFFIXES = (".csv", ".jsonl", ".parquet")
 NAME_COLUMNS = ("video_name", "path", "video")
 NAME_COLUMN, PROMPT_COLUMN = "video_name", "Prompt"
 MOST_LINKS = 40  # to follow, as on Linux
 SHARD_PROMPTS = ("Prompt", "prompt", "caption", "text")
+
+logger = logging.getLogger(__name__)
 
 
 class InputError(ValueError):
@@ -169,7 +179,12 @@ def _suffix(name: str) -> str:
 
 
 def _of_folder(folder: str, paths: Iterator[str], suffixes: Set[str]) -> list[str]:
-    inside = sorted(path for path in paths if _suffix(path) in suffixes)
+    by_suffix: dict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        by_suffix[_suffix(path)].append(path)
+    if doubtful := [f"{len(by_suffix[suffix])} {suffix}" for suffix in sorted(DOUBTFUL_SUFFIXES & by_suffix.keys())]:
+        logger.warning("%s: %s left out, name those that are videos", folder, ", ".join(doubtful))
+    inside = sorted(path for suffix in suffixes & by_suffix.keys() for path in by_suffix[suffix])
     if not inside:
         raise InputError(f"{folder}: a folder without videos ({', '.join(sorted(suffixes))})")
     return inside

@@ -8,10 +8,13 @@ import os
 import zipfile
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 
 from dover_eval.scale.files import Clip, FileError, identity, local_file
-from dover_eval.scale.inputs import InputError, NoPromptError, find_files, list_clips, read_prompts
+from dover_eval.scale.inputs import VIDEO_SUFFIXES, InputError, NoPromptError, find_files, list_clips, read_prompts
+from dover_eval.video.decode import decode_clip
 from tests.scale.conftest import read_lines, write_shard, write_table
 
 
@@ -185,6 +188,66 @@ def test_a_file_named_twice_is_one_clip_and_a_manifest_s_two_rows_are_two(clips,
     assert len(list_clips([str(clips), str(clips / "a.mp4")], "a square")) == 3
     table = write_table(tmp_path / "m.csv", [{"video": str(clips / "a.mp4"), "Prompt": "x"}] * 2)
     assert len(list_clips([str(table), str(table)])) == 4
+
+
+# FFmpeg's format and its encoder by suffix, one that fits at least.
+WRITERS = {
+    **dict.fromkeys((".mp4", ".m4v", ".f4v"), ("mp4", "libx264")),
+    **dict.fromkeys((".mov", ".qt"), ("mov", "libx264")),
+    **dict.fromkeys((".ts", ".mts", ".m2ts"), ("mpegts", "libx264")),
+    **dict.fromkeys((".264", ".h264"), ("h264", "libx264")),
+    **dict.fromkeys((".265", ".h265", ".hevc"), ("hevc", "libx265")),
+    **dict.fromkeys((".avi", ".divx"), ("avi", "mpeg4")),
+    **dict.fromkeys((".asf", ".wmv"), ("asf", "wmv2")),
+    **dict.fromkeys((".mpg", ".mpeg"), ("mpeg", "mpeg1video")),
+    ".3gp": ("3gp", "mpeg4"),
+    ".3g2": ("3g2", "mpeg4"),
+    ".apng": ("apng", "apng"),
+    ".dv": ("dv", "dvvideo"),
+    ".flv": ("flv", "flv"),
+    ".gif": ("gif", "gif"),
+    ".ivf": ("ivf", "libvpx-vp9"),
+    ".m2v": ("mpeg2video", "mpeg2video"),
+    ".mjpeg": ("mjpeg", "mjpeg"),
+    ".mkv": ("matroska", "ffv1"),
+    ".mxf": ("mxf", "mpeg2video"),
+    ".nut": ("nut", "ffv1"),
+    ".ogv": ("ogv", "libvpx"),
+    ".rm": ("rm", "rv20"),
+    ".vob": ("vob", "mpeg2video"),
+    ".webm": ("webm", "libvpx-vp9"),
+    ".wtv": ("wtv", "mpeg2video"),
+    ".y4m": ("yuv4mpegpipe", "rawvideo"),
+}
+PIXELS = {"apng": "rgb24", "gif": "rgb8", "mjpeg": "yuvj420p"}
+
+
+@pytest.mark.parametrize("suffix", sorted(WRITERS))
+def test_what_is_taken_from_a_folder_can_be_read(suffix, tmp_path):
+    form, codec = WRITERS[suffix]
+    width, height = (720, 576) if codec == "dvvideo" else (96, 64)
+    with av.open(str(tmp_path / f"clip{suffix}"), "w", format=form) as container:
+        stream = container.add_stream(codec, rate=25, width=width, height=height)
+        stream.pix_fmt = PIXELS.get(codec, "yuv420p")
+        for light in range(0, 240, 20):
+            frame = av.VideoFrame.from_ndarray(np.full((height, width, 3), light, np.uint8))
+            container.mux(stream.encode(frame.reformat(format=stream.pix_fmt)))
+        container.mux(stream.encode())
+    (found,) = find_files(str(tmp_path))
+    frames = decode_clip(found, 4).frames.float().mean((1, 2, 3))
+    assert frames.diff().min() > 20  # they grow lighter: all of it was read, and in its order
+
+
+def test_every_suffix_of_a_video_has_been_read():
+    assert set(WRITERS) == VIDEO_SUFFIXES
+
+
+def test_what_may_be_a_video_and_is_not_taken_is_told(tmp_path, caplog):
+    for name in ("a.mp4", "a.webp", "x/b.WEBP", "c.avif", "d.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert find_files(str(tmp_path)) == [str(tmp_path / "a.mp4")]
+    assert caplog.messages == [f"{tmp_path}: 1 .avif, 2 .webp left out, name those that are videos"]
 
 
 def test_a_clip_keeps_its_name_where_paths_start_in_another_folder(clips, tmp_path):
