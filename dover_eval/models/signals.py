@@ -5,6 +5,7 @@ quality scores. All of it differentiable, and none of it learned. What prompts a
 """
 
 import math
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -31,10 +32,18 @@ def video_signals(frames: Tensor, names: tuple[str, ...]) -> Tensor:
     "difference": luma minus that of the frame before; "global_difference": its mean over the frame, where
     flicker stands apart from motion. The first frame takes the difference of the second; a still clip has none.
 
-    Returns (B, 2 + len(names), T, H, W).
+    Returns (B, 2 + len(names), T, H, W), in the dtype of `frames`. Computed in fp32 at least, under autocast too: small
+    differences of luma are lost in half precision.
     """
     if names == ("rgb",):
         return frames
+    plain = nullcontext() if frames.is_meta else torch.autocast(frames.device.type, enabled=False)  # meta has none
+    with plain:
+        exact = frames.to(torch.promote_types(frames.dtype, torch.float32))
+        return _planes(exact, names).to(frames.dtype)
+
+
+def _planes(frames: Tensor, names: tuple[str, ...]) -> Tensor:
     luma = torch.einsum("bcthw,c->bthw", frames, frames.new_tensor(LUMA)).unsqueeze(1)
     if luma.shape[2] > 1:
         change = luma.diff(dim=2)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dover_eval.config import IMAGENET_MEAN, IMAGENET_STD, PRESETS
+from dover_eval.config import IMAGENET_MEAN, IMAGENET_STD, PRESETS, SIGNALS
 from dover_eval.distortions import distort
 from dover_eval.models.dover import DOVERModelSimple
 from dover_eval.models.signals import (
@@ -16,6 +16,7 @@ from dover_eval.models.signals import (
     PIXEL_STATISTICS,
     exposure_statistics,
     pixel_statistics,
+    video_signals,
 )
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -146,3 +147,13 @@ def test_autocast_does_not_round_them() -> None:
         rounded = model.moments(stages)
     assert rounded.dtype == torch.float32
     assert torch.equal(rounded, model.moments(stages))
+
+
+def test_planes_of_small_differences_are_the_same_in_half_precision() -> None:
+    """Luma is of the order of one, and what is taken from it of hundredths: bfloat16 rounds it by up to a 250th."""
+    frames = normalised(sliding(step=(0.0, 0.2)), runs=1)[:, 0]
+    exact = video_signals(frames, SIGNALS)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(video_signals(frames, SIGNALS), exact)
+    half = frames.bfloat16()
+    assert torch.equal(video_signals(half, SIGNALS), video_signals(half.float(), SIGNALS).bfloat16())
