@@ -17,7 +17,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -241,12 +241,14 @@ def _march_forward(
     save: bool,
 ) -> None:  # fmt: skip
     taps, k_t, K = _taps(weight), weight.shape[2], weight.shape[3]
+    bias, ln_weight, ln_bias = parameters
+    pointers = Pointers(bias, ln_weight, ln_bias, y, z, mean, rstd)
 
     def run(tile: Tile) -> None:
         fused = x.shape[1] == tile.NC * tile.BC
-        _march(x, taps, (*parameters, y, z, mean, rstd), tile, k_t, K, eps, fused, save, False)
+        _march(x, taps, pointers, tile, k_t, K, eps, norm=fused, save=save or not fused, flip=False)
         if not fused:
-            _normalize(y, z, parameters[1], parameters[2], mean, rstd, eps, save)
+            _normalize(y, z, ln_weight, ln_bias, mean, rstd, eps, save)
 
     run(_choose("training" if save else "inference", x, k_t, run))
 
@@ -273,17 +275,31 @@ def input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
             if _convolved_on_tensor_cores(dy, weight, None, dx):
                 return dx
             taps = _taps(weight)
+            pointers = Pointers(bias=taps, ln_weight=taps, ln_bias=taps, y=dx, z=dx, mean=taps, rstd=taps)
 
             def run(tile: Tile) -> None:
-                _march(dy, taps, (taps, taps, taps, dx, dx, taps, taps), tile, k_t, K, 0.0, False, True, True)
+                _march(dy, taps, pointers, tile, k_t, K, eps=0.0, norm=False, save=True, flip=True)
 
             run(_choose("input_gradient", dy, k_t, run))
     return dx
 
 
+class Pointers(NamedTuple):
+    """The tensors of a march beside x and the taps, in the kernel's order. For one that nothing meets any may stand:
+    with `flip` the bias, without `norm` all but the bias and y."""
+
+    bias: Tensor
+    ln_weight: Tensor
+    ln_bias: Tensor
+    y: Tensor
+    z: Tensor
+    mean: Tensor
+    rstd: Tensor
+
+
 def _march(
-    x: Tensor, taps: Tensor, pointers: tuple[Tensor, ...], tile: Tile, k_t: int, K: int, eps: float,
-    norm: bool, save: bool, flip: bool,
+    x: Tensor, taps: Tensor, pointers: Pointers, tile: Tile, k_t: int, K: int, eps: float,
+    *, norm: bool, save: bool, flip: bool,
 ) -> None:  # fmt: skip
     C, T, H, W = x.shape[1:]
     cut = plan(tile, x.shape, _multiprocessors(x.device), K)
@@ -291,7 +307,7 @@ def _march(
     kernels.convolution_kernel[grid](
         x, taps, *pointers, T, H, W, cut.rows, cut.columns, cut.count, cut.height, eps,
         C=C, KT=k_t, K=K, R=tile.R, BP=tile.BP, BC=tile.BC, NC=tile.NC, EVEN=cut.even, FLIP=flip, NORM=norm,
-        SAVE=save or not norm, num_warps=tile.num_warps, **OPTIONS,
+        SAVE=save, num_warps=tile.num_warps, **OPTIONS,
     )  # fmt: skip
 
 
