@@ -51,6 +51,24 @@ def test_few_strips_are_cut_until_they_fill_the_device():
     assert many.rows > 1
 
 
+def test_where_no_memory_is_left_to_time_configurations_the_first_is_taken(monkeypatch):
+    asked = []
+
+    def no_memory(run, **_options):
+        asked.append(run)
+        raise torch.OutOfMemoryError("256 MB")
+
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    monkeypatch.setattr(launch, "_tuned", {})
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(launch.triton.testing, "do_bench", no_memory)
+    x = torch.empty(1, 24, 2, 8, 8)
+    first = launch.fits(launch.candidates("training", 24, 3, 4), 8)[0]
+    for _ in range(2):
+        assert launch._choose("training", x, 3, lambda tile: None) == first
+    assert len(asked) == 1, "later calls take what this one took"
+
+
 def test_on_a_cpu_without_the_interpreter_the_launcher_refuses():
     if launch.INTERPRETED:
         pytest.skip("this is the interpreter's process")
