@@ -6,8 +6,8 @@ copy. A configuration never changes a bit of the convolution (see `triton_kernel
 weight gradient's sums and a fused LayerNorm's do depend on theirs, which therefore follow from the layer, the row and
 the GPU's model alone.
 
-The first launch for a layer compiles its kernels, and outside of the table times configurations: neither can be
-captured, so call once before a CUDA graph is.
+The first launch for a layer compiles its kernels, again for other shapes and alignments, and outside of the table times
+configurations: neither can be captured, so call once with the same tensors before a CUDA graph is.
 """
 
 import json
