@@ -16,7 +16,6 @@ from dover_eval.config import MINILM
 
 REPOSITORY = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
-REAL_CLIPS = REPOSITORY.parent / "shared" / "clips"
 
 # Small enough for a test, and with every feature of the large ones.
 SMALL = DOVERConfig(
@@ -117,10 +116,7 @@ def moving_frames() -> np.ndarray:
     return frames
 
 
-@pytest.fixture(params=["1724.mp4", "FEQ-gdkTN4Q_000008_000018.mp4", "eWgy8eG3stA_000164_000174.mp4"])
-def real_clip(request: pytest.FixtureRequest) -> Path:
-    """Real videos, 192x144 to 406x720, which lie beside the developers' checkouts and not in the project."""
-    path = REAL_CLIPS / request.param
-    if not path.exists():
-        pytest.skip(f"needs the real clip {request.param}, which is not part of the project")
-    return path
+@pytest.fixture(params=["heart_clean.mp4", "star_noisy.mp4"])
+def example_clip(request: pytest.FixtureRequest) -> Path:
+    """Videos that lie in the project as files."""
+    return REPOSITORY / "examples" / "clips" / request.param

@@ -117,8 +117,8 @@ def test_what_a_prompt_stresses_weighs_more(scorer):
     assert beauty[2] > plain[2] + 0.05
 
 
-def test_real_clips_score_from_python_deterministically(scorer, real_clip):
-    first, second = (scorer.score(real_clip, "a person", batch_size=1) for _ in range(2))
+def test_example_clips_score_from_python_deterministically(scorer, example_clip):
+    first, second = (scorer.score(example_clip, "a person", batch_size=1) for _ in range(2))
     assert first.ok
     assert torch.equal(first.values, second.values)
     assert ((first.values >= 1) & (first.values <= 5)).all()

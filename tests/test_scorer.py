@@ -274,8 +274,8 @@ def test_results_validate_themselves(small_scorer, clips):
     assert isinstance(scores, VideoScores)
 
 
-def test_real_clips_score_the_same_twice(real_clip: Path, small_scorer):
-    first, second = (small_scorer.score(real_clip, "a person", batch_size=1).values for _ in range(2))
+def test_example_clips_score_the_same_twice(example_clip: Path, small_scorer):
+    first, second = (small_scorer.score(example_clip, "a person", batch_size=1).values for _ in range(2))
     assert torch.equal(first, second)
     assert first.isfinite().all()
 

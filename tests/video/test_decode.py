@@ -314,12 +314,12 @@ def test_a_long_file_streams(tmp_path):
     assert megabytes < 120
 
 
-def test_real_clips(real_clip: Path):
-    clip = decode_clip(real_clip, 8)
+def test_example_clips(example_clip: Path):
+    clip = decode_clip(example_clip, 8)
     assert clip.frames.shape[:2] == (8, 3)
     assert clip.frames.float().std() > 1
-    assert 8 < clip.duration < 11
-    assert torch.equal(decode_clip(real_clip, 8).frames, clip.frames)
+    assert clip.duration == 2
+    assert torch.equal(decode_clip(example_clip, 8).frames, clip.frames)
 
 
 @pytest.mark.parametrize("codec", ["mpeg4", "mjpeg"])
