@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import shutil
 import subprocess
@@ -80,6 +81,21 @@ def test_models_load_nothing_heavier_than_torch_and_the_hub_client() -> None:
         "print(*(m for m in ('transformers', 'diffusers', 'scipy', 'sentence_transformers') if m in sys.modules))"
     )
     assert run_python(code) == ""
+
+
+@pytest.mark.parametrize("name", ["dover_eval", "dover_integrations.rewards", "dover_integrations.server"])
+def test_a_type_checker_sees_the_names_that_are_imported_when_used(name: str) -> None:
+    package = importlib.import_module(name)
+    tree = ast.parse(Path(str(package.__file__)).read_text(encoding="utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {
+        alias.asname or alias.name
+        for node in ast.walk(block)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen == set(package.__all__) - {"__version__"}
+    assert all(hasattr(package, told) for told in package.__all__)
 
 
 def test_hugging_face_kernels_are_not_shadowed_from_the_repository_root(tmp_path: Path) -> None:
