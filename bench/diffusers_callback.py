@@ -26,7 +26,7 @@ import torch
 from dover_integrations.diffusers import DoverCallback
 from dover_integrations.diffusers.selection import denoisers
 
-from bench.score import RESULTS, device_name
+from bench.record import RESULTS, device_name
 from dover_eval import DOVERModel, VideoScorer
 
 PROMPT = "a red bicycle in the rain"

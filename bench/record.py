@@ -14,6 +14,7 @@ import torch
 
 from bench.registry import Candidate, Problem
 
+RESULTS = Path(__file__).parent / "results"
 #: Figures stand in one file only where these agree.
 IDENTITY = ("device", "threads", "torch", "triton", "cuda", "hip", "cudnn", "driver", "tf32", "commit")
 
@@ -47,12 +48,22 @@ def environment(device: str, note: str) -> dict[str, Any]:
     return facts
 
 
-def device_name(device: str) -> str:
-    if device == "cuda":
+def device_name(device: str | None = None) -> str:
+    """Of "cuda" or "cpu", the latter with torch's threads; by default of a GPU if there is one."""
+    if device == "cuda" or (device is None and torch.cuda.is_available()):
         return torch.cuda.get_device_name()
+    return f"{cpu_name()}, {torch.get_num_threads()} threads"
+
+
+def cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     model = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
-    return f"{model[1] if model else platform.processor()}, {torch.get_num_threads()} threads"
+    return model[1] if model else platform.processor() or platform.machine()
+
+
+def slug(name: str) -> str:
+    """A device's name as a part of a file's."""
+    return "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-")
 
 
 def _output(*command: str) -> str | None:

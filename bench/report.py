@@ -10,9 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bench.record import RESULTS
 from bench.registry import Problem
 
-RESULTS = Path(__file__).parent / "results"
 OURS, FLOOR, EAGER = "dover", "copy", "eager NCDHW"
 
 

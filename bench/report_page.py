@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from bench.record import RESULTS, cpu_name
 from dover_eval.opinion import SCORE_NAMES
 
-RESULTS = Path(__file__).parent / "results"
 CLIPS = Path(__file__).parent.parent / "examples" / "clips"
 # Until everything is drawn, in the page's own clock, which starts when it is asked for.
 OPENED = """() => new Promise(done => requestAnimationFrame(() => setTimeout(() => done(performance.now()))))"""
@@ -140,13 +140,6 @@ def main() -> None:
     path = RESULTS / f"report_page-{arguments.rows}-rows.json"
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(record, indent=1))
-
-
-def cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import argparse
 import ctypes
 import gc
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -30,10 +29,10 @@ from dover_integrations.rewards import DoverReward
 from dover_integrations.server import DoverRewardClient, ServerSettings, create_app
 from torch import Tensor
 
+from bench.record import RESULTS, device_name
 from dover_eval import DOVERModel
 from dover_eval.config import PRESETS
 
-RESULTS = Path(__file__).parent / "results"
 THREADS = 8
 FRAMES, HEIGHT, WIDTH = 16, 224, 224
 SETTINGS: dict[str, Any] = {"layout": "BTCHW", "value_range": (0, 255)}
@@ -173,11 +172,10 @@ def main() -> None:
     memory = measure_memory(arguments.model, arguments.device)
     for mode, mib in memory.items():
         print(f"{mode:40} {mib:8.0f} MiB above the loaded model, one clip")
-    device = torch.cuda.get_device_name() if reward.scorer.device.type == "cuda" else platform.processor()
     document = {
         "command": " ".join(["python -m bench.rewards", *sys.argv[1:]]),
         "model": arguments.model + (", random weights" if arguments.model in PRESETS else ""),
-        "device": device or platform.machine(),
+        "device": device_name(reward.scorer.device.type),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "clip": [FRAMES, 3, HEIGHT, WIDTH],

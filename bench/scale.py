@@ -29,7 +29,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench.score import CLIP, RESULTS, device_name
+from bench.record import RESULTS, device_name, slug
+from bench.score import CLIP
 
 DOCS = Path(__file__).parent.parent / "docs" / "scale.md"
 MARKS = ("<!-- bench.scale -->", "<!-- /bench.scale -->")
@@ -40,6 +41,7 @@ COUNTS = (100, 1_000, 10_000)
 FRAMES = (32, 64, 128, 256)
 SIDES = (160, 320, 640, 1280)
 REPEATS = 5
+LEAST_R2 = 0.5  # a slope that tells less of the spread is none
 
 
 def stages() -> dict[str, Any]:
@@ -295,6 +297,8 @@ def table(report: dict[str, Any]) -> str:
 
 
 def _slope(fit: dict[str, float], unit: str) -> str:
+    if fit["r2"] < LEAST_R2:
+        return f"no straight line, R² {fit['r2']:.3f}"
     return f"{1e3 * fit['slope_s']:.3g} ms a {unit} more, R² {fit['r2']:.3f}"
 
 
@@ -323,8 +327,7 @@ def main() -> None:
     print(report["stages"])
     report |= {"growth": growth(), "clips": clips_and_memory()}
     print(report["growth"], report["clips"])
-    slug = "".join(c if c.isalnum() else "-" for c in report["device"].lower()).strip("-")
-    path = RESULTS / f"scale-{slug}.json"
+    path = RESULTS / f"scale-{slug(report['device'])}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
     before_it, rest = DOCS.read_text().split(MARKS[0])
     DOCS.write_text(f"{before_it}{MARKS[0]}\n{table(report)}\n{MARKS[1]}{rest.split(MARKS[1])[1]}")

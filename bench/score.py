@@ -1,9 +1,9 @@
 """Times scoring from end to end: decode, prepare, model; the model by batch size; and the peak memory.
 
-    python -m bench.score [--presets nano tiny dover-plus-plus] [--note TEXT]
+    python -m bench.score [--presets nano tiny dover-plus-plus] [--note TEXT] [--output FILE]
 
 Speed does not depend on the weights, so presets without published ones run with random ones. Results go to
-bench/results/score-<device>.json with the versions and the command.
+bench/results/score-<device>.json, or where --output says, with the versions and the command.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from bench.record import RESULTS, device_name, slug
+
 CLIP = Path(__file__).parent.parent / "examples" / "clips" / "star_clean.mp4"
-RESULTS = Path(__file__).parent / "results"
 REPEATS = 7
 BATCH_SIZES = (1, 2, 4, 8)
 # The published implementation at 16x224x224 on two cores took about 0.95 s: compare dover-plus-plus at that size.
@@ -82,20 +83,11 @@ def run_case(preset: str) -> dict[str, Any]:
     return result
 
 
-def device_name() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    cpuinfo = Path("/proc/cpuinfo")
-    models = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-    return f"{models[0] if models else platform.machine()}, {torch.get_num_threads()} threads"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="*", default=list(CASES), choices=list(CASES))
     parser.add_argument("--note", default="", help="what else ran on the machine, say")
+    parser.add_argument("--output", type=Path, help="by default in bench/results, named after the device")
     parser.add_argument("--one", choices=list(CASES), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -124,9 +116,8 @@ def main() -> None:
         "note": arguments.note,
         "cases": cases,
     }
-    slug = "".join(c if c.isalnum() else "-" for c in report["device"].lower()).strip("-")
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"score-{slug}.json"
+    path = arguments.output or RESULTS / f"score-{slug(report['device'])}.json"
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n")
     print(path)
 

@@ -12,7 +12,6 @@ import argparse
 import csv
 import itertools
 import json
-import platform
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import av
 import numpy as np
 from scipy.stats import spearmanr
 
+from bench.record import RESULTS, cpu_name
 from dover_eval.distortions import Frames, distort
 from dover_eval.teachers.reference import FullReference
 from dover_eval.teachers.temporal import FrameDifference, OpticalFlow
@@ -35,11 +35,11 @@ FRAMES, RATE, CRF = 24, 25, 12
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clips", nargs="+", type=Path)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "teachers.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "teachers.json")
     arguments = parser.parse_args()
     report: dict[str, Any] = {
         "command": "python -m bench.teachers " + " ".join(clip.name for clip in arguments.clips),
-        "device": platform.processor() or platform.machine(),
+        "device": cpu_name(),
         "frames": FRAMES,
         "strengths": STRENGTHS,
         "clips": {clip.name: judge(clip) for clip in arguments.clips},
