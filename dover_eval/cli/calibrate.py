@@ -10,6 +10,7 @@ import typer
 
 from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, extra, usage, writing
 from dover_eval.cli.options import BatchSize, Device, Model
+from dover_eval.cli.output import plain_table
 
 if TYPE_CHECKING:
     from dover_eval.calibration import Calibration
@@ -99,11 +100,9 @@ def calibrate(
 
 
 def _print(calibration: Calibration) -> None:
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = plain_table()
     for title in ("score", "map from", "n", "1 becomes", "3 becomes", "5 becomes", "interval", "tie up to"):
         table.add_column(title, justify="left" if title in ("score", "map from") else "right")
     for name, aspect in calibration.aspects.items():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dover_eval.cli.exits import check_file, check_names, extra, usage, writing
+from dover_eval.cli.output import plain_table
 from dover_eval.cli.progress import progress_bar
 from dover_eval.cli.report import SUFFIXES
 
@@ -65,9 +66,7 @@ def compare(
 
 
 def _print(c: Comparison) -> None:
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     from dover_eval.evaluation.metrics import LEVEL
@@ -77,7 +76,7 @@ def _print(c: Comparison) -> None:
 
     console = Console()
     console.width = max(console.width, 56)  # no digit is lost: a narrower terminal breaks lines itself
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = plain_table()
     table.add_column("score", no_wrap=True)
     for title in ("A", "B", "B - A"):
         table.add_column(title, justify="right", no_wrap=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, extra, usage, writing
-from dover_eval.cli.options import BatchSize, Device, Model
+from dover_eval.cli.options import BatchSize, CalibrationFile, Device, Model
+from dover_eval.cli.output import plain_table, write_json
 from dover_eval.wording import plain, plural
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
     model: Model = None,
     device: Device = None,
-    calibration: Annotated[Path | None, typer.Option(help="What `dover-eval calibrate` wrote; for --videos.")] = None,
+    calibration: CalibrationFile = None,
     batch_size: BatchSize = None,
     list_benchmarks: Annotated[bool, typer.Option("--list", help="Tell the benchmarks and where to get them.")] = False,
 ) -> None:
@@ -46,7 +46,6 @@ def evaluate(
     from rich.console import Console
 
     from dover_eval.cli.loading import load_scorer
-    from dover_eval.replacing import replacing
     from dover_eval.results import write_results
     from dover_eval.scale.inputs import InputError
     from dover_eval.tables import SUFFIXES, TableError
@@ -104,8 +103,7 @@ def evaluate(
         usage(str(error))
     print_report(report)
     if output is not None:
-        with writing(output), replacing(output) as draft:
-            draft.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+        write_json(output, report.to_dict())
     if not report.complete:
         raise typer.Exit(EXIT_FAILED)
 
@@ -134,9 +132,7 @@ def score_items(
 
 
 def print_report(report: EvaluationReport) -> None:
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     from dover_eval.evaluation import PairMetrics, RatingMetrics
@@ -163,7 +159,7 @@ def print_report(report: EvaluationReport) -> None:
         aspects = {name: found for name, found in report.aspects.items() if isinstance(found, kind)}
         if not aspects:
             continue
-        out = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        out = plain_table()
         out.add_column(report.benchmark)
         for name in aspects:
             out.add_column(name, justify="right", no_wrap=True)

@@ -9,6 +9,7 @@ import typer
 
 from dover_eval.cli.exits import check_file, check_names, check_no_input, check_prompt, extra, failure, usage, writing
 from dover_eval.cli.options import Device, Model
+from dover_eval.cli.output import plain_table
 from dover_eval.cli.report import SUFFIXES
 
 
@@ -70,14 +71,12 @@ def explain(
 
 
 def _print(found: Any) -> None:
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     from dover_eval.wording import plain, plural
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = plain_table()
     for title in ("score", "whole clip", "lowest", "at"):
         table.add_column(title, justify="left" if title == "score" else "right", no_wrap=True)
     for column, (name, worst) in enumerate(found.worst.items()):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +9,7 @@ import typer
 
 from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, extra, failure, usage, writing
 from dover_eval.cli.options import Device, Model
+from dover_eval.cli.output import plain_table, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,8 +69,7 @@ def sanity(
         usage(str(error))
     _print(report, "drawn clips" if not files else "clips", texts is not None)
     if output is not None:
-        with writing(output), replacing(output) as draft:
-            draft.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+        write_json(output, report.to_dict())
     if plot is not None:
         try:
             with writing(plot), replacing(plot) as draft:
@@ -121,11 +120,9 @@ def _with_status(run: Callable[[Callable[[str], None]], SanityReport]) -> Sanity
 
 
 def _print(report: SanityReport, kind: str, with_prompts: bool) -> None:
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = plain_table()
     for title in ("done", "should fall", "n", "steady", "falls", "next to move", "verdict"):
         table.add_column(title, justify="right" if title in ("n", "steady", "falls") else "left", no_wrap=True)
     style = {"pass": "green", "fail": "bold red", "skipped": "yellow"}

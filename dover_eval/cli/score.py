@@ -10,6 +10,7 @@ import typer
 
 from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, check_package, check_prompt, failure, usage
 from dover_eval.cli.options import BatchSize, CalibrationFile, Device, Model
+from dover_eval.cli.output import plain_table
 from dover_eval.cli.progress import progress_bar
 from dover_eval.config import usual_batch_size
 from dover_eval.opinion import SCORE_NAMES
@@ -195,14 +196,10 @@ def _print(outcome: Outcome, output: Path | None) -> None:
 
 
 def _print_table(outcome: Outcome) -> None:
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+    table = plain_table(
         caption=f"from 1 (bad) to 5 (excellent); fingerprint {outcome.fingerprint}",
         caption_justify="left",
     )
