@@ -11,7 +11,7 @@ from torch import Tensor
 from . import ptx_on_numpy
 from .conftest import INTERPRETED, make_operands, relative_errors
 
-pytestmark = pytest.mark.filterwarnings("error:.*slower ones run")
+pytestmark = pytest.mark.filterwarnings("error:.*runs without tensor cores")
 if INTERPRETED:
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
@@ -27,7 +27,7 @@ def on_cpu(monkeypatch):
     monkeypatch.setattr(launch, "_choose", lambda role, x, k_t, run: _first_that_fits(role, x, k_t))
     monkeypatch.setattr(tensor_cores, "kernels", ptx_on_numpy.on_numpy(tensor_core_kernels))
     monkeypatch.setattr(tensor_cores, "shared_memory", lambda device: 227 * 1024)
-    monkeypatch.setattr(tensor_cores, "obstacle", lambda device, dtype, *layer: dtype.itemsize == 4 or None)
+    monkeypatch.setattr(tensor_cores, "obstacle", lambda layer: layer.dtype.itemsize == 4 or None)
 
 
 def _first_that_fits(role: str, x: Tensor, k_t: int) -> launch.Tile:
