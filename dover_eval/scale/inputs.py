@@ -16,6 +16,7 @@ from typing import Any
 from dover_eval.prompts import prompt_fault
 from dover_eval.scale.files import WEB, Clip, FileError, Shard, composed, is_url, locate, own_path
 from dover_eval.tables import TableError, stream_rows, text_cell
+from dover_eval.wording import one_line
 
 # What a folder's videos end in. All are read; what else FFmpeg reads is scored where it is named.
 VIDEO_SUFFIXES = frozenset(
@@ -389,4 +390,4 @@ def _unreadable(name: str, error: Exception) -> InputError:
     if isinstance(error, FileError):
         return InputError(str(error))
     kind = "cannot be reached" if is_url(name) else "cannot be read"
-    return InputError(f"{name}: {kind} ({' '.join(str(error).split()) or type(error).__name__})")
+    return InputError(f"{name}: {kind} ({one_line(error)})")

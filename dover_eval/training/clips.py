@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dover_eval import __version__
 from dover_eval.config import DOVERConfig
+from dover_eval.hashing import file_sha256
 from dover_eval.training.cache import TensorCache
 from dover_eval.video.decode import VideoError, decode_clip
 from dover_eval.video.sample import prepare_clip
@@ -114,15 +115,6 @@ class _Survey(Dataset):
             return self.store.identify(self.paths[index]).to_list(), ""
         except (VideoError, OSError) as error:
             return None, str(error)
-
-
-def file_sha256(path: str | Path) -> str:
-    """Of a file's bytes, in hexadecimal."""
-    with Path(path).open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def frames_look(frames: Tensor) -> bytes:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dover_eval.evaluation import JudgedPair, RatedClip, TableError, wanted_clips
+from dover_eval.hashing import file_sha256
 from dover_eval.opinion import SCORE_NAMES
-from dover_eval.training.clips import ClipIdentity, ClipStore, file_sha256, survey
+from dover_eval.training.clips import ClipIdentity, ClipStore, survey
 from dover_eval.training.judging import check_judgeable
 from dover_eval.training.settings import DataSettings, TableSettings
 from dover_eval.training.splits import check_apart, split_examples

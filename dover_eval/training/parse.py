@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from dover_eval.wording import one_line
+
 
 class SettingsError(ValueError):
     """Settings that cannot be used; the message names the file, the key, what was found and what was expected."""
@@ -21,7 +23,7 @@ def read_yaml(path: Path) -> Any:
     try:
         return yaml.load(path.read_text(encoding="utf-8"), _unique_keys())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SettingsError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+        raise SettingsError(f"{path}: cannot be read ({one_line(error)})") from error
 
 
 def parse(kind: Any, found: Any, key: str, source: str) -> Any:

@@ -27,6 +27,7 @@ from dover_eval.weights import (
     load_checkpoint_file,
     resolve_weights,
 )
+from dover_eval.wording import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -224,5 +225,5 @@ def _imagenet_file(start: StartSettings) -> Path:
     except (OSError, HFValidationError) as error:
         raise FileNotFoundError(
             f"no file {start.weights}, and {start.file} could not be fetched from a repository of that name on the hub "
-            f"({' '.join(str(error).split())})"
+            f"({one_line(error)})"
         ) from error

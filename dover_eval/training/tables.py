@@ -13,6 +13,7 @@ from dover_eval.opinion import MOS_MAX, MOS_MIN, SCORE_NAMES
 from dover_eval.scale.inputs import VIDEO_SUFFIXES, files_in
 from dover_eval.tables import choice, number, read_rows, text
 from dover_eval.training.settings import TableSettings
+from dover_eval.wording import one_line
 
 LABELS = {"A": (1.0, 0.0, 0.0), "B": (0.0, 1.0, 0.0), "tie": (0.0, 0.0, 1.0)}
 VERDICTS = {(1.0, 0.0, 0.0): 1, (0.0, 1.0, 0.0): -1, (0.0, 0.0, 1.0): 0}
@@ -104,7 +105,7 @@ def fetch(settings: TableSettings) -> TableSettings:
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         raise TableError(
             f"the data set {settings.hub} is neither in the hub's cache nor to be had from the hub: "
-            f"{' '.join(str(error).split())}. Connect once, or name a local table and folder."
+            f"{one_line(error)}. Connect once, or name a local table and folder."
         ) from error
     table, videos = snapshot / settings.table, snapshot / settings.videos
     for what, path in (("table", table), ("folder", videos)):

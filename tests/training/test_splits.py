@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from dover_eval.evaluation import RatedClip
+from dover_eval.hashing import file_sha256
 from dover_eval.training import clips
-from dover_eval.training.clips import ClipIdentity, ClipStore, file_sha256, frames_look, look_alikes, survey
+from dover_eval.training.clips import ClipIdentity, ClipStore, frames_look, look_alikes, survey
 from dover_eval.training.splits import DuplicateError, SplitError, check_apart, split_examples
 from dover_eval.training.tables import Example
 from dover_eval.video.decode import VideoError, decode_clip

@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 from dover_eval import DOVERModel, VideoScorer
 from dover_eval.cli import app
+from dover_eval.hashing import file_sha256
 from dover_eval.scores import weights_digest
 from dover_eval.training import run
-from dover_eval.training.clips import file_sha256
 from dover_eval.training.settings import SettingsError, TrainSettings
 from dover_eval.training.start import start_model
 from tests.training.small import CLIPS, HEART, HEARTS, MODEL, PAIR_COLUMNS, STARS
