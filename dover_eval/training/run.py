@@ -204,7 +204,7 @@ def _kept(settings: dict[str, Any]) -> dict[str, Any]:
 def _by_name(value: Any) -> Any:
     """Of every absolute path its name alone: the folders of this machine are nothing for others."""
     if isinstance(value, Mapping):
-        return {key: _by_name(inner) for key, inner in value.items()}
+        return {_by_name(key): _by_name(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_by_name(inner) for inner in value]
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

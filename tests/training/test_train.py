@@ -150,7 +150,7 @@ def test_a_validation_whose_clips_are_gone_at_the_end_leaves_a_checkpoint_and_it
     monkeypatch.setattr(run, "_save", save_and_lose)
     result = train(write_settings(data__validation=[PAIRS | {"videos": str(videos)}]))
     assert "Nothing: 3 clips of the validation could not be scored again" in (result.folder / "README.md").read_text()
-    assert result.record["validation"]["failed"] == ["star_clean.mp4", "star_noisy.mp4", "star_shuffled.mp4"]
+    assert [*result.record["validation"]["failed"]] == ["star_clean.mp4", "star_noisy.mp4", "star_shuffled.mp4"]
 
 
 def test_a_loss_that_is_no_number_stops_the_run_before_a_checkpoint_has_it(write_settings, tmp_path):
