@@ -27,4 +27,4 @@ def test_the_example_of_the_guide_trains_the_embedded_default(write_table, tmp_p
     card = (result.folder / "README.md").read_text()
     assert yaml.safe_load(card.split("---")[1])["license"] == "apache-2.0"
     assert "# My raters' model" in card
-    assert "It began with the checkpoint default, which began with version 0.1.0" in card
+    assert "It began with the checkpoint default, which began with " in card

@@ -3,6 +3,7 @@
 import functools
 import json
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -185,7 +186,8 @@ def test_a_text_encoder_that_was_trained_before_learns_on_request_alone(tmp_path
 def test_the_embedded_default_starts_a_model(tmp_path):
     model, told = start_model(settings(tmp_path, kind="checkpoint", weights="default"))
     assert weights_digest(model.state_dict()) == weights_digest(VideoScorer.from_pretrained().model.state_dict())
-    assert told.startswith("the checkpoint default, which began with version 0.1.0's drawn-scenes checkpoint")
+    record = json.loads((resources.files("dover_eval") / "assets" / "training.json").read_text())
+    assert told == f"the checkpoint default, which began with {record['start']}"
 
 
 def test_the_published_aesthetic_branch_starts_a_model(tmp_path):
