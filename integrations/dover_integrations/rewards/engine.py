@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,8 +177,7 @@ def shared_engine(
     with _LOADING.lock, torch.inference_mode(False):
         engine = _ENGINES.get(key)
         if engine is None or _place(engine.home) != _place(device):  # none yet, or it has been moved away
-            with _float32_by_default():
-                scorer = VideoScorer.from_pretrained(model, device=device, dtype=dtype)
+            scorer = VideoScorer.from_pretrained(model, device=device, dtype=dtype)
             engine = _ENGINES[key] = Engine(scorer, batch_size)
         return engine
 
@@ -187,20 +185,6 @@ def shared_engine(
 def _place(device: torch.device) -> torch.device:
     """With its number: "cuda" and "cuda:0" are one place."""
     return torch.empty(0, device=device).device
-
-
-@contextmanager
-def _float32_by_default() -> Iterator[None]:
-    """Modules are made in the default dtype. It belongs to the process, so it is changed only where it is another."""
-    before = torch.get_default_dtype()
-    if before == torch.float32:
-        yield
-        return
-    torch.set_default_dtype(torch.float32)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def private_engine(
