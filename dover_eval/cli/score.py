@@ -85,23 +85,8 @@ def score(
         usage("--resume, --retry-failed and several ranks need an --output")
     if retry_failed and not resume:
         usage("--retry-failed goes with --resume")
-    if engine not in ENGINES:
-        usage(f"--engine {engine}: expected one of {', '.join(ENGINES)}")
-    if engine == "ray":
-        check_package("ray", "ray")
-        if share.world > 1:
-            usage("--engine ray and torchrun are two ways to the same: take one")
-        if device is not None:
-            usage("--device goes with --engine local; with ray, --num-gpus 0 scores on CPUs")
-    elif address is not None or num_gpus is not None:
-        usage("--address and --num-gpus go with --engine ray")
-    try:
-        texts = read_prompts(prompts) if prompts is not None else None
-        clips = list_clips(paths, prompt, texts)
-    except NoPromptError as error:
-        usage(str(error) if texts is not None else f"give either --prompt TEXT or --prompts FILE.csv: {error}")
-    except InputError as error:
-        usage(str(error))
+    _check_engine(engine, share, device, address, num_gpus)
+    clips = _list(paths, prompt, prompts)
     check_no_input("--output", output, [*paths, *(clip.video for clip in clips), prompts, calibration])
 
     try:
@@ -147,6 +132,30 @@ def score(
         _print(outcome, output)
     if outcome.failed:
         raise typer.Exit(EXIT_FAILED)
+
+
+def _check_engine(engine: str, share: Share, device: str | None, address: str | None, num_gpus: int | None) -> None:
+    if engine not in ENGINES:
+        usage(f"--engine {engine}: expected one of {', '.join(ENGINES)}")
+    if engine == "ray":
+        check_package("ray", "ray")
+        if share.world > 1:
+            usage("--engine ray and torchrun are two ways to the same: take one")
+        if device is not None:
+            usage("--device goes with --engine local; with ray, --num-gpus 0 scores on CPUs")
+    elif address is not None or num_gpus is not None:
+        usage("--address and --num-gpus go with --engine ray")
+
+
+def _list(paths: list[str], prompt: str | None, prompts: Path | None) -> list[Clip]:
+    """The clips, each with its prompt."""
+    try:
+        texts = read_prompts(prompts) if prompts is not None else None
+        return list_clips(paths, prompt, texts)
+    except NoPromptError as error:
+        usage(str(error) if prompts is not None else f"give either --prompt TEXT or --prompts FILE.csv: {error}")
+    except InputError as error:
+        usage(str(error))
 
 
 def _local_engine(
