@@ -1,7 +1,8 @@
-"""From FFmpeg's frames to RGB, and back, alike on every machine.
+"""From FFmpeg's frames to RGB, and back, alike whatever vector instructions a processor has.
 
 FFmpeg's usual conversion gives other bits with other vector instructions, and up to two levels of 255 too few. The
-flags are those with which FFmpeg's own tests compare machines; `gbrp` is what it converts to without loss.
+flags are those with which FFmpeg's own tests compare machines; `gbrp` is planar, as frames are here, and faster than
+`rgb24` with them.
 """
 
 from __future__ import annotations
