@@ -67,26 +67,36 @@ def as_on_a_gpu(monkeypatch):
     return strides
 
 
-@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="this torch has one switch for all operators")
-def test_precision_that_operators_inherit_is_inherited_after_it_too(as_on_a_gpu):
-    backends = torch.backends
-    before = backends.fp32_precision
+@pytest.fixture
+def inherited_precision():
+    """cuDNN's operators inherit theirs: so they do in a fresh process, and no longer in one that set `cudnn.flags`."""
+    if not hasattr(torch.backends.cudnn, "conv"):
+        pytest.skip("this torch has one switch for all operators")
+    switches = torch.backends, torch.backends.cudnn.conv, torch.backends.cudnn.rnn
+    before = [switch.fp32_precision for switch in switches]
+    for switch in switches:
+        switch.fp32_precision = "none"
+    yield
+    for switch, precision in zip(switches, before, strict=True):
+        switch.fp32_precision = precision
+
+
+def test_precision_that_operators_inherit_is_inherited_in_it_and_after_it(as_on_a_gpu, inherited_precision):
+    conv = torch.backends.cudnn.conv
     seen = []
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             if "convolution" in function.overloadpacket.__name__:
-                seen.append(backends.cudnn.allow_tf32)  # raises where a convolution's switch is not an RNN's
+                seen.append(conv.fp32_precision)
             return function(*args, **(kwargs or {}))
 
-    try:
-        with Watch():
-            make_operands((1, 8, 2, 5, 6), (3, 7, 7), dtype=torch.float64).run(dwconv3d_layernorm)
-        backends.fp32_precision = "ieee"
-        assert backends.cudnn.conv.fp32_precision == "ieee"
-    finally:
-        backends.fp32_precision = before
-    assert len(seen) == 3
+    torch.backends.fp32_precision = "tf32"
+    with Watch():
+        make_operands((1, 8, 2, 5, 6), (3, 7, 7), dtype=torch.float64).run(dwconv3d_layernorm)
+    assert seen == ["tf32"] * 3
+    torch.backends.fp32_precision = "ieee"
+    assert conv.fp32_precision == "ieee"
 
 
 @pytest.mark.parametrize("name", ["channels_last_3d", "one_position", "frames_first"])
