@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +24,7 @@ import torch
 from dover_integrations.diffusers import DoverCallback
 from dover_integrations.diffusers.selection import denoisers
 
-from bench.record import RESULTS, device_name
+from bench.record import environment, results_file, save, usual_device
 from dover_eval import DOVERModel, VideoScorer
 
 PROMPT = "a red bicycle in the rain"
@@ -125,7 +123,7 @@ def sample(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="tiny")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=usual_device())
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--every", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=3)
@@ -134,6 +132,7 @@ def main() -> None:
 
     device = torch.device(args.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    facts = environment(device.type, args.note, "diffusers")
     pipe = build(args.size, device, dtype)
     torch.manual_seed(0)
     scorer = VideoScorer(DOVERModel(None, config="nano"), device=device)  # speed does not depend on the weights
@@ -163,11 +162,7 @@ def main() -> None:
         for without, with_it in zip(runs["plain"], runs["scored"], strict=True)
     ]
     parameters = sum(parameter.numel() for parameter in pipe.transformer.parameters())
-    result = {
-        "command": shlex.join(["python", "-m", "bench.diffusers_callback", *sys.argv[1:]]),
-        "device": device_name(),
-        "note": args.note,
-        "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
+    result = facts | {
         "pipeline": f"WanPipeline, {parameters / 1e6:.1f} M parameters of the transformer, {dtype}",
         "scorer": repr(scorer),
         "call": SIZES[args.size]["call"] | {"steps": args.steps, "every": args.every, "repeats": args.repeats},
@@ -179,10 +174,9 @@ def main() -> None:
         },
         "latents_bit_equal": True,
     }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"diffusers_callback-{args.size}-{device.type}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
+    path = results_file(device.type, f"diffusers-callback-{args.size}")
+    save(path, result)
+    print(json.dumps(result, indent=1))
     print(f"beyond decoding, scoring added {statistics.median(added):.1%} to sampling; written to {path}")
 
 

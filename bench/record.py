@@ -1,12 +1,14 @@
-"""The file of a run of `bench.run`: figures, and everything that they depend on. Written after every candidate, so that
-a run can be cut short, and continued by another."""
+"""The files of all benchmarks: figures, and everything that they depend on."""
 
 import json
 import os
 import platform
 import re
+import shlex
 import subprocess
+import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +21,21 @@ RESULTS = Path(__file__).parent / "results"
 IDENTITY = ("device", "threads", "torch", "triton", "cuda", "hip", "cudnn", "driver", "tf32", "commit")
 
 
-def environment(device: str, note: str) -> dict[str, Any]:
-    """Everything that a figure depends on and that the machine tells. The commit is that of the environment variable
-    BENCH_COMMIT where it is set, as for a copy of the tree without .git; None where neither tells."""
+def environment(device: str, note: str, *packages: str) -> dict[str, Any]:
+    """Everything that a figure depends on and that the machine tells, before anything is measured. `packages` are those
+    whose versions matter beside torch's and Triton's. The commit is that of the environment variable BENCH_COMMIT where
+    it is set, as for a copy of the tree without .git; None where neither tells."""
     facts: dict[str, Any] = {
+        "command": _command(),
         "device": device_name(device),
+        "python": platform.python_version(),
         "torch": torch.__version__,
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0],
         "commit": os.environ.get("BENCH_COMMIT") or _output("git", "rev-parse", "HEAD"),
         "date": time.strftime("%Y-%m-%d"),
         "note": note,
-        "tf32": False,  # `Candidate.settings`
     }
     if device == "cuda":
         facts |= {
@@ -45,25 +50,41 @@ def environment(device: str, note: str) -> dict[str, Any]:
         facts["triton"] = triton.__version__
     except ImportError:
         facts["triton"] = None
-    return facts
+    return facts | {name: version(name) for name in packages}
 
 
-def device_name(device: str | None = None) -> str:
-    """Of "cuda" or "cpu", the latter with torch's threads; by default of a GPU if there is one."""
-    if device == "cuda" or (device is None and torch.cuda.is_available()):
-        return torch.cuda.get_device_name()
-    return f"{cpu_name()}, {torch.get_num_threads()} threads"
+def usual_device() -> str:
+    """ "cuda" where torch sees a GPU, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def cpu_name() -> str:
+def device_name(device: str) -> str:
+    """Of "cuda" or "cpu", the latter with torch's threads."""
+    return torch.cuda.get_device_name() if device == "cuda" else f"{_cpu_name()}, {torch.get_num_threads()} threads"
+
+
+def results_file(device: str, kind: str = "") -> Path:
+    """Where figures of `device`, "cuda" or "cpu", belong; `kind` is the benchmark's name, which the operator's lack."""
+    return RESULTS / (re.sub(r"[^a-z0-9]+", "-", f"{kind} {device_name(device)}".lower()).strip("-") + ".json")
+
+
+def save(path: Path, document: dict[str, Any]) -> None:
+    """The whole document or none of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".part")
+    draft.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    draft.replace(path)
+
+
+def _command() -> str:
+    module = sys.modules["__main__"].__spec__
+    return shlex.join(["python", *(["-m", module.name] if module else sys.argv[:1]), *sys.argv[1:]])
+
+
+def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     model = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
     return model[1] if model else platform.processor() or platform.machine()
-
-
-def slug(name: str) -> str:
-    """A device's name as a part of a file's."""
-    return "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-")
 
 
 def _output(*command: str) -> str | None:
@@ -74,7 +95,8 @@ def _output(*command: str) -> str | None:
 
 
 class Record:
-    """The figures at `path`, those that are there already included. Raises ValueError where those are of another
+    """The operator's figures at `path`, those that are there already included. Written after every candidate, so that a
+    run can be cut short, and continued by another. Raises ValueError where figures that are there are of another
     device, other versions or another commit, unless they are to be forgotten."""
 
     def __init__(self, path: Path, facts: dict[str, Any], again: bool = False) -> None:
@@ -99,10 +121,7 @@ class Record:
     def put(self, entries: list[dict[str, Any]]) -> None:
         """Takes all there is of a candidate on a problem, and writes the file."""
         self.results += entries
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        written = self.path.with_suffix(".part")
-        written.write_text(json.dumps({**self.facts, "results": self.results}, indent=1) + "\n")
-        written.replace(self.path)
+        save(self.path, {**self.facts, "results": self.results})
 
     def _entries(self, problem: Problem, candidate: Candidate) -> list[dict[str, Any]]:
         named = (str(problem), candidate.name)

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shutil
 import statistics
 import tempfile
@@ -20,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.record import RESULTS, cpu_name
+from bench.record import environment, results_file, save
 from dover_eval.opinion import SCORE_NAMES
 
 CLIPS = Path(__file__).parent.parent / "examples" / "clips"
@@ -108,12 +106,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--clips", type=int, default=20, help="worst and best clips by each score")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--note", default="", help="what else ran on the machine, say")
     arguments = parser.parse_args()
 
     from dover_eval.looking.page import write_page
     from dover_eval.looking.report import report_page
     from dover_eval.results import read_results
 
+    facts = environment("cpu", arguments.note)
     with tempfile.TemporaryDirectory() as folder:
         results, page_file = Path(folder) / "results.jsonl", Path(folder) / "report.html"
         write_rows(results, arguments.rows)
@@ -124,11 +124,7 @@ def main() -> None:
         made = time.perf_counter()
         found = measure(page_file, arguments.repeats)
         page = page_file.read_text(encoding="utf-8")
-        record = {
-            "command": f"python -m bench.report_page --rows {arguments.rows} --clips {arguments.clips} "
-            f"--repeats {arguments.repeats}",
-            "machine": f"{os.cpu_count()} cores of {cpu_name()}, {platform.system()}",
-            "load": [round(value, 1) for value in os.getloadavg()],
+        record = facts | {
             "rows": arguments.rows,
             "thumbnails": page.count('"mp4":'),
             "page_mb": round(page_file.stat().st_size / 1e6, 2),
@@ -137,8 +133,8 @@ def main() -> None:
         }
     medians = {f"{name[:-2]}_median_s": statistics.median(found[name]) for name in found if name.endswith("_s")}
     record |= medians | found
-    path = RESULTS / f"report_page-{arguments.rows}-rows.json"
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    path = results_file("cpu", f"report-page-{arguments.rows}-rows")
+    save(path, record)
     print(json.dumps(record, indent=1))
 
 

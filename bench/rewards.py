@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import json
 import statistics
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from dover_integrations.rewards import DoverReward
 from dover_integrations.server import DoverRewardClient, ServerSettings, create_app
 from torch import Tensor
 
-from bench.record import RESULTS, device_name
+from bench.record import environment, results_file, save, usual_device
 from dover_eval import DOVERModel
 from dover_eval.config import PRESETS
 
@@ -148,16 +147,19 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="nano", help="a checkpoint, or a preset, which gets random weights")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=usual_device())
     parser.add_argument("--clips", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--note", default="", help="what else ran on the machine, say")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory_of:
         print(peak_of(arguments.memory_of, arguments.model, arguments.device))
         return
+    device = torch.device(arguments.device).type
+    facts = environment(device, arguments.note, "transformers")
     reward = make_reward(arguments.model, arguments.device, arguments.batch_size)
     clips = torch.randint(0, 256, (arguments.clips, FRAMES, 3, HEIGHT, WIDTH), dtype=torch.uint8)
     prompts = [f"clip number {i}" for i in range(arguments.clips)]
@@ -172,22 +174,17 @@ def main() -> None:
     memory = measure_memory(arguments.model, arguments.device)
     for mode, mib in memory.items():
         print(f"{mode:40} {mib:8.0f} MiB above the loaded model, one clip")
-    document = {
-        "command": " ".join(["python -m bench.rewards", *sys.argv[1:]]),
+    document = facts | {
         "model": arguments.model + (", random weights" if arguments.model in PRESETS else ""),
-        "device": device_name(reward.scorer.device.type),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
         "clip": [FRAMES, 3, HEIGHT, WIDTH],
         "clips": arguments.clips,
         "batch_size": arguments.batch_size,
         "rates": rates,
         "peak_mib_above_model": memory,
     }
-    output = arguments.output or RESULTS / f"rewards_{reward.scorer.device.type}.json"
-    output.parent.mkdir(exist_ok=True)
-    output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    print(f"written to {output}")
+    output = arguments.output or results_file(device, "rewards")
+    save(output, document)
+    print(f"wrote {output}")
 
 
 if __name__ == "__main__":

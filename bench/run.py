@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from dover_kernels import explain
 
-from bench.record import Record, device_name, environment
+from bench.record import Record, device_name, environment, results_file
 from bench.registry import (
     COPY,
     DIRECTIONS,
@@ -44,7 +44,6 @@ from bench.registry import (
 )
 from bench.verify import FRAMES, TOLERANCE, verify
 
-RESULTS = Path(__file__).parent / "results"
 #: fp32 FFMA peaks without tensor cores, FLOP/s, from the vendor's data sheets, by the whole name: another form of the
 #: same chip, or a slice of it, has another.
 PEAKS = {
@@ -314,13 +313,12 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--device cuda, and torch sees no GPU")
     end = time.monotonic() + 60 * options.minutes
     dtypes = tuple(getattr(torch, name) for name in options.dtype)
-    name = re.sub(r"[^a-z0-9]+", "-", device_name(options.device).lower()).strip("-")
-    facts = environment(options.device, options.note)
+    facts = environment(options.device, options.note) | {"tf32": False}  # `Candidate.settings`
     if facts["commit"] is None:
         print("no git here: these figures name no commit, unless BENCH_COMMIT does", file=sys.stderr)
     try:
         problems = matching(gpu_problems(dtypes) if options.device == "cuda" else cpu_problems(), options.only)
-        record = Record(options.output or RESULTS / f"{name}.json", facts, options.again)
+        record = Record(options.output or results_file(options.device), facts, options.again)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

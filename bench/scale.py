@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import shlex
 import statistics
 import subprocess
 import sys
@@ -25,11 +22,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from fractions import Fraction
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench.record import RESULTS, device_name, slug
+from bench.record import environment, results_file, save, usual_device
 from bench.score import CLIP
 
 DOCS = Path(__file__).parent.parent / "docs" / "scale.md"
@@ -313,25 +309,17 @@ def main() -> None:
     if arguments.one:
         run_one(*arguments.one)
         return
-    before = os.getloadavg()[0]
-    report: dict[str, Any] = {
-        "device": device_name().split(",")[0] + f", {os.cpu_count()} cores",
-        "command": shlex.join(["python", "-m", "bench.scale", *sys.argv[1:]]),
-        "clip": f"{CLIP.name}, 32 frames of 160x160",
-        "versions": {name: version(name) for name in ("torch", "av", "transformers", "pyarrow")}
-        | {"python": platform.python_version()},
-        "note": arguments.note,
-        "load_before": round(before, 2),
-        "stages": stages(),
-    }
+    device = usual_device()
+    report = environment(device, arguments.note, "av", "transformers", "pyarrow")
+    report |= {"clip": f"{CLIP.name}, 32 frames of 160x160", "stages": stages()}
     print(report["stages"])
     report |= {"growth": growth(), "clips": clips_and_memory()}
     print(report["growth"], report["clips"])
-    path = RESULTS / f"scale-{slug(report['device'])}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
+    path = results_file(device, "scale")
+    save(path, report)
     before_it, rest = DOCS.read_text().split(MARKS[0])
     DOCS.write_text(f"{before_it}{MARKS[0]}\n{table(report)}\n{MARKS[1]}{rest.split(MARKS[1])[1]}")
-    print(path)
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -10,19 +10,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
-import shlex
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench.record import RESULTS, device_name, slug
+from bench.record import environment, results_file, save, usual_device
 
 CLIP = Path(__file__).parent.parent / "examples" / "clips" / "star_clean.mp4"
 REPEATS = 7
@@ -93,6 +90,8 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(run_case(arguments.one)))
         return
+    device = usual_device()
+    facts = environment(device, arguments.note, "av", "transformers")
     cases = []
     for preset in arguments.presets:  # each in a process of its own, for its peak memory
         command = [sys.executable, "-m", "bench.score", "--one", preset]
@@ -107,19 +106,9 @@ def main() -> None:
             f"{case['clips_per_second']:.2f} clips/s  {case['peak_memory_mb']} MB; "
             f"the model by batch size, clips/s: {case['batches']}"
         )
-    report = {
-        "device": device_name(),
-        "command": shlex.join(["python", "-m", "bench.score", *sys.argv[1:]]),
-        "clip": f"{CLIP.name}, 32 frames of 160x160",
-        "versions": {name: version(name) for name in ("torch", "av", "transformers")}
-        | {"python": platform.python_version()},
-        "note": arguments.note,
-        "cases": cases,
-    }
-    path = arguments.output or RESULTS / f"score-{slug(report['device'])}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    print(path)
+    path = arguments.output or results_file(device, "score")
+    save(path, facts | {"clip": f"{CLIP.name}, 32 frames of 160x160", "cases": cases})
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

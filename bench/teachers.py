@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import av
 import numpy as np
 from scipy.stats import spearmanr
 
-from bench.record import RESULTS, cpu_name
+from bench.record import environment, results_file, save
 from dover_eval.distortions import Frames, distort
 from dover_eval.teachers.reference import FullReference
 from dover_eval.teachers.temporal import FrameDifference, OpticalFlow
@@ -35,16 +34,14 @@ FRAMES, RATE, CRF = 24, 25, 12
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clips", nargs="+", type=Path)
-    parser.add_argument("--output", type=Path, default=RESULTS / "teachers.json")
+    parser.add_argument("--output", type=Path, help="by default in bench/results")
     arguments = parser.parse_args()
-    report: dict[str, Any] = {
-        "command": "python -m bench.teachers " + " ".join(clip.name for clip in arguments.clips),
-        "device": cpu_name(),
+    report = environment("cpu", "", "av") | {
         "frames": FRAMES,
         "strengths": STRENGTHS,
         "clips": {clip.name: judge(clip) for clip in arguments.clips},
     }
-    arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    save(arguments.output or results_file("cpu", "teachers"), report)
     for name, found in report["clips"].items():
         for teacher, defects in found.items():
             print(name, teacher, {defect: entry["correlation"] for defect, entry in defects.items()})

@@ -3,8 +3,11 @@ continued, and that no rival's failure ends it. What it measures is not tested."
 
 import json
 import os
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -17,7 +20,7 @@ if INTERPRETED:
     pytest.skip("the benchmark times what is compiled", allow_module_level=True)
 
 from bench import registry, report, run
-from bench.record import Record, environment
+from bench.record import Record, environment, results_file
 from bench.registry import BASELINES, CANDIDATES, COMPILE_MODE, COPY, EPS, OPERATOR, Candidate, Problem, eager
 from bench.verify import GRADIENTS, WrongResult, oracle, verify
 
@@ -221,6 +224,19 @@ def test_a_tree_without_git_is_told_its_commit(monkeypatch, tmp_path):
     assert environment("cpu", "")["commit"] is None
     monkeypatch.setenv("BENCH_COMMIT", "abc")
     assert environment("cpu", "")["commit"] == "abc"
+
+
+def test_figures_name_their_command_and_the_versions_and_are_filed_by_device(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bench/score.py", "--note", "quiet machine"])
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", ModuleSpec("bench.score", None))
+    monkeypatch.setattr("bench.record._cpu_name", lambda: "AMD EPYC(TM) 9V74, 80-Core")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    facts = environment("cpu", "quiet machine", "av")
+    assert facts["command"] == "python -m bench.score --note 'quiet machine'"
+    assert facts["device"] == "AMD EPYC(TM) 9V74, 80-Core, 2 threads"
+    assert facts["av"] == version("av")
+    assert results_file("cpu", "score").name == "score-amd-epyc-tm-9v74-80-core-2-threads.json"
+    assert results_file("cpu").name == "amd-epyc-tm-9v74-80-core-2-threads.json"
 
 
 def test_a_slow_call_is_repeated_less_and_profiled_last(monkeypatch):
