@@ -44,8 +44,8 @@ def stages() -> dict[str, Any]:
     """Clips a second of decoding alone, of the model alone, and of the run with both; rounds take turns."""
     from dover_eval import VideoScorer
     from dover_eval.config import usual_batch_size
+    from dover_eval.files import Clip
     from dover_eval.scale.decoding import decode_ahead, decode_file
-    from dover_eval.scale.files import Clip
     from dover_eval.scale.local import score_batches, score_decoded
     from dover_eval.scale.run import Share, cpu_count, score_set
 

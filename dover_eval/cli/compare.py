@@ -13,7 +13,7 @@ from dover_eval.cli.progress import progress_bar
 from dover_eval.cli.report import SUFFIXES
 
 if TYPE_CHECKING:
-    from dover_eval.looking.compare import Comparison
+    from dover_eval.evaluation.compare import Comparison
 
 
 def compare(
@@ -42,7 +42,7 @@ def compare(
     with extra("report"):
         import scipy.stats  # noqa: F401
 
-        from dover_eval.looking.compare import compare_results
+        from dover_eval.evaluation.compare import compare_results
         from dover_eval.results import read_results
         from dover_eval.tables import TableError
 
@@ -69,8 +69,8 @@ def _print(c: Comparison) -> None:
     from rich.console import Console
     from rich.text import Text
 
+    from dover_eval.evaluation.compare import chance
     from dover_eval.evaluation.metrics import LEVEL
-    from dover_eval.looking.compare import chance
     from dover_eval.looking.compare_page import remarks
     from dover_eval.wording import plain
 

@@ -46,8 +46,8 @@ def evaluate(
     from rich.console import Console
 
     from dover_eval.cli.loading import load_scorer
+    from dover_eval.inputs import InputError
     from dover_eval.results import write_results
-    from dover_eval.scale.inputs import InputError
     from dover_eval.tables import SUFFIXES, TableError
 
     with extra("evaluation"):
@@ -118,7 +118,7 @@ def score_items(
     """
     from dover_eval.cli.loading import score_with_progress
     from dover_eval.evaluation import ClipIndex, match_clips, wanted_clips
-    from dover_eval.scale.inputs import InputError, check_named_prompt, find_videos
+    from dover_eval.inputs import InputError, check_named_prompt, find_videos
 
     wanted = wanted_clips(items)
     found = match_clips(items, ClipIndex((str(path) for path in find_videos([str(folder)])), str(folder)))

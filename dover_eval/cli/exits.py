@@ -11,8 +11,8 @@ from typing import NoReturn
 
 import typer
 
+from dover_eval.inputs import InputError, check_name
 from dover_eval.prompts import prompt_fault
-from dover_eval.scale.inputs import InputError, check_name
 
 #: Not everything that was asked for could be had; the command was not understood.
 EXIT_FAILED, EXIT_USAGE = 1, 2

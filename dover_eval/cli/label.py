@@ -10,8 +10,8 @@ import typer
 
 from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, check_prompt, failure, usage, writing
 from dover_eval.cli.progress import progress_bar
+from dover_eval.inputs import InputError, find_videos, match_prompts, read_prompts
 from dover_eval.opinion import SCORE_NAMES
-from dover_eval.scale.inputs import InputError, find_videos, match_prompts, read_prompts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -41,9 +41,9 @@ def sanity(
 
         if plot is not None:
             import matplotlib  # noqa: F401
+    from dover_eval.inputs import InputError, find_videos, match_prompts, read_prompts
     from dover_eval.replacing import replacing
     from dover_eval.sanity import check_scorer, defect_names, drawn_clips, load_clip
-    from dover_eval.scale.inputs import InputError, find_videos, match_prompts, read_prompts
     from dover_eval.video.decode import VideoError
 
     check_file("--plot", plot, (".png", ".svg", ".pdf"))

@@ -13,8 +13,8 @@ from dover_eval.cli.options import BatchSize, CalibrationFile, Device, Model
 from dover_eval.cli.output import plain_table
 from dover_eval.cli.progress import progress_bar
 from dover_eval.config import usual_batch_size
+from dover_eval.inputs import InputError, NoPromptError, list_clips, read_prompts, video_file_name
 from dover_eval.opinion import SCORE_NAMES
-from dover_eval.scale.inputs import InputError, NoPromptError, list_clips, read_prompts, video_file_name
 from dover_eval.scale.run import (
     ROWS_SHOWN,
     Claim,
@@ -30,7 +30,7 @@ from dover_eval.scale.runlog import RunError, Scored, recorded, run_folder
 from dover_eval.tables import SUFFIXES
 
 if TYPE_CHECKING:
-    from dover_eval.scale.files import Clip
+    from dover_eval.files import Clip
 
 ENGINES = ("local", "ray")
 

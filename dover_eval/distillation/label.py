@@ -17,9 +17,9 @@ from typing import IO, Any
 
 from dover_eval.distillation.teacher import Description, Linear, Logistic, Scale
 from dover_eval.distillation.workers import Answer, Job, Setup, Workers
+from dover_eval.inputs import InputError, check_name, check_named_prompt
 from dover_eval.opinion import SCORE_NAMES
 from dover_eval.replacing import replacing
-from dover_eval.scale.inputs import InputError, check_name, check_named_prompt
 
 SUFFIXES = (".csv", ".parquet")
 DECIMALS = 6

@@ -24,9 +24,9 @@ from dover_eval.evaluation.metrics import (
     pair_metrics,
     rating_metrics,
 )
+from dover_eval.files import composed, own_path
 from dover_eval.opinion import SCORE_NAMES
 from dover_eval.results import read_results, without_nan
-from dover_eval.scale.files import composed, own_path
 from dover_eval.tables import TableError
 
 Items = Sequence[RatedClip | JudgedPair]

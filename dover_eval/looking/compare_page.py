@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dover_eval.evaluation.compare import Comparison, chance
 from dover_eval.evaluation.metrics import LEVEL
-from dover_eval.looking.compare import Comparison, chance
 from dover_eval.looking.page import render_page
 from dover_eval.looking.report import columns, in_turn, make_previews
 from dover_eval.opinion import SCORE_NAMES

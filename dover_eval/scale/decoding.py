@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dover_eval.scale.files import NO_ROOM, Clip, FileError, identity, local_file
+from dover_eval.files import NO_ROOM, Clip, FileError, identity, local_file
 from dover_eval.scale.runlog import RunError
 from dover_eval.video.decode import VideoError
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dover_eval.files import Clip, batch_span
 from dover_eval.results import COLUMNS, Row
 from dover_eval.scale.decoding import Decoded, decode_ahead
-from dover_eval.scale.files import Clip, batch_span
 from dover_eval.scale.runlog import RunError, Scored
 from dover_eval.wording import one_line
 

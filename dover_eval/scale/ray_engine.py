@@ -23,8 +23,8 @@ import ray.data
 import ray.exceptions
 import torch
 
+from dover_eval.files import Clip, Shard, batch_span
 from dover_eval.scale.decoding import Decoded, decode_apart, decode_file, known_identity
-from dover_eval.scale.files import Clip, Shard, batch_span
 from dover_eval.scale.local import score_decoded
 from dover_eval.scale.run import Claim, Engine
 from dover_eval.scale.runlog import RunError, Scored

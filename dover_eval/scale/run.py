@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from dover_eval import __version__
+from dover_eval.files import Clip
 from dover_eval.hashing import file_sha256
 from dover_eval.results import Row
-from dover_eval.scale.files import Clip
 from dover_eval.scale.runlog import RunLog, Scored
 
 Claim = Callable[[Mapping[str, Any], str], None]

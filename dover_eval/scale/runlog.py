@@ -21,8 +21,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from dover_eval.files import Clip, FileError, batch_span, identity
 from dover_eval.results import TEXTS, Row, write_results
-from dover_eval.scale.files import Clip, FileError, batch_span, identity
 
 RUN, MADE_WITH, FINISHED, DRAFT = "run.json", "made_with.json", "finished.json", "draft"
 NOT_YET = -1

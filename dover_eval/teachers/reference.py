@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from dover_eval.distillation import Linear, Scale, requires
-from dover_eval.scale.files import composed
-from dover_eval.scale.inputs import match_prompt
+from dover_eval.files import composed
+from dover_eval.inputs import match_prompt
 from dover_eval.tables import TableError, read_rows, text
 from dover_eval.video.decode import decode_clip
 

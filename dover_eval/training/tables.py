@@ -9,8 +9,8 @@ from pathlib import Path
 
 from dover_eval.evaluation import BENCHMARKS, ClipIndex, JudgedPair, RatedClip, TableError
 from dover_eval.evaluation.benchmarks import read_ratings
+from dover_eval.inputs import VIDEO_SUFFIXES, files_in
 from dover_eval.opinion import MOS_MAX, MOS_MIN, SCORE_NAMES
-from dover_eval.scale.inputs import VIDEO_SUFFIXES, files_in
 from dover_eval.tables import choice, number, read_rows, text
 from dover_eval.training.settings import TableSettings
 from dover_eval.wording import one_line

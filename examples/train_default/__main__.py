@@ -21,8 +21,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dover_eval import DOVERModel, VideoScorer
+from dover_eval.inputs import find_videos, match_prompts, read_prompts
 from dover_eval.sanity import check_scorer, load_clip
-from dover_eval.scale.inputs import find_videos, match_prompts, read_prompts
 from dover_eval.scores import weights_digest
 from examples.train_default import pictures
 from examples.train_default.card import write_card

@@ -33,7 +33,7 @@ def shifted(rows, **shifts):
 
 
 def test_a_difference_that_is_there_is_shown_and_one_that_is_not_is_not(files):
-    from dover_eval.looking.compare import compare_results
+    from dover_eval.evaluation.compare import compare_results
 
     rows = make_rows(40)
     comparison = compare_results(*files(rows, shifted(rows, Alignment=0.1, Temporal=-0.1)), resamples=999)
@@ -48,7 +48,7 @@ def test_a_difference_that_is_there_is_shown_and_one_that_is_not_is_not(files):
 
 
 def test_a_file_against_itself_differs_in_nothing(files):
-    from dover_eval.looking.compare import compare_results
+    from dover_eval.evaluation.compare import compare_results
 
     rows = make_rows(12)
     for d in compare_results(*files(rows, rows), resamples=199).differences:
@@ -59,7 +59,7 @@ def test_a_file_against_itself_differs_in_nothing(files):
 
 def test_the_order_of_a_prompt_s_clips_makes_no_difference(files):
     """Sums in another order differ in their last bits, which is no win and no loss."""
-    from dover_eval.looking.compare import compare_results
+    from dover_eval.evaluation.compare import compare_results
 
     rng = np.random.default_rng(0)
     rows = [
@@ -73,7 +73,7 @@ def test_the_order_of_a_prompt_s_clips_makes_no_difference(files):
 
 def test_few_prompts_have_the_exact_p_of_all_swaps():
     """Eight prompts have 256 swaps of A and B: all are counted, here and in the test, one by one."""
-    from dover_eval.looking.compare import score_differences
+    from dover_eval.evaluation.compare import score_differences
 
     rng = np.random.default_rng(3)
     a, b = rng.uniform(1, 5, (2, 8, 5))
@@ -88,7 +88,7 @@ def test_few_prompts_have_the_exact_p_of_all_swaps():
 
 
 def test_random_swaps_in_batches_come_near_to_all_swaps(monkeypatch):
-    from dover_eval.looking import compare
+    from dover_eval.evaluation import compare
 
     monkeypatch.setattr(compare, "BATCH_VALUES", 1000)
     rng = np.random.default_rng(4)
@@ -105,7 +105,7 @@ def test_random_swaps_in_batches_come_near_to_all_swaps(monkeypatch):
 def test_intervals_agree_with_students_where_he_is_right():
     from scipy import stats
 
-    from dover_eval.looking.compare import score_differences
+    from dover_eval.evaluation.compare import score_differences
 
     rng = np.random.default_rng(0)
     a = rng.uniform(2, 4, (400, 5))
@@ -117,14 +117,14 @@ def test_intervals_agree_with_students_where_he_is_right():
 
 
 def test_holms_correction_as_in_his_paper():
-    from dover_eval.looking.compare import holm
+    from dover_eval.evaluation.compare import holm
 
     np.testing.assert_allclose(holm(np.array([0.01, 0.04, 0.03, 0.005])), [0.03, 0.06, 0.06, 0.02])
     np.testing.assert_allclose(holm(np.array([0.5, 0.9])), [1, 1])
 
 
 def test_the_same_files_give_the_same_figures(files):
-    from dover_eval.looking.compare import compare_results
+    from dover_eval.evaluation.compare import compare_results
 
     rows = make_rows(20)
     a, b = files(rows, shifted(rows, Overall=0.05))
@@ -132,7 +132,7 @@ def test_the_same_files_give_the_same_figures(files):
 
 
 def test_several_clips_of_a_prompt_count_as_their_mean(files):
-    from dover_eval.looking.compare import compare_results
+    from dover_eval.evaluation.compare import compare_results
 
     a = [make_row("1.mp4", "p", [2] * 5), make_row("2.mp4", "p", [4] * 5), make_row("3.mp4", "q", [3] * 5)]
     b = [make_row("1.mp4", "p", [3.5] * 5), make_row("3.mp4", "q", [3] * 5)]
@@ -144,7 +144,7 @@ def test_several_clips_of_a_prompt_count_as_their_mean(files):
 
 
 def test_what_is_not_in_the_figures_is_told(files):
-    from dover_eval.looking.compare import compare_results
+    from dover_eval.evaluation.compare import compare_results
     from dover_eval.looking.compare_page import remarks
 
     a, b = make_rows(8), make_rows(8)
@@ -162,7 +162,7 @@ def test_what_is_not_in_the_figures_is_told(files):
 
 
 def test_the_prompts_that_differ_most_come_first(files):
-    from dover_eval.looking.compare import compare_results
+    from dover_eval.evaluation.compare import compare_results
 
     rows = make_rows(10)
     moved = shifted(rows)

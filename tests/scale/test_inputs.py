@@ -12,8 +12,8 @@ import av
 import numpy as np
 import pytest
 
-from dover_eval.scale.files import Clip, FileError, identity, local_file
-from dover_eval.scale.inputs import VIDEO_SUFFIXES, InputError, NoPromptError, find_files, list_clips, read_prompts
+from dover_eval.files import Clip, FileError, identity, local_file
+from dover_eval.inputs import VIDEO_SUFFIXES, InputError, NoPromptError, find_files, list_clips, read_prompts
 from dover_eval.video.decode import decode_clip
 from tests.scale.conftest import read_lines, write_shard, write_table
 

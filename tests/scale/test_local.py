@@ -16,9 +16,9 @@ import psutil
 import pytest
 import torch
 
+from dover_eval.files import Clip, FileError, identity
+from dover_eval.inputs import list_clips
 from dover_eval.scale.decoding import decode_ahead
-from dover_eval.scale.files import Clip, FileError, identity
-from dover_eval.scale.inputs import list_clips
 from dover_eval.scale.local import score_batches
 from dover_eval.scale.run import Share, score_set
 from dover_eval.scale.runlog import RunError, RunLog, Scored

@@ -11,8 +11,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from dover_eval.scale.files import Clip, FileError, identity, local_file
-from dover_eval.scale.inputs import list_clips
+from dover_eval.files import Clip, FileError, identity, local_file
+from dover_eval.inputs import list_clips
 from tests.scale.conftest import read_lines, write_shard, write_table
 
 

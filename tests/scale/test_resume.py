@@ -12,8 +12,8 @@ import sys
 
 import pytest
 
+from dover_eval.files import Clip
 from dover_eval.results import COLUMNS, read_results, write_results
-from dover_eval.scale.files import Clip
 from dover_eval.scale.run import Share, score_set
 from dover_eval.scale.runlog import RunError, RunLog, Scored
 from tests.scale.conftest import exit_status, logged_lines, read_lines, wait_for

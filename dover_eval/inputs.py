@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from dover_eval.files import WEB, Clip, FileError, Shard, composed, is_url, locate, own_path
 from dover_eval.prompts import prompt_fault
-from dover_eval.scale.files import WEB, Clip, FileError, Shard, composed, is_url, locate, own_path
 from dover_eval.tables import TableError, stream_rows, text_cell
 from dover_eval.wording import one_line
 
