@@ -14,6 +14,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from dover_eval.forks import renew_in_children
 from dover_eval.hashing import file_sha256
 from dover_eval.models.defaults import float32_by_default
 from dover_eval.models.heads import masked_mean
+from dover_eval.models.vocabulary import Vocabulary
 from dover_eval.prompts import prompt_fault
 from dover_eval.wording import one_line
 
@@ -171,8 +173,8 @@ class TextEncoder(nn.Module):
         return TextFeatures(pooled, tokens, batch["attention_mask"].bool().to(tokens.device))
 
     def fault(self, prompt: str) -> str | None:
-        """Why `prompt` cannot be told from others of its kind; None where it can. What an encoder does not know is one
-        token to it, whatever it is."""
+        """Why `prompt` means nothing to the encoder, or None if it means something: unknown characters are all one
+        token, and the letters of a script without words in the vocabulary were never learned."""
         if self._known(self.tokenizer(prompt, truncation=True, max_length=self.max_length)["input_ids"]):
             return None
         return f"the text encoder {self.name} knows no word of the prompt {prompt[:60]!r}"
@@ -182,8 +184,12 @@ class TextEncoder(nn.Module):
             raise ValueError(self.fault(prompt))
 
     def _known(self, ids: list[int]) -> int:
-        """How many of these tokens stand for something."""
-        return len(ids) - sum(map(ids.count, set(self.tokenizer.all_special_ids)))
+        """How many of these tokens stand for words."""
+        return sum(i in self._vocabulary.words for i in ids)
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary.of(self.tokenizer)
 
     def spans(self, prompt: str) -> list[tuple[int, int]]:
         """For each token of `prompt`, as `forward` has them, the part of the text that it stands for.
@@ -233,7 +239,7 @@ class TextEncoder(nn.Module):
                 unread = prompt[max(end for _, end in self.spans(prompt)) :].strip()
             elif len(self.tokenizer(prompt)["input_ids"]) > self.max_length:
                 unread = "its end"
-        unknown = ids.count(self.tokenizer.unk_token_id)
+        unknown = ids.count(self.tokenizer.unk_token_id) + sum(i in self._vocabulary.spelt for i in ids)
         if unread:
             told = f"a prompt has more than {self.max_length} tokens; not read: {unread[:60]!r}"
         elif unknown > self._known(ids):

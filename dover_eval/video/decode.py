@@ -61,10 +61,10 @@ def decode_clip(path: str | Path, num_frames: int, windows: int = 1) -> Clip:
 
     Raises VideoError for a missing, empty or audio-only file, one that is no video or whose frames change size, a
     playlist of other files, HDR (what is meant for another display would be scored as too dark and grey), frames up to
-    the last sampled one that FFmpeg finds damaged (of HEVC it does not tell), and a truncated file where its container
-    tells: MP4, MOV and AVI count their frames (MP4 in fragments the bytes of each), Matroska and WebM (but for live
-    streams) and WMV their bytes, FLV where its writer did, a GIF has an end. Of MPEG streams none does, nor MP4 that is
-    cut exactly between two fragments.
+    the last sampled one that FFmpeg finds damaged (of HEVC, VP8 and VP9 it seldom tells), and a truncated file where
+    its container tells: MP4, MOV and AVI count their frames (MP4 in fragments the bytes of each), Matroska and WebM
+    (but for live streams) and WMV their bytes, FLV where its writer did, a GIF has an end. Of MPEG streams none does,
+    nor MP4 that is cut exactly between two fragments.
     """
     path = Path(path)
     times, end = frame_times(path)

