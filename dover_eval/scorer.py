@@ -8,7 +8,6 @@ import operator
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from dover_eval.calibration import Calibration
 from dover_eval.config import DOVERConfig, usual_batch_size
+from dover_eval.hub import EMBEDDED
 from dover_eval.models.convnext3d import ConvNeXtBlock3D
 from dover_eval.models.dover import DOVERModel
 from dover_eval.models.text import check_prompts, prompts_for
@@ -75,15 +75,18 @@ class VideoScorer:
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str | Path | None = None,
+        pretrained_model_name_or_path: str | Path | None = None,
+        *,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         calibration: str | Path | Calibration | None = None,
+        **kwargs: Any,
     ) -> VideoScorer:
         """A checkpoint in `save_pretrained`'s form, a folder or a hub repository; None is the embedded default.
 
         `calibration` is one, its file, or a folder with `calibration.json`; by default scores are as scored, even
-        where there is one beside the checkpoint.
+        where there is one beside the checkpoint. What else there is (`revision`, `cache_dir`, `token`, ...) goes to
+        `DOVERModel.from_pretrained`.
 
         Raises:
             FileNotFoundError, OSError: no such checkpoint.
@@ -93,7 +96,8 @@ class VideoScorer:
         """
         if isinstance(calibration, str | Path):
             calibration = Calibration.load(calibration)
-        model = DOVERModel.from_pretrained(_checkpoint(name_or_path))
+        name = EMBEDDED if pretrained_model_name_or_path is None else pretrained_model_name_or_path
+        model = DOVERModel.from_pretrained(name, **kwargs)
         return cls(model, device=device, dtype=dtype, calibration=calibration)
 
     def to(self, device: str | torch.device) -> VideoScorer:
@@ -319,16 +323,3 @@ def placement(device: str | torch.device | None, dtype: torch.dtype | None) -> t
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"expected a dtype of float32, bfloat16 or float16, got {dtype}")
     return device, dtype
-
-
-def _checkpoint(name_or_path: str | Path | None) -> str:
-    """A folder's path or a repository's name, as `DOVERModel.from_pretrained` takes them."""
-    if name_or_path is None:
-        return str(resources.files("dover_eval") / "assets")
-    name = str(name_or_path)
-    if isinstance(name_or_path, Path) or name.startswith(("/", ".", "~")):  # never a repository
-        folder = Path(name).expanduser()
-        if not folder.is_dir():
-            raise FileNotFoundError(f"no checkpoint folder {name}")
-        return str(folder)
-    return name

@@ -92,7 +92,7 @@ def resolve_weights(path: str | Path) -> Path:
 
     Raises FileNotFoundError with the reason where neither is to be had.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_file():
         return path
     if path.is_dir() or path.suffix not in (".pth", ".safetensors"):  # no name that could be there

@@ -195,7 +195,7 @@ def test_info_says_what_runs_and_why(dover):
 def test_a_model_that_is_not_there(dover, videos):
     result = dover("score", videos, "--prompt", "a", "--model", "./nowhere", model=False)
     assert result.exit_code == 1
-    assert "./nowhere cannot be loaded: no checkpoint folder" in result.stderr
+    assert "./nowhere cannot be loaded: no folder ./nowhere" in result.stderr
 
 
 def test_a_device_without_data_is_refused(dover, videos, checkpoint):

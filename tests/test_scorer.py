@@ -259,12 +259,6 @@ def test_weights_stored_in_half_are_computed_in_float(small_scorer, clips, tmp_p
     torch.testing.assert_close(found, small_scorer.score(clips, PROMPTS, layout="TCHW").values, atol=0.05, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["./no/such/folder", "/no/such/folder"])
-def test_a_missing_folder_is_not_looked_for_on_the_hub(name):
-    with pytest.raises(FileNotFoundError, match="no checkpoint folder"):
-        VideoScorer.from_pretrained(name)
-
-
 def test_results_validate_themselves(small_scorer, clips):
     scores = small_scorer.score(clips, PROMPTS, layout="TCHW")
     with pytest.raises(ValueError, match=r"expected values \(5, 5\) float32, got \(5, 4\)"):

@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import PyTorchModelHubMixin, constants, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import PyTorchModelHubMixin, constants
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dover_eval.config import QUARTERS, DOVERConfig
+from dover_eval.hub import file_of
 from dover_eval.models.convnext3d import ConvNeXt3D
 from dover_eval.models.defaults import float32_by_default
 from dover_eval.models.fusion import QualityAwareFusion
@@ -37,23 +37,10 @@ from dover_eval.weights import (
     resolve_weights,
     untrained_parts,
 )
-from dover_eval.wording import one_line
 
 HUB_OPTIONS = ("revision", "cache_dir", "force_download", "token", "local_files_only", "proxies", "resume_download")
 M = TypeVar("M", bound="_HubModel")
 HUB = {"library_name": "dover-eval", "tags": ["video-quality-assessment", "video"], "license": "apache-2.0"}
-
-
-def checkpoint_path(name: str | Path, file: str, hub: Mapping[str, Any]) -> Path:
-    """A file of a checkpoint: in the folder `name`, or of the repository `name` on the hub."""
-    if Path(name).is_dir():
-        if not (path := Path(name, file)).is_file():
-            raise FileNotFoundError(f"{name}: a folder without {file}, expected a checkpoint")
-        return path
-    try:
-        return Path(hf_hub_download(str(name), file, **hub))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError) as error:
-        raise FileNotFoundError(f"no folder {name}, and no such checkpoint on the hub: {one_line(error)}") from error
 
 
 class _HubModel(nn.Module, PyTorchModelHubMixin):
@@ -81,9 +68,9 @@ class _HubModel(nn.Module, PyTorchModelHubMixin):
             raise ValueError("strict=False would score with random weights; it is not offered")
         hub = {option: kwargs.pop(option) for option in HUB_OPTIONS if option in kwargs}
         if "config" not in kwargs:
-            path = checkpoint_path(pretrained_model_name_or_path, constants.CONFIG_NAME, hub)
+            path = file_of(pretrained_model_name_or_path, constants.CONFIG_NAME, **hub)
             kwargs["config"] = DOVERConfig.load(path)
-        path = checkpoint_path(pretrained_model_name_or_path, constants.SAFETENSORS_SINGLE_FILE, hub)
+        path = file_of(pretrained_model_name_or_path, constants.SAFETENSORS_SINGLE_FILE, **hub)
         model = cls._fresh(**kwargs)
         load_safetensors_strict(model, path)
         return (model if map_location is None else model.to(map_location)).eval()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dover_eval.config import EFFICIENTNET_LITE0, DOVERConfig
 from dover_eval.hashing import file_sha256
+from dover_eval.hub import folder_of
 from dover_eval.models.defaults import float32_by_default
 from dover_eval.wording import one_line
 
@@ -119,13 +120,10 @@ def _load_efficientnet(config: DOVERConfig) -> SemanticEncoder:
 
 
 def _load_clip(name: str, config: DOVERConfig) -> SemanticEncoder:
-    from huggingface_hub import snapshot_download
     from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
     try:
-        folder = Path(name)
-        if not folder.is_dir():
-            folder = Path(snapshot_download(name, allow_patterns=["*.json", "model.safetensors"]))
+        folder = folder_of(name, allow_patterns=["*.json", "model.safetensors"])
         kind = AutoConfig.from_pretrained(folder).model_type
         if kind not in ("clip", "siglip", "siglip2"):
             raise SemanticEncoderError(f"{name} is a {kind}, expected {EFFICIENTNET_LITE0}, a CLIP or a SigLIP")

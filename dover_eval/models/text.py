@@ -26,6 +26,7 @@ from torch.nn.utils.rnn import pad_sequence
 from dover_eval.config import BGE_LARGE, MINILM
 from dover_eval.forks import renew_in_children
 from dover_eval.hashing import file_sha256
+from dover_eval.hub import folder_of, local_folder
 from dover_eval.models.defaults import float32_by_default
 from dover_eval.models.heads import masked_mean
 from dover_eval.models.vocabulary import Vocabulary
@@ -99,7 +100,7 @@ class TextEncoder(nn.Module):
         for candidate in [name, MINILM] if fallback and name != MINILM else [name]:
             try:
                 encoder = cls._load_one(candidate, trainable)
-            except (OSError, ValueError, TextEncoderError) as error:  # ValueError: a name that no repository can have
+            except (OSError, ValueError, TextEncoderError) as error:
                 reasons.append(f"{candidate}: {one_line(error)}")
                 continue
             if reasons:
@@ -113,12 +114,10 @@ class TextEncoder(nn.Module):
 
     @classmethod
     def _load_one(cls, name: str, trainable: bool) -> TextEncoder:
-        if Path(name).is_dir():
-            return cls(name, name=name, source=f"folder {name}", trainable=trainable)
-        from huggingface_hub import snapshot_download
-
+        if folder := local_folder(name):
+            return cls(folder, name=name, source=f"folder {name}", trainable=trainable)
         try:
-            folder = snapshot_download(
+            folder = folder_of(
                 name,
                 allow_patterns=["*.json", "*.txt", "model.safetensors"],
                 ignore_patterns=["onnx/*", "openvino/*"],

@@ -24,6 +24,7 @@ import ray.exceptions
 import torch
 
 from dover_eval.files import Clip, Shard, batch_span
+from dover_eval.hub import local_folder
 from dover_eval.scale.decoding import Decoded, decode_apart, decode_file, known_identity
 from dover_eval.scale.local import score_decoded
 from dover_eval.scale.run import Claim, Engine
@@ -59,8 +60,8 @@ class RayEngine:
         num_gpus: int | None = None,
     ) -> None:
         # The cluster's processes run in folders of their own.
-        folder = model and Path(model).expanduser().absolute()
-        self.model = str(folder) if folder and folder.is_dir() else model
+        folder = model and local_folder(model)
+        self.model = str(folder.absolute()) if folder else model
         self.calibration = calibration and calibration.absolute()
         self.threads = threads
         try:

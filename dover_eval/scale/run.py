@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from dover_eval import __version__
 from dover_eval.files import Clip
 from dover_eval.hashing import file_sha256
+from dover_eval.hub import EMBEDDED, local_folder
 from dover_eval.results import Row
 from dover_eval.scale.runlog import RunLog, Scored
 
@@ -144,7 +144,9 @@ def cpu_count() -> int:
 
 def what_is_asked(model: str | None, device: str | None, calibration: Path | None) -> dict[str, Any] | None:
     """What makes the scores, told from files and versions alone; None for a model of the hub, which is to be loaded."""
-    folder = Path(str(resources.files("dover_eval") / "assets")) if model is None else Path(model).expanduser()
+    folder = EMBEDDED if model is None else local_folder(model)
+    if folder is None:
+        return None
     files = [folder / "config.json", folder / "model.safetensors", *([calibration] if calibration else [])]
     if not all(file.is_file() for file in files):
         return None

@@ -8,23 +8,17 @@ from pathlib import Path
 
 from dover_eval.distillation import TeacherError
 from dover_eval.hashing import file_sha256
-from dover_eval.wording import one_line
+from dover_eval.hub import folder_of
 
 WEIGHTS = ("*.safetensors", "*.pth", "*.pt", "*.bin")
 
 
 def checkpoint_folder(name: str) -> Path:
     """The folder `name`, or a local copy of that repository. Raises TeacherError where there is neither."""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
     try:
-        return Path(snapshot_download(name))
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        raise TeacherError(f"{name} is no folder and cannot be had from the hub: {one_line(error)}") from error
+        return folder_of(name)
+    except FileNotFoundError as error:
+        raise TeacherError(str(error)) from error
 
 
 def use_clone(root: str, holds: Iterable[str], where: str) -> Path:

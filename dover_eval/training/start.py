@@ -10,15 +10,14 @@ import json
 import logging
 import re
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import HFValidationError
 from torch import Tensor
 
+from dover_eval.hub import EMBEDDED, file_of
 from dover_eval.models.convnext3d import ConvNeXt3D
-from dover_eval.models.dover import DOVERModel, checkpoint_path
+from dover_eval.models.dover import DOVERModel
 from dover_eval.training.settings import StartSettings, TrainSettings
 from dover_eval.weights import (
     LoadReport,
@@ -27,7 +26,6 @@ from dover_eval.weights import (
     load_checkpoint_file,
     resolve_weights,
 )
-from dover_eval.wording import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -174,14 +172,14 @@ def _torchvision_name(key: str) -> str | None:
 
 def _called(start: StartSettings) -> str:
     """The weights without the folders of this machine, which are nothing for a card."""
-    path = Path(str(start.weights))
+    path = Path(str(start.weights)).expanduser()
     return path.name if path.exists() else str(start.weights)
 
 
 def _checkpoint(settings: TrainSettings) -> tuple[DOVERModel, str]:
     start = settings.start
     told = f"the checkpoint {_called(start)}"
-    source = str(resources.files("dover_eval") / "assets") if start.weights == "default" else str(start.weights)
+    source = EMBEDDED if start.weights == "default" else str(start.weights)
     model = DOVERModel.from_pretrained(source)
     if began := _start_of(source):
         told += f", which began with {began}"
@@ -203,10 +201,10 @@ def _checkpoint(settings: TrainSettings) -> tuple[DOVERModel, str]:
     return changed, told
 
 
-def _start_of(source: str) -> str | None:
+def _start_of(source: str | Path) -> str | None:
     """What a checkpoint began with, as its own training recorded it; None where it has no such record."""
     try:
-        record = json.loads(checkpoint_path(source, RECORD, {}).read_text(encoding="utf-8"))
+        record = json.loads(file_of(source, RECORD).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError as error:
@@ -215,15 +213,5 @@ def _start_of(source: str) -> str | None:
 
 
 def _imagenet_file(start: StartSettings) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    path = Path(str(start.weights))
-    if path.is_file():
-        return path
-    try:
-        return Path(hf_hub_download(str(start.weights), start.file))
-    except (OSError, HFValidationError) as error:
-        raise FileNotFoundError(
-            f"no file {start.weights}, and {start.file} could not be fetched from a repository of that name on the hub "
-            f"({one_line(error)})"
-        ) from error
+    path = Path(str(start.weights)).expanduser()
+    return path if path.is_file() else file_of(str(start.weights), start.file)

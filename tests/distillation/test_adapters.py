@@ -131,7 +131,7 @@ def test_only_clip_and_siglip_compare_frames(tmp_path):
     BertConfig().save_pretrained(tmp_path)
     with pytest.raises(TeacherError, match="is a bert, expected clip, siglip, siglip2"):
         FrameSimilarity(str(tmp_path))
-    with pytest.raises(TeacherError, match="no/such-repository-here is no folder and cannot be had from the hub"):
+    with pytest.raises(TeacherError, match="no folder no/such-repository-here, and no repository of that name"):
         FrameSimilarity("no/such-repository-here")
 
 

@@ -190,20 +190,6 @@ def test_a_checkpoint_that_lacks_a_key_is_refused(small_model, tmp_path):
         DOVERModel.from_pretrained(str(tmp_path), strict=False)
 
 
-def test_options_of_a_download_reach_the_hub(small_config, tmp_path, monkeypatch):
-    DOVERModelSimple(small_config).save_pretrained(tmp_path)
-    asked = []
-
-    def download(repository, name, **options):
-        asked.append((repository, name, options))
-        return tmp_path / name
-
-    monkeypatch.setattr("dover_eval.models.dover.hf_hub_download", download)
-    options = {"revision": "main", "token": False, "proxies": {"https": "http://proxy:3128"}}
-    DOVERModelSimple.from_pretrained("someone/model", **options)
-    assert asked == [("someone/model", name, options) for name in ("config.json", "model.safetensors")]
-
-
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -150,7 +150,7 @@ def test_a_file_that_is_nowhere_is_said_so(tmp_path, monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    with pytest.raises(FileNotFoundError, match=r"no file timm/convnext_tiny, and model\.safetensors could not"):
+    with pytest.raises(FileNotFoundError, match=r"no folder timm/convnext_tiny, and no model\.safetensors of"):
         start_model(settings(tmp_path, MODEL, kind="imagenet", weights="timm/convnext_tiny"))
 
 
