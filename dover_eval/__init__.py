@@ -15,14 +15,17 @@ if TYPE_CHECKING:
     from dover_eval.calibration import Calibration as Calibration
     from dover_eval.calibration import CalibrationError as CalibrationError
     from dover_eval.config import DOVERConfig as DOVERConfig
+    from dover_eval.explain import Explanation as Explanation
     from dover_eval.models.convnext3d import ConvNeXt3D as ConvNeXt3D
     from dover_eval.models.dover import DOVERModel as DOVERModel
     from dover_eval.models.dover import DOVERModelSimple as DOVERModelSimple
     from dover_eval.models.fusion import QualityAwareFusion as QualityAwareFusion
     from dover_eval.models.heads import MOSPredictor as MOSPredictor
+    from dover_eval.models.semantic import SemanticEncoderError as SemanticEncoderError
     from dover_eval.models.text import TextEncoder as TextEncoder
     from dover_eval.models.text import TextEncoderError as TextEncoderError
     from dover_eval.scorer import VideoScorer as VideoScorer
+    from dover_eval.scores import Fingerprint as Fingerprint
     from dover_eval.scores import VideoScores as VideoScores
     from dover_eval.video.decode import VideoError as VideoError
     from dover_eval.weights import LoadReport as LoadReport
@@ -41,9 +44,12 @@ _HOME = {
     "DOVERConfig": "dover_eval.config",
     "DOVERModel": "dover_eval.models.dover",
     "DOVERModelSimple": "dover_eval.models.dover",
+    "Explanation": "dover_eval.explain",
+    "Fingerprint": "dover_eval.scores",
     "LoadReport": "dover_eval.weights",
     "MOSPredictor": "dover_eval.models.heads",
     "QualityAwareFusion": "dover_eval.models.fusion",
+    "SemanticEncoderError": "dover_eval.models.semantic",
     "TextEncoder": "dover_eval.models.text",
     "TextEncoderError": "dover_eval.models.text",
     "VideoError": "dover_eval.video.decode",
