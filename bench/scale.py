@@ -50,7 +50,7 @@ def stages() -> dict[str, Any]:
     from dover_eval.scale.run import Share, cpu_count, score_set
 
     scorer = VideoScorer.from_pretrained()
-    batch_size = usual_batch_size(scorer.device.type != "cpu")
+    batch_size = usual_batch_size(scorer.device.type)
     workers = max(1, cpu_count() - 1)
     clips = [Clip(str(CLIP), PROMPT)] * STAGE_CLIPS
     decoded = [decode_file(clips[0], scorer.decode)] * batch_size

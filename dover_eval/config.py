@@ -23,13 +23,13 @@ MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 EFFICIENTNET_LITE0 = "efficientnet-lite0"
 
 
-def usual_batch_size(gpu: bool) -> int:
-    """Clips that go through the model together where nobody says how many.
+def usual_batch_size(device: str) -> int:
+    """Clips that go through the model together, on a kind of device such as "cuda", where nobody says how many.
 
     One on a CPU: eight took 1.1 to 1.4 times as long a clip there, and two now less, now more
     (bench/results/score-by-batch-amd-epyc--2-threads.json).
     """
-    return 8 if gpu else 1
+    return 1 if device == "cpu" else 8
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ class VideoScorer:
             TypeError: `videos` is neither paths, an array or a tensor, nor a list of these, or batch_size no integer.
         """
         if batch_size is None:
-            batch_size = usual_batch_size(self.device.type != "cpu")
+            batch_size = usual_batch_size(self.device.type)
         if operator.index(batch_size) < 1:
             raise ValueError(f"expected a batch_size of at least 1, got {batch_size}")
         videos = as_list(videos)

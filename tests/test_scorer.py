@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from dover_eval import DOVERModel, VideoScorer, VideoScores
+from dover_eval.config import usual_batch_size
 from dover_eval.models.convnext3d import ConvNeXtBlock3D
 
 PROMPTS = ["a red circle", "a dog in the snow, in slow motion", "two birds", "a city at night", "rain"]
@@ -57,6 +58,10 @@ def test_any_order_gives_the_same_bits_one_by_one(small_scorer, clips):
 def test_on_a_cpu_clips_go_one_by_one_unless_asked_otherwise(small_scorer, clips, monkeypatch):
     sizes, score_prepared = [], small_scorer.score_prepared
     monkeypatch.setattr(small_scorer, "score_prepared", lambda f, p: sizes.append(len(f)) or score_prepared(f, p))
+def test_only_a_cpu_takes_clips_one_by_one():
+    assert [usual_batch_size(device) for device in ("cpu", "cuda", "mps")] == [1, 8, 8]
+
+
     small_scorer.score(clips[:3], PROMPTS[:3], layout="TCHW")
     small_scorer.score(clips[:3], PROMPTS[:3], layout="TCHW", batch_size=2)
     assert sizes == [1, 1, 1, 2, 1]

@@ -98,10 +98,14 @@ def score(
             from dover_eval.scale.ray_engine import RayEngine
 
             cluster = RayEngine(model, calibration, threads=threads, address=address, num_gpus=num_gpus)
-            batch_size = batch_size or usual_batch_size(bool(cluster.gpus))
+            batch_size = batch_size or usual_batch_size("cuda" if cluster.gpus else "cpu")
             run = cluster.on(clips, batch_size)
         else:
-            batch_size = batch_size or usual_batch_size(_is_gpu(device))
+            from dover_eval.cli.loading import check_device
+            from dover_eval.scorer import placement
+
+            check_device(device)
+            batch_size = batch_size or usual_batch_size(placement(device, None)[0].type)
             workers = workers or max(1, cpu_count() // share.local_world - 1)
             run = _local_engine(clips, batch_size, model, device, calibration, threads, workers, share)
         with progress_bar("scoring", len(clips), show=not quiet and share.rank == 0) as bar:
@@ -185,14 +189,6 @@ def _local_engine(
         yield from score_batches(scorer, clips, batches, batch_size, workers)
 
     return run
-
-
-def _is_gpu(device: str | None) -> bool:
-    if device is None:
-        import torch
-
-        return torch.cuda.is_available()
-    return device.startswith("cuda")
 
 
 def _print(outcome: Outcome, output: Path | None) -> None:

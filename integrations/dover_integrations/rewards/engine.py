@@ -171,7 +171,7 @@ def shared_engine(
 ) -> Engine:
     """The engine of the checkpoint `model` in this process, loaded by whoever asks first."""
     device, dtype = placement(device, dtype)
-    batch_size = batch_size or usual_batch_size(device.type != "cpu")
+    batch_size = batch_size or usual_batch_size(device.type)
     key = (model if model is None else str(model), device, dtype, batch_size)
     # Tensors made in a caller's inference mode would never give gradients, to whoever else shares the model.
     with _LOADING.lock, torch.inference_mode(False):
@@ -199,4 +199,4 @@ def private_engine(
         scorer = VideoScorer(model.model, device=device, dtype=dtype, calibration=model.calibration)
     else:
         scorer = VideoScorer(model, device=device, dtype=dtype)
-    return Engine(scorer, batch_size or usual_batch_size(scorer.device.type != "cpu"))
+    return Engine(scorer, batch_size or usual_batch_size(scorer.device.type))

@@ -119,7 +119,7 @@ def test_a_child_forked_while_a_prompt_is_looked_up_can_ask_too(reward, videos, 
 
 def test_one_checkpoint_is_one_model_however_its_defaults_are_spelled(checkpoint):
     settings = {"layout": "BTCHW", "value_range": (0, 1)}
-    batch_size = usual_batch_size(torch.cuda.is_available())
+    batch_size = usual_batch_size("cuda" if torch.cuda.is_available() else "cpu")
     plain, spelled = DoverReward(checkpoint, **settings), DoverReward(checkpoint, batch_size=batch_size, **settings)
     assert plain.scorer is spelled.scorer
     assert plain.scorer is DoverReward(checkpoint, device=plain.scorer.device, **settings).scorer
