@@ -211,7 +211,7 @@ class VideoScorer:
             frame_size=self.config.frame_size,
             dtype=str(self.dtype).removeprefix("torch."),
             device=self.device.type,
-            kernel=", ".join(sorted({explanation.path for explanation in self.kernels})),
+            kernel=", ".join(sorted({kernel.path for kernel in self.kernels})),
             torch=torch.__version__,
             decoder=av.__version__,
             windows=self.config.windows,
@@ -242,15 +242,15 @@ class VideoScorer:
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     @property
-    def kernels(self) -> dict[dover_kernels.Explanation, list[str]]:
+    def kernels(self) -> dict[dover_kernels.KernelPath, list[str]]:
         """Which paths the depthwise convolutions take on this device, and why; and the layers that take each, such as
         "96 channels, 1x7x7"."""
         blocks = (module for module in self.model.modules() if isinstance(module, ConvNeXtBlock3D))
-        found: dict[dover_kernels.Explanation, list[str]] = {}
+        found: dict[dover_kernels.KernelPath, list[str]] = {}
         for shape in dict.fromkeys(block.dwconv.weight.shape for block in blocks):
             x = torch.empty((1, shape[0], 2, 1, 1), dtype=self.dtype, device=self.device)
-            explanation = dover_kernels.explain(x, torch.empty(shape, device="meta"))
-            found.setdefault(explanation, []).append(f"{shape[0]} channels, {'x'.join(map(str, shape[2:]))}")
+            path = dover_kernels.explain(x, torch.empty(shape, device="meta"))
+            found.setdefault(path, []).append(f"{shape[0]} channels, {'x'.join(map(str, shape[2:]))}")
         return found
 
     def decode(self, path: str | Path) -> Tensor:

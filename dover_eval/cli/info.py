@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dover_eval.cli.options import Device, Model
 
 if TYPE_CHECKING:
-    from dover_kernels import Explanation
+    from dover_kernels import KernelPath
 
     from dover_eval.config import DOVERConfig
 
@@ -60,10 +60,10 @@ def _sampling(config: DOVERConfig) -> str:
     return f"{config.num_frames} frames, {how}, {width}x{height}, {' and '.join(config.views)}"
 
 
-def _kernel(kernels: dict[Explanation, list[str]]) -> str:
+def _kernel(kernels: dict[KernelPath, list[str]]) -> str:
     if len(kernels) == 1:
         return str(next(iter(kernels)))
-    return "\n".join(f"{'; '.join(layers)}: {explanation}" for explanation, layers in kernels.items())
+    return "\n".join(f"{'; '.join(layers)}: {path}" for path, layers in kernels.items())
 
 
 def _device(device: object) -> str:

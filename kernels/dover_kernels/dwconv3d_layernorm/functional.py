@@ -20,7 +20,7 @@ TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 
 
 @dataclass(frozen=True)
-class Explanation:
+class KernelPath:
     """Which path runs ("triton" or "reference"), why, and on which device."""
 
     path: str
@@ -69,7 +69,7 @@ def dwconv3d_layernorm(
         return dwconv3d_layernorm_reference(x, weight, bias, ln_weight, ln_bias, eps)
 
 
-def explain(x: Tensor | None = None, weight: Tensor | None = None) -> Explanation:
+def explain(x: Tensor | None = None, weight: Tensor | None = None) -> KernelPath:
     """Which path `dwconv3d_layernorm` takes for `x` and `weight`, here and now (autocast), and why; computes nothing.
 
     Without `x`: for bf16 on this machine's GPU, or fp32 on its CPU, with as many channels as fit. Without `weight`:
@@ -89,7 +89,7 @@ def explain(x: Tensor | None = None, weight: Tensor | None = None) -> Explanatio
         k_t = 1 if x is not None and x.shape[2] == 1 else kernel[0]  # a single frame meets but the middle
         obstacle = tensor_cores.obstacle(tensor_cores.Layer(device, dtype, channels, k_t, kernel[1]))
         reason += "; on tensor cores" if obstacle is None else f"; without tensor cores: {obstacle}"
-    return Explanation(path, reason, str(device))
+    return KernelPath(path, reason, str(device))
 
 
 def _autocast_dtype(dtype: torch.dtype, device: str) -> torch.dtype | None:
