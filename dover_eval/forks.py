@@ -1,30 +1,51 @@
-"""Locks and forks: what a thread of the parent held would be held for ever in a child, where that thread is not."""
+"""Locks and forks: a lock that a parent's thread holds would stay locked in a forked child, which lacks that thread."""
 
 from __future__ import annotations
 
 import os
+import threading
 from typing import Protocol
 from weakref import WeakSet
 
 
-class HasLocks(Protocol):
+class Renewed(Protocol):
     """What `renew_in_children` takes."""
 
-    def renew_locks(self) -> None: ...
+    def renew(self) -> None: ...
 
 
-_OWNERS: WeakSet[HasLocks] = WeakSet()
+_RENEWED: WeakSet[Renewed] = WeakSet()
 
 
-def renew_in_children(*owners: HasLocks) -> None:
-    """Give `owners` new locks in every forked child."""
-    _OWNERS.update(owners)
+def renew_in_children(owner: Renewed) -> None:
+    """Call `owner.renew()` now and in every forked child."""
+    owner.renew()
+    _RENEWED.add(owner)
 
 
 def _renew() -> None:
-    for owner in list(_OWNERS):
-        owner.renew_locks()
+    for owner in list(_RENEWED):
+        owner.renew()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew)
+
+
+class Lock:
+    """`threading.RLock`, for `with`: free in a forked child, and a free one of its own in a pickled or copied owner."""
+
+    def __init__(self) -> None:
+        renew_in_children(self)
+
+    def renew(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type[Lock], tuple[()]]:
+        return Lock, ()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from dover_eval.config import BGE_LARGE, MINILM
-from dover_eval.forks import renew_in_children
+from dover_eval.forks import Lock
 from dover_eval.hashing import file_sha256
 from dover_eval.hub import folder_of, local_folder
 from dover_eval.models.defaults import float32_by_default
@@ -81,7 +80,7 @@ class TextEncoder(nn.Module):
         self._cached_bytes = 0
         self._cached_by = self._reader()
         self._told = 0
-        self.renew_locks()
+        self._lock = Lock()
         self.eval()
 
     @classmethod
@@ -276,17 +275,8 @@ class TextEncoder(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        state["_cache"], state["_cached_bytes"], state["_lock"] = OrderedDict(), 0, None
+        state["_cache"], state["_cached_bytes"] = OrderedDict(), 0
         return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self.renew_locks()
-
-    def renew_locks(self) -> None:
-        """For a forked child: what a thread of its parent held would be held for ever."""
-        self._lock = threading.Lock()
-        renew_in_children(self)
 
 
 def check_prompts(prompts: Sequence[str]) -> None:

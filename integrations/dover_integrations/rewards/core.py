@@ -6,7 +6,6 @@ import asyncio
 import logging
 import math
 import os
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dover_eval.forks import renew_in_children
+from dover_eval.forks import Lock
 from dover_eval.models.dover import DOVERModel
 from dover_eval.models.text import prompts_for
 from dover_eval.opinion import SCORE_NAMES
@@ -98,7 +97,7 @@ class DoverReward:
         self._dtype = dtype
         self._engine: Engine | None = None
         self._warned = False
-        self.renew_locks()
+        self._loading = Lock()
 
     def __call__(self, videos: Any, prompts: str | Sequence[str]) -> Tensor:
         """Rewards (B,) float32 on the CPU, without gradients.
@@ -180,11 +179,6 @@ class DoverReward:
                 else:
                     self._engine = shared_engine(self._model, *settings)
             return self._engine
-
-    def renew_locks(self) -> None:
-        """For a forked child, where it is called of itself."""
-        self._loading = threading.Lock()
-        renew_in_children(self)
 
     def to(self, device: str | torch.device) -> DoverReward:
         """Move the model, and with it every reward of this process that shares it; or say where to load it.
@@ -281,11 +275,7 @@ class DoverReward:
 
     def __getstate__(self) -> dict[str, Any]:
         """A checkpoint by its name travels as its name; a model that was handed in travels with its weights."""
-        return self.__dict__ | {"_engine": None, "_loading": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.renew_locks()
+        return self.__dict__ | {"_engine": None}
 
     def __repr__(self) -> str:
         model = self._model if isinstance(self._model, str | Path | None) else type(self._model).__name__

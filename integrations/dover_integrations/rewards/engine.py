@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dover_eval.config import usual_batch_size
-from dover_eval.forks import renew_in_children
+from dover_eval.forks import Lock, renew_in_children
 from dover_eval.models.dover import DOVERModel
 from dover_eval.opinion import SCORE_NAMES
 from dover_eval.scorer import VideoScorer, placement
@@ -55,13 +54,12 @@ class Engine:
         self.batch_size = batch_size
         self.home = scorer.device
         self.offloaded = False
-        self.renew_locks()
-
-    def renew_locks(self) -> None:
-        """For a forked child; the queue too, whose thread is not there."""
-        self._lock = threading.RLock()
-        self._queue: MicroBatcher[Item, Tensor | Failure] = MicroBatcher(self.score, self.batch_size)
+        self._lock = Lock()
         renew_in_children(self)
+
+    def renew(self) -> None:
+        """A queue for a forked child, where the thread of its parent's is not, and what waits in it is not asked."""
+        self._queue: MicroBatcher[Item, Tensor | Failure] = MicroBatcher(self.score, self.batch_size)
 
     def submit(self, items: Sequence[Item]) -> list[Future[Tensor | Failure]]:
         """Futures of the rows (5,), on the CPU; requests of other threads share the batches."""
@@ -151,19 +149,8 @@ class Engine:
             raise RewardError(f"videos[{i}]: {error}") from error
 
 
-class _Loading:
-    """One engine at a time is loaded."""
-
-    def __init__(self) -> None:
-        self.renew_locks()
-
-    def renew_locks(self) -> None:
-        self.lock = threading.Lock()
-        renew_in_children(self)
-
-
 _ENGINES: WeakValueDictionary[tuple[Any, ...], Engine] = WeakValueDictionary()
-_LOADING = _Loading()
+_LOADING = Lock()  # one engine at a time
 
 
 def shared_engine(
@@ -174,7 +161,7 @@ def shared_engine(
     batch_size = batch_size or usual_batch_size(device.type)
     key = (model if model is None else str(model), device, dtype, batch_size)
     # Tensors made in a caller's inference mode would never give gradients, to whoever else shares the model.
-    with _LOADING.lock, torch.inference_mode(False):
+    with _LOADING, torch.inference_mode(False):
         engine = _ENGINES.get(key)
         if engine is None or _place(engine.home) != _place(device):  # none yet, or it has been moved away
             scorer = VideoScorer.from_pretrained(model, device=device, dtype=dtype)

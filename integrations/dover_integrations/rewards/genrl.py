@@ -7,7 +7,6 @@ into a module of yours.
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dover_eval.forks import renew_in_children
+from dover_eval.forks import Lock
 from dover_eval.opinion import SCORE_NAMES
 from dover_integrations.rewards.core import DoverReward
 
@@ -30,11 +29,7 @@ class _Latest:
         self._reward = reward
         self._key: tuple[Any, ...] = ()
         self._scores = torch.empty(0)
-        self.renew_locks()
-
-    def renew_locks(self) -> None:
-        self._lock = threading.Lock()
-        renew_in_children(self)
+        self._lock = Lock()
 
     def scores(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         if not isinstance(images, Tensor) or images.is_inference():  # nothing tells whether these have been changed
