@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -70,7 +70,7 @@ class Explanation:
     map_times: tuple[float, ...]
     words: tuple[Word, ...]
     fingerprint: Fingerprint
-    names: tuple[str, ...] = SCORE_NAMES
+    names: ClassVar[tuple[str, ...]] = SCORE_NAMES
 
     def __post_init__(self) -> None:
         count, moments = len(self.times), len(self.map_times)

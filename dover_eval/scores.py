@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -67,7 +67,7 @@ class VideoScores:
     prompts: tuple[str, ...]
     errors: tuple[str | None, ...]
     fingerprint: Fingerprint
-    names: tuple[str, ...] = SCORE_NAMES
+    names: ClassVar[tuple[str, ...]] = SCORE_NAMES
 
     def __post_init__(self) -> None:
         count = len(self.sources)
@@ -93,10 +93,16 @@ class VideoScores:
             good = torch.tensor(finite, device=self.values.device)[:, None]
             object.__setattr__(self, "values", torch.where(good, self.values, torch.nan))
 
+    def column(self, name: str) -> Tensor:
+        """(N,) float32 in [1,5] of the score called `name`."""
+        if name not in self.names:
+            raise ValueError(f"expected one of {', '.join(self.names)}, got {name!r}")
+        return self.values[:, self.names.index(name)]
+
     @property
     def overall(self) -> Tensor:
         """(N,) float32 in [1,5]."""
-        return self.values[:, self.names.index("Overall")]
+        return self.column("Overall")
 
     @property
     def ok(self) -> bool:

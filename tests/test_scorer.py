@@ -36,6 +36,9 @@ def test_what_comes_back(small_scorer, clips):
     assert ((scores.values >= 1) & (scores.values <= 5)).all()
     assert scores.names == ("Traditional", "Alignment", "Aesthetic", "Temporal", "Overall")
     assert torch.equal(scores.overall, scores.values[:, 4])
+    assert torch.equal(scores.column("Temporal"), scores.values[:, 3])
+    with pytest.raises(ValueError, match=r"expected one of Traditional, .*, Overall, got 'Sound'"):
+        scores.column("Sound")
     assert scores.aesthetic_score.shape == scores.technical_score.shape == (5,)
     torch.testing.assert_close(scores.quality_weights.sum(1), torch.ones(5))
     assert scores.errors == (None,) * 5
@@ -55,13 +58,13 @@ def test_any_order_gives_the_same_bits_one_by_one(small_scorer, clips):
     assert torch.equal(shuffled.values, expected[order])
 
 
-def test_on_a_cpu_clips_go_one_by_one_unless_asked_otherwise(small_scorer, clips, monkeypatch):
-    sizes, score_prepared = [], small_scorer.score_prepared
-    monkeypatch.setattr(small_scorer, "score_prepared", lambda f, p: sizes.append(len(f)) or score_prepared(f, p))
 def test_only_a_cpu_takes_clips_one_by_one():
     assert [usual_batch_size(device) for device in ("cpu", "cuda", "mps")] == [1, 8, 8]
 
 
+def test_on_a_cpu_clips_go_one_by_one_unless_asked_otherwise(small_scorer, clips, monkeypatch):
+    sizes, score_prepared = [], small_scorer.score_prepared
+    monkeypatch.setattr(small_scorer, "score_prepared", lambda f, p: sizes.append(len(f)) or score_prepared(f, p))
     small_scorer.score(clips[:3], PROMPTS[:3], layout="TCHW")
     small_scorer.score(clips[:3], PROMPTS[:3], layout="TCHW", batch_size=2)
     assert sizes == [1, 1, 1, 2, 1]
