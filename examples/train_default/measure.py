@@ -42,9 +42,6 @@ class Estimate:
         found = bootstrap((values,), np.mean, rng=np.random.default_rng(0), method="percentile").confidence_interval
         return cls(mean, float(found.low), float(found.high), len(values))
 
-    def __str__(self) -> str:
-        return f"{self.mean:.2f} ({self.low:.2f}-{self.high:.2f})"
-
 
 @dataclass(frozen=True)
 class DefectResult:
