@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dover_eval.models.signals import LUMA
+from dover_eval.video.pixels import LUMA
 
 HUES = 12  # around the circle, each bright and dark; and black, grey and white
 COLOURS = 2 * HUES + 3

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LUMA = (0.299, 0.587, 0.114)
+from dover_eval.video.pixels import LUMA
+
 # Differences between neighbours, of 255, below which a place counts as flat, softly.
 FLAT = (0.7, 2.0, 6.0, 16.0, 48.0)
 # Shares of the clip's mean motion below which a pair of frames counts as frozen, softly.

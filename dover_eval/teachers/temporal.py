@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from dover_eval.distillation import Linear, Scale, requires
-from dover_eval.models.signals import LUMA
 from dover_eval.video.decode import all_frames
+from dover_eval.video.pixels import LUMA
 
 Grey = NDArray[np.float32]
 HEIGHT = 120  # pixels of the shorter side that is looked at

@@ -15,6 +15,8 @@ from torch import Tensor
 
 #: SWS_BILINEAR, SWS_FULL_CHR_H_INT, SWS_ACCURATE_RND and SWS_BITEXACT, of which PyAV before 18 names only the first.
 EXACT = 0x2 | 0x2000 | 0x40000 | 0x80000
+#: Of red, green and blue in luma, by ITU-R BT.601.
+LUMA = (0.299, 0.587, 0.114)
 #: Formats of a luma and no colours, by how FFmpeg's names begin.
 MONOCHROME = ("gray", "ya")
 

@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dover_eval.models.signals import LUMA
 from dover_eval.training.synthetic import COLOURS, MOTIONS, NUMBERS, STRESSES
-from dover_eval.video.pixels import rgb_planes
+from dover_eval.video.pixels import LUMA, rgb_planes
 from examples.train_default.pictures import Place, Thing, load_place, load_thing, places, things
 
 Frames = NDArray[np.uint8]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pytorch_msssim import ms_ssim
 
 from dover_eval.distortions import ASPECT_OF, DISTORTIONS, Frames, distort, h264, shift
-from dover_eval.models.signals import LUMA
+from dover_eval.video.pixels import LUMA
 
 SPOILED = ("Traditional", "Aesthetic", "Temporal")
 NEED_MOTION = ("drop", "shuffle", "freeze")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dover_eval.models.signals import LUMA
+from dover_eval.video.pixels import LUMA
 
 GRID_PERIOD = 8
 EDGE = 0.02
