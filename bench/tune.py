@@ -194,7 +194,7 @@ class Table:
 
     @staticmethod
     def key(problem: Problem) -> str:
-        return f"{launch.layer(problem.C, problem.k_t, problem.dtype.itemsize)} W={problem.W}"
+        return f"{launch.layer_name(problem.C, problem.k_t, problem.dtype.itemsize)} W={problem.W}"
 
     def lacks(self, problem: Problem, roles: tuple[str, ...] = ROLES) -> list[str]:
         """Those of `roles` that have not been tuned yet for this layer."""

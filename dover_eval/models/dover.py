@@ -71,12 +71,12 @@ class _HubModel(nn.Module, PyTorchModelHubMixin):
             path = file_of(pretrained_model_name_or_path, constants.CONFIG_NAME, **hub)
             kwargs["config"] = DOVERConfig.load(path)
         path = file_of(pretrained_model_name_or_path, constants.SAFETENSORS_SINGLE_FILE, **hub)
-        model = cls._fresh(**kwargs)
+        model = cls._without_weights(**kwargs)
         load_safetensors_strict(model, path)
         return (model if map_location is None else model.to(map_location)).eval()
 
     @classmethod
-    def _fresh(cls: type[M], **kwargs: Any) -> M:
+    def _without_weights(cls: type[M], **kwargs: Any) -> M:
         return cls(**kwargs)
 
 
@@ -256,7 +256,7 @@ class DOVERModel(_HubModel, **HUB):
             self.to(device)
 
     @classmethod
-    def _fresh(cls: type[M], **kwargs: Any) -> M:
+    def _without_weights(cls: type[M], **kwargs: Any) -> M:
         return cls(**({"dover_weights_path": None} | kwargs))
 
     @property

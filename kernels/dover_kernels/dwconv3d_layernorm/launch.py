@@ -70,7 +70,7 @@ def _table() -> dict[str, Any]:
     return json.loads(CONFIGS.read_text())
 
 
-def layer(C: int, k_t: int, itemsize: int) -> str:
+def layer_name(C: int, k_t: int, itemsize: int) -> str:
     """The table's name for a layer."""
     return f"C={C} k_t={k_t} bits={8 * itemsize}"
 
@@ -98,7 +98,7 @@ def candidates(role: str, C: int, k_t: int, itemsize: int, W: int | None = None,
     tuned = _tuned_for(C, k_t, itemsize, W, on)
     if role in tuned:
         return [Tile(**tuned[role])]
-    entry = _table()["tiles"].get(layer(C, k_t, itemsize))
+    entry = _table()["tiles"].get(layer_name(C, k_t, itemsize))
     if entry is not None:
         return [Tile(**tile) for tile in entry[role]]
     BC = chunk(C)
@@ -120,7 +120,7 @@ def _tuned_for(C: int, k_t: int, itemsize: int, W: int | None, on: Gpu | None) -
     """By role: what was found on the same model of GPU; where that lacks the layer, on another of its architecture."""
     if on is None:
         return {}
-    name = f"{layer(C, k_t, itemsize)} W={W}"
+    name = f"{layer_name(C, k_t, itemsize)} W={W}"
     for _, section in sorted(_table()["tuned"].items(), key=lambda item: item[0] != on.model):
         if section["architecture"] == on.architecture and name in section["tiles"]:
             return section["tiles"][name]
@@ -159,7 +159,7 @@ def _choose(role: str, x: Tensor, k_t: int, run: Callable[[Tile], object]) -> Ti
     the first where there is no memory for that."""
     C, W = x.shape[1], x.shape[4]
     tiles = fits(candidates(role, C, k_t, x.element_size(), W, gpu(x.device)), W)
-    if len(tiles) == 1 or layer(C, k_t, x.element_size()) in _table()["tiles"]:
+    if len(tiles) == 1 or layer_name(C, k_t, x.element_size()) in _table()["tiles"]:
         return tiles[0]
     if INTERPRETED or torch.cuda.is_current_stream_capturing():
         return tiles[0]

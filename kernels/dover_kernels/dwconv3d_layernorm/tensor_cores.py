@@ -71,7 +71,7 @@ CONVOLUTION = {
     7: (Config(8, 8, 10, None), Config(8, 8, 7, None)),
 }
 #: Many channels a program, and few for where those are too few programs.
-WEIGHT_GRADIENT = Config(16, 8, 2), Config(8, 8, 2)
+WEIGHT_GRADIENT = (Config(16, 8, 2), Config(8, 8, 2))
 #: Programs of the first that are enough: about three for four of the places that an H100 has.
 ENOUGH_PROGRAMS = 200
 
