@@ -221,9 +221,8 @@ def _check_defect(
     table = np.stack(scores)  # (clips, levels, 5)
     own = table[:, :, SCORE_NAMES.index(aspect)]
     rank = float(np.mean([_fall_rank(clip) for clip in own]))
-    return _judge(name, aspect, labels, table, rank, RANK, "not steadily (rank correlation {:.2f})"), table[
-        :, 1:
-    ].reshape(-1, len(SCORE_NAMES))
+    verdict = _judge(name, aspect, labels, table, rank, RANK, "not steadily (rank correlation {:.2f})")
+    return verdict, table[:, 1:].reshape(-1, len(SCORE_NAMES))
 
 
 def _shows(defect: str, clip: Frames, spoiled: Frames) -> bool:
@@ -245,9 +244,8 @@ def _check_prompts(
     table = np.stack([untouched[chosen], found], axis=1)
     alignment = table[:, :, SCORE_NAMES.index("Alignment")]
     share = float((alignment[:, 0] > alignment[:, 1]).mean())
-    return _judge(
-        name, "Alignment", labels, table, share, SHARE, "the right prompt wins for {:.0%} of the clips"
-    ), found
+    lacking = "the right prompt wins for {:.0%} of the clips"
+    return _judge(name, "Alignment", labels, table, share, SHARE, lacking), found
 
 
 def _check_empty(scorer: VideoScorer, clips: Sequence[Frames], untouched: NDArray[Any]) -> CheckResult:

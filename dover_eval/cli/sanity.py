@@ -12,8 +12,6 @@ from dover_eval.cli.options import Device, Model
 from dover_eval.cli.output import plain_table, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from dover_eval.sanity import SanityReport
 
 
@@ -41,6 +39,8 @@ def sanity(
 
         if plot is not None:
             import matplotlib  # noqa: F401
+    from rich.console import Console
+
     from dover_eval.inputs import InputError, find_videos, match_prompts, read_prompts
     from dover_eval.replacing import replacing
     from dover_eval.sanity import check_scorer, defect_names, drawn_clips, load_clip
@@ -64,7 +64,9 @@ def sanity(
             clips = [load_clip(path, scorer.decode) for path in files]
         else:
             clips, texts = drawn_clips(min(count, 4), scorer.config.num_frames, seed)
-        report = _with_status(lambda say: check_scorer(scorer, clips, texts, defects=defect, seed=seed, progress=say))
+        with Console(stderr=True).status("checking") as status:
+            say = lambda name: status.update(f"checking: {name}")
+            report = check_scorer(scorer, clips, texts, defects=defect, seed=seed, progress=say)
     except (VideoError, InputError) as error:
         usage(str(error))
     _print(report, "drawn clips" if not files else "clips", texts is not None)
@@ -110,13 +112,6 @@ def draw_report(report: SanityReport, path: Path) -> None:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8)
     figure.savefig(path, dpi=120)
-
-
-def _with_status(run: Callable[[Callable[[str], None]], SanityReport]) -> SanityReport:
-    from rich.console import Console
-
-    with Console(stderr=True).status("checking") as status:
-        return run(lambda name: status.update(f"checking: {name}"))
 
 
 def _print(report: SanityReport, kind: str, with_prompts: bool) -> None:
