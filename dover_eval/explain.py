@@ -24,7 +24,7 @@ from torch import Tensor
 from dover_eval.opinion import MOS_MAX, MOS_MIN, SCORE_NAMES
 from dover_eval.video.decode import VideoError, frame_times, frames_at, sample_moments
 from dover_eval.video.layout import as_path
-from dover_eval.video.sample import squash
+from dover_eval.video.sample import resized
 
 if TYPE_CHECKING:
     from dover_eval.scorer import VideoScorer
@@ -234,7 +234,7 @@ def _picture(pixels: Tensor) -> Tensor:
     height, width = pixels.shape[1:]
     scale = min(1.0, PICTURE / max(height, width))
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    return squash(pixels.float(), size).round().clamp(0, 255).to(torch.uint8)
+    return resized(pixels[None], size)[0]
 
 
 def _join_maps(seen: list[_Window], middles: list[float]) -> tuple[Tensor, list[float]]:

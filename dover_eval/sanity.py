@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from dover_eval.distortions import ASPECT_OF, Frames, distort, h264
 from dover_eval.opinion import ASPECTS, SCORE_NAMES
 from dover_eval.results import without_nan
 from dover_eval.scorer import VideoScorer
+from dover_eval.video.sample import resized
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 CRFS = (23, 30, 37, 44, 51)
@@ -114,9 +114,8 @@ def load_clip(path: Path, decode: Callable[[Path], Tensor]) -> Frames:
     frames = decode(path)
     scale = SHORT_SIDE / min(frames.shape[2:])
     if scale < 1:
-        size = [round(side * scale) for side in frames.shape[2:]]
-        shrunk = F.interpolate(frames.float(), size, mode="bilinear", antialias=True)
-        frames = shrunk.round().clamp(0, 255).byte()
+        height, width = (round(side * scale) for side in frames.shape[2:])
+        frames = resized(frames, (height, width))
     return np.ascontiguousarray(frames.permute(0, 2, 3, 1).numpy())
 
 

@@ -12,12 +12,11 @@ from typing import Any, BinaryIO
 
 import av
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from dover_eval.video.decode import VideoError, all_frames, frame_times
+from dover_eval.video.sample import resized
 
 THUMBNAIL_WIDTH, THUMBNAIL_HEIGHT = 240, 180
 THUMBNAIL_SECONDS, THUMBNAIL_RATE = 2.5, 12
@@ -58,11 +57,8 @@ def thumbnail(path: str | Path) -> Thumbnail:
 def shrink(pixels: Tensor, height: int, width: int) -> Tensor:
     """(3,H,W) uint8, fitted into the size with its proportions; sides are even, as H.264 wants them. Never larger."""
     scale = min(1.0, height / pixels.shape[1], width / pixels.shape[2])
-    size = [max(2, round(side * scale / 2) * 2) for side in pixels.shape[1:]]
-    if size == list(pixels.shape[1:]):
-        return pixels
-    small = F.interpolate(pixels[None].float(), size, mode="bilinear", antialias=True)[0]
-    return small.round().clamp(0, 255).to(torch.uint8)
+    rows, columns = (max(2, round(side * scale / 2) * 2) for side in pixels.shape[1:])
+    return resized(pixels[None], (rows, columns))[0]
 
 
 def as_image(pixels: Tensor) -> NDArray[np.uint8]:

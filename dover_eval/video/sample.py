@@ -77,6 +77,13 @@ def squash(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0]
 
 
+def resized(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """Frames (T,3,H,W) uint8 as (T,3,h,w) uint8, with antialiasing."""
+    if frames.shape[2:] == size:
+        return frames
+    return F.interpolate(frames.float(), size, mode="bilinear", antialias=True).round().clamp(0, 255).byte()
+
+
 def fragments(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     """Patches of a frame (3,H,W), from the middles of 4x4 equal parts, side by side as (3,h,w).
 

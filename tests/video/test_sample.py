@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dover_eval import DOVERConfig
-from dover_eval.video.sample import join_quarters, prepare_clip, sample_indices, sample_times, squash
+from dover_eval.video.sample import join_quarters, prepare_clip, resized, sample_indices, sample_times, squash
 
 CONFIG = DOVERConfig(num_frames=6, frame_size=(32, 40))
 
@@ -102,3 +102,12 @@ def test_pictures_are_every_fourth_frame_at_twice_the_size():
     for group in range(2):
         picture = join_quarters(prepared[2, :, 4 * group : 4 * group + 4])
         torch.testing.assert_close(picture * std + mean, squash(clip[4 * group], (64, 80)))
+
+
+def test_resized_frames_are_the_nearest_integers():
+    frames = torch.randint(0, 256, (2, 3, 12, 18), dtype=torch.uint8)
+    assert resized(frames, (12, 18)) is frames
+    small = resized(frames, (4, 6))
+    assert (small.shape, small.dtype) == ((2, 3, 4, 6), torch.uint8)
+    exact = torch.stack([squash(frame.float(), (4, 6)) for frame in frames])
+    assert (small - exact).abs().max() <= 0.5
