@@ -26,7 +26,7 @@ from torch import Tensor
 
 from dover_eval.video.layout import check_sides
 from dover_eval.video.pixels import rgb_planes
-from dover_eval.video.sample import rounding, sample_indices, sample_times
+from dover_eval.video.sample import sample_indices, sample_times, tolerance
 from dover_eval.video.truncation import lost_end
 
 #: What FFmpeg calls formats that name other files.
@@ -40,7 +40,7 @@ class VideoError(ValueError):
 
 
 @dataclass(frozen=True)
-class Clip:
+class SampledClip:
     """Sampled frames: uint8 (T,3,H,W), upright; their presentation times and the clip's length, in seconds."""
 
     frames: Tensor
@@ -48,10 +48,11 @@ class Clip:
     duration: float
 
     def __repr__(self) -> str:
-        return f"Clip({len(self.frames)} frames {self.frames.shape[3]}x{self.frames.shape[2]} of {self.duration:.2f} s)"
+        count, _, height, width = self.frames.shape
+        return f"SampledClip({count} frames {width}x{height} of {self.duration:.2f} s)"
 
 
-def decode_clip(path: str | Path, num_frames: int, windows: int = 1) -> Clip:
+def decode_clip(path: str | Path, num_frames: int, windows: int = 1) -> SampledClip:
     """`num_frames` frames of the file's first video, uniform in presentation time, or in `windows` runs.
 
     Each is the frame on screen in the middle of its part of the clip, so a variable frame rate is sampled
@@ -82,7 +83,7 @@ def decode_clip(path: str | Path, num_frames: int, windows: int = 1) -> Clip:
         dates[moment] = time
     if frames is None or len(dates) < len(rising):
         raise VideoError(f"{path}: no frame could be decoded, expected a video")
-    return Clip(frames, tuple(dates[moment] - start for moment in moments), end - start)
+    return SampledClip(frames, tuple(dates[moment] - start for moment in moments), end - start)
 
 
 def frame_times(path: str | Path) -> tuple[list[float], float]:
@@ -108,7 +109,7 @@ def sample_moments(times: list[float], end: float, num_frames: int, windows: int
     if even or windows > 1:
         return [middles[i] for i in sample_indices(len(times), num_frames, windows)]
     moments = sample_times(times[0], end, num_frames)
-    return [middles[bisect.bisect_right(times, moment + rounding(num_frames) * step) - 1] for moment in moments]
+    return [middles[bisect.bisect_right(times, moment + tolerance(num_frames) * step) - 1] for moment in moments]
 
 
 def frames_at(path: str | Path, times: list[float]) -> Iterator[tuple[Tensor, float]]:
@@ -118,7 +119,7 @@ def frames_at(path: str | Path, times: list[float]) -> Iterator[tuple[Tensor, fl
     """
     path = Path(path)
     with _reading(path):
-        yield from _nearest_frames(path, times)
+        yield from _frames_on_screen(path, times)
 
 
 def all_frames(path: str | Path) -> Iterator[tuple[Tensor, float]]:
@@ -170,9 +171,13 @@ def open_file(path: str | Path, **options: str) -> Iterator[av.container.InputCo
         yield container
 
 
+def video_streams(container: av.container.InputContainer) -> list[av.VideoStream]:
+    """The videos of a file, without the cover of a song, which is a video stream to FFmpeg."""
+    return [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+
+
 def _open_video(container: av.container.InputContainer, path: Path) -> av.VideoStream:
-    # The cover of a song is a video stream to FFmpeg.
-    videos = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    videos = video_streams(container)
     if not videos:
         kinds = sorted({str(stream.type) for stream in container.streams if stream.type != "video"}) or ["nothing"]
         raise VideoError(f"{path}: no video stream, found {', '.join(kinds)}")
@@ -210,7 +215,9 @@ def _frame_times(path: Path) -> tuple[list[float], float]:
             lengths[packet.pts] = packet.duration or 0
         if count == 0:
             raise VideoError(f"{path}: no frames, expected at least one")
-        if not _is_avi(container):
+        # An AVI has a frame rate and places, and no times; those that FFmpeg makes up for frames that refer to later
+        # ones are not in the order in which they are shown. A frame that stays for longer leaves the next places empty.
+        if container.format.name != "avi":
             places = []
         found = max(places) + 1 if places else count
         if found < promised and "mov" in container.format.name.split(","):
@@ -237,12 +244,6 @@ def _packets_outside_of_edits_too(path: Path) -> int:
         return sum(packet.size > 0 for packet in container.demux(_open_video(container, path)))
 
 
-def _is_avi(container: av.container.InputContainer) -> bool:
-    """An AVI has a frame rate and places, and no times; those that FFmpeg makes up for frames that refer to later ones
-    are not in the order in which they are shown. A frame that stays for longer leaves the next places empty."""
-    return container.format.name == "avi"
-
-
 def _frame_times_by_decoding(path: Path) -> tuple[list[float], float]:
     """For raw streams, whose packets carry no times: FFmpeg dates the frames as it decodes them."""
     times = sorted({time for _, time in _dated_frames(path)})
@@ -256,7 +257,7 @@ def _dated_frames(path: Path) -> Iterator[tuple[Callable[[], Tensor], float]]:
     with open_file(path) as container:
         stream = _open_video(container, path)
         rate = float(stream.average_rate or stream.guessed_rate or 25)
-        places = _frame_times(path)[0] if _is_avi(container) else []
+        places = _frame_times(path)[0] if container.format.name == "avi" else []
         size: tuple[int, int] | None = None
         matrix, reformatter = None, VideoReformatter()
         for index, frame in enumerate(container.decode(stream)):
@@ -275,7 +276,7 @@ def _dated_frames(path: Path) -> Iterator[tuple[Callable[[], Tensor], float]]:
             yield partial(_upright, frame, reformatter, matrix), time
 
 
-def _nearest_frames(path: Path, targets: list[float]) -> Iterator[tuple[Tensor, float]]:
+def _frames_on_screen(path: Path, targets: list[float]) -> Iterator[tuple[Tensor, float]]:
     """For each of the rising `targets` the frame on screen then, as (3,H,W) uint8, and its time."""
     waiting = iter(targets)
     target = next(waiting, None)

@@ -18,9 +18,9 @@ def sample_times(start: float, end: float, count: int) -> list[float]:
     return [start + (end - start) * (i + 0.5) / count for i in range(count)]
 
 
-def rounding(count: int) -> float:
-    """So close before the next frame a moment is that one's, in frames: what is rounded must not decide. Of evenly
-    spaced frames, `count` moments lie at multiples of 1 / (2 * count)."""
+def tolerance(count: int) -> float:
+    """A moment within this distance before a frame, in frames, belongs to that frame: what is rounded must not decide.
+    Of evenly spaced frames, `count` moments lie at multiples of 1 / (2 * count)."""
     return 1 / (4 * count)
 
 
@@ -32,7 +32,7 @@ def sample_indices(length: int, count: int, windows: int = 1) -> list[int]:
     than `count`, and a clip shorter than a run goes back and forth, since a repeated frame would look like a fault.
     """
     if windows == 1:
-        return [min(int(time + rounding(count)), length - 1) for time in sample_times(0, length, count)]
+        return [min(int(time + tolerance(count)), length - 1) for time in sample_times(0, length, count)]
     run = count // windows
     if length < run:
         there_and_back = [*range(length), *range(length - 2, 0, -1)]

@@ -14,12 +14,11 @@ from pathlib import Path, PurePosixPath
 import av
 import numpy as np
 import torch
-from av.stream import Disposition
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from dover_eval.scorer import VideoScorer
-from dover_eval.video.decode import VideoError, open_file
+from dover_eval.video.decode import VideoError, open_file, video_streams
 from dover_integrations.server.settings import ServerSettings
 from dover_integrations.server.wire import BadRequest
 
@@ -128,9 +127,7 @@ def check_clip_size(clip: Tensor, settings: ServerSettings, name: str) -> None:
 def _pixels(path: Path, settings: ServerSettings, name: str) -> int:
     """Of one frame, by the file's header; raises BadRequest where that or the packets are beyond the limits."""
     with open_file(path) as container:
-        # The cover of a song is a video stream to FFmpeg; the first other one is decoded.
-        videos = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
-        for stream in videos[:1]:
+        for stream in video_streams(container)[:1]:  # which is decoded
             if stream.codec_context is None:
                 raise BadRequest(f"{name}: expected a video, got one of a codec that FFmpeg does not know")
             width, height = stream.codec_context.width, stream.codec_context.height
