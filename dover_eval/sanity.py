@@ -107,7 +107,7 @@ class SanityReport:
 
 
 def load_clip(path: Path, decode: Callable[[Path], Tensor]) -> Frames:
-    """The frames (T,H,W,3) that a scorer samples from a file (`VideoScorer.decode`), at most `SHORT_SIDE` high or wide.
+    """The frames (T,H,W,3) that a scorer samples from a file (`VideoScorer.decode`), short side at most `SHORT_SIDE`.
 
     Defects are put on these, not on the file: a flicker is there whatever the frame rate. Raises VideoError.
     """

@@ -34,7 +34,7 @@ clip against the whole one; the others the defect's strength.
 Dark scenes, camera shake, letterboxes, grain, cuts and light encodings were shown as what is no fault of a clip. How
 much each aspect weighs in Overall was taught by phrases such as ", in sharp detail" or ", smooth motion".
 
-`python -m examples.train_default` in the repository makes it again:
+`examples/train_default/README.md` in the repository says how to make it again:
 {settings}
 
 **No human rated anything.** The numbers are on the 1-5 scale because they were taught so: {best} for an untouched

@@ -44,10 +44,18 @@ def test_refuses_a_wrong_shape_and_says_what_it_got(position, shape, message):
         dwconv3d_layernorm(*tensors)
 
 
-def test_refuses_integers_and_two_devices():
-    tensors = list(operands().tensors)
-    with pytest.raises(TypeError, match=r"x in a floating dtype, got torch\.uint8"):
-        dwconv3d_layernorm(tensors[0].to(torch.uint8), *tensors[1:])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float8_e4m3fn, torch.complex64])
+def test_refuses_other_dtypes(dtype):
+    x, weight, *rest = operands().tensors
+    expected = "in float32, float16, bfloat16 or float64, got torch"
+    with pytest.raises(TypeError, match=f"x {expected}"):
+        dwconv3d_layernorm(x.to(dtype), weight, *rest)
+    with pytest.raises(TypeError, match=f"weight {expected}"):
+        dwconv3d_layernorm(x, weight.to(dtype), *rest)
+
+
+def test_refuses_two_devices():
+    tensors = operands().tensors
     with pytest.raises(ValueError, match="x is on cpu, but bias is on meta"):
         dwconv3d_layernorm(*tensors[:2], tensors[2].to("meta"), *tensors[3:])
 

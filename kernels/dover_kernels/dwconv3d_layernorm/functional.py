@@ -13,6 +13,7 @@ from dover_kernels.dwconv3d_layernorm.reference import dwconv3d_layernorm_refere
 
 #: What DOVER_KERNELS may say. Unset, Triton runs wherever it can.
 CHOICES = ("reference", "triton")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 #: Spatial kernel sizes, and the most channels, that the Triton kernels take.
 TRITON_KERNEL_SIZES = (3, 5, 7)
 TRITON_MAX_CHANNELS = 8192
@@ -21,7 +22,7 @@ TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 
 @dataclass(frozen=True)
 class KernelPath:
-    """Which path runs ("triton" or "reference"), why, and on which device."""
+    """Which path runs, why, and on which device: "triton", "reference", or "refused" where neither may."""
 
     path: str
     reason: str
@@ -38,7 +39,7 @@ def dwconv3d_layernorm(
 
     `x` (B,C,T,H,W) in any memory format (channels_last_3d is read in place), fp32, fp16, bf16, or fp64 on the
     reference path; `weight` (C,1,k_t,k_h,k_w) with odd sizes; `bias`, `ln_weight`, `ln_bias` (C,). Parameters may have
-    another floating dtype than x. Returns (B,C,T,H,W) in channels_last_3d and in x's dtype; under autocast, x is cast
+    another of these dtypes. Returns (B,C,T,H,W) in channels_last_3d and in x's dtype; under autocast, x is cast
     to autocast's dtype first, and that is the dtype of the result (an fp64 x stays as it is). Sums and statistics are
     fp32 at least; on tensor cores, which `explain` tells, `weight` is rounded to the dtype of x first.
 
@@ -163,5 +164,5 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor, ln_weight: Tensor, ln_bias: 
     for name, tensor in operands:
         if tensor.device != x.device:
             raise ValueError(f"x is on {x.device}, but {name} is on {tensor.device}")
-        if not tensor.is_floating_point():
-            raise TypeError(f"expected {name} in a floating dtype, got {tensor.dtype}")
+        if tensor.dtype not in DTYPES:
+            raise TypeError(f"expected {name} in float32, float16, bfloat16 or float64, got {tensor.dtype}")
