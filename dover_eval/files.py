@@ -10,10 +10,19 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
+from dover_eval.tables import TableError
 from dover_eval.wording import one_line
 
+# What the videos of a folder or a shard end in. All are read; what else FFmpeg reads is scored where it is named.
+VIDEO_SUFFIXES = frozenset(
+    (
+        *(".264", ".265", ".3g2", ".3gp", ".apng", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".h264"),
+        *(".h265", ".hevc", ".ivf", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"),
+        *(".mxf", ".nut", ".ogv", ".qt", ".rm", ".ts", ".vob", ".webm", ".wmv", ".wtv", ".y4m"),
+    )
+)
 # What file systems call that which changes when a file does, surest first.
 REVISIONS = (
     *("ETag", "etag", "e_tag", "blob_id", "checksum", "md5", "Content-MD5", "Digest"),
@@ -24,7 +33,14 @@ WEB = ("http://", "https://")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
 
 
-class FileError(ValueError):
+class InputError(TableError):
+    """Inputs that cannot be scored as they are; the message says what was found and what was expected.
+
+    A `TableError`, for what a user names is a table or stands in the place of one.
+    """
+
+
+class FileError(InputError):
     """A file that cannot be had; the message names it and says why."""
 
 
@@ -89,6 +105,27 @@ def locate(url: str) -> tuple[Any, str]:
         raise FileError(f"{url}: {error}: pip install 'dover-eval[remote]'") from error
     except Exception as error:  # each file system has its own
         raise FileError(f"{url}: {one_line(error)}") from error
+
+
+@contextmanager
+def reaching(name: str) -> Iterator[None]:
+    """Around what reads a file or lists a folder: raises FileError for what a file system raises."""
+    try:
+        yield
+    except TableError:
+        raise
+    except Exception as error:  # each file system has its own
+        kind = "cannot be reached" if is_url(name) else "cannot be read"
+        raise FileError(f"{name}: {kind} ({one_line(error)})") from error
+
+
+@contextmanager
+def opened(name: str) -> Iterator[IO[bytes]]:
+    """A path or a URL, open; raises as `reaching` does."""
+    with reaching(name):
+        files, path = locate(name) if is_url(name) else (None, name)
+        with files.open(path) if files else open(path, "rb") as raw:
+            yield raw
 
 
 def batch_span(batch: int, batch_size: int, count: int) -> range:

@@ -3,43 +3,39 @@
 from __future__ import annotations
 
 import glob
-import json
 import logging
 import os
 import posixpath
-import tarfile
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from dover_eval.files import WEB, Clip, FileError, Shard, composed, is_url, locate, own_path
-from dover_eval.prompts import prompt_fault
-from dover_eval.tables import TableError, stream_rows, text_cell
-from dover_eval.wording import one_line
-
-# What a folder's videos end in. All are read; what else FFmpeg reads is scored where it is named.
-VIDEO_SUFFIXES = frozenset(
-    (
-        *(".264", ".265", ".3g2", ".3gp", ".apng", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".h264"),
-        *(".h265", ".hevc", ".ivf", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"),
-        *(".mxf", ".nut", ".ogv", ".qt", ".rm", ".ts", ".vob", ".webm", ".wmv", ".wtv", ".y4m"),
-    )
+from dover_eval.files import (
+    VIDEO_SUFFIXES,
+    WEB,
+    Clip,
+    InputError,
+    Shard,
+    composed,
+    is_url,
+    locate,
+    opened,
+    own_path,
+    reaching,
 )
+from dover_eval.prompts import prompt_fault
+from dover_eval.shards import read_shard
+from dover_eval.tables import stream_rows, text_cell
+
 # What may be a video, and is a still picture or a sound for the most part: left out of a folder, and told.
 DOUBTFUL_SUFFIXES = frozenset((".avif", ".ogg", ".webp"))
 SHARD_SUFFIX = ".tar"
 MANIFEST_SUFFIXES = (".csv", ".jsonl", ".parquet")
 NAME_COLUMNS = ("video_name", "path", "video")
 NAME_COLUMN, PROMPT_COLUMN = "video_name", "Prompt"
-MOST_LINKS = 40  # to follow, as on Linux
-SHARD_PROMPTS = ("Prompt", "prompt", "caption", "text")
 
 logger = logging.getLogger(__name__)
-
-
-class InputError(ValueError):
-    """Inputs that cannot be scored as they are; the message says what was found and what was expected."""
 
 
 class NoPromptError(InputError):
@@ -80,7 +76,7 @@ def with_prompts(
     InputError for one that has none because there is no such file."""
     clips, lacking = [], []
     for video, own, shard in found:
-        text = own or prompt or (match_prompt(video, prompts) if prompts else None)
+        text = own or prompt or (of_clip(video, prompts) if prompts else None)
         if text is None:
             if shard is None and not is_url(video) and not os.path.lexists(video):
                 raise InputError(f"{video}: there is no such file or folder")
@@ -154,7 +150,7 @@ def find_videos(names: Sequence[str]) -> list[Path]:
 
 
 def _find_remote(name: str, suffixes: Set[str]) -> list[str]:
-    try:
+    with reaching(name):
         files, path = locate(name)
         inside, *archive = name.split("::")
 
@@ -169,10 +165,6 @@ def _find_remote(name: str, suffixes: Set[str]) -> list[str]:
         if _suffix(name) in suffixes:
             return [name]
         return _of_folder(name, map(named, files.find(path)), suffixes)
-    except InputError:
-        raise
-    except Exception as error:  # each file system has its own
-        raise _unreadable(name, error) from error
 
 
 def _suffix(name: str) -> str:
@@ -234,30 +226,27 @@ def read_prompts(path: Path) -> dict[str, str]:
 
 
 def _text(name: str, line: int, row: Mapping[str, Any], column: str) -> str:
-    """A cell that must not be empty. Raises InputError."""
-    try:
-        found = text_cell(f"{name}, line {line}", column, row.get(column))
-    except TableError as error:
-        raise InputError(str(error)) from error
+    """A cell that must not be empty. Raises TableError."""
+    found = text_cell(f"{name}, line {line}", column, row.get(column))
     if not found:
         raise InputError(f"{name}, line {line}: an empty {column}")
     return found
 
 
 def match_prompts(files: Sequence[Path], texts: Mapping[str, str]) -> list[str]:
-    """Each file's prompt, as `match_prompt` finds it. Raises NoPromptError, which names some that have none."""
+    """Each file's prompt, as `of_clip` finds it. Raises NoPromptError, which names some that have none."""
     return [clip.prompt for clip in with_prompts([(str(file), None, None) for file in files], prompts=texts)]
 
 
-def match_prompt(video: str, texts: Mapping[str, str]) -> str | None:
-    """A clip's prompt, by its path, the last parts of that, its name, or its name without the suffix.
+def of_clip(video: str, by_name: Mapping[str, str]) -> str | None:
+    """What a table says of a clip, by its path, the last parts of that, its name, or its name without the suffix.
 
-    `texts` has composed names, as `read_prompts` gives them.
+    `by_name` has composed names, as `read_prompts` gives them.
     """
     video = composed(video)
     parts = own_path(video).split("/")
     ends = ("/".join(parts[i:]) for i in range(len(parts)))
-    return next((texts[key] for key in (video, *ends, PurePosixPath(parts[-1]).stem) if key in texts), None)
+    return next((by_name[key] for key in (video, *ends, PurePosixPath(parts[-1]).stem) if key in by_name), None)
 
 
 def video_file_name(video: str) -> str:
@@ -267,127 +256,5 @@ def video_file_name(video: str) -> str:
 
 def _rows(name: str) -> Iterator[Any]:
     """First the names of a table's columns, then (line, row), in bounded memory."""
-    try:
-        with _open(name) as raw:
-            yield from stream_rows(own_path(name), raw, {*NAME_COLUMNS, PROMPT_COLUMN})
-    except InputError:
-        raise
-    except TableError as error:
-        raise InputError(str(error)) from error
-    except Exception as error:  # each file system has its own
-        raise _unreadable(name, error) from error
-
-
-def read_shard(name: str) -> list[tuple[str, str | None, Shard | None]]:
-    """(video, prompt, place) of a WebDataset shard: clip.mp4 beside clip.txt, or clip.json with "prompt" or "caption".
-
-    A text is its video's by the name without the suffix; or as WebDataset has it, by what is before the first dot, if
-    the text is named no more than that or no other video has as much. A link is what it leads to. Only the headers and
-    the texts are read. Python's tarfile, not the webdataset package: that one streams, and would pull a million clips
-    through one process to find where they lie.
-    """
-    texts: dict[str, str] = {}
-    named: dict[str, tarfile.TarInfo] = {}
-    videos: dict[str, Shard] = {}
-    try:
-        with _open(name) as raw, tarfile.open(fileobj=raw, mode="r:") as archive:
-            for member in archive:
-                suffix = PurePosixPath(member.name).suffix.lower()
-                if not (member.isfile() or member.islnk() or member.issym()):
-                    continue
-                if suffix in VIDEO_SUFFIXES:
-                    if member.name.startswith("/") or "::" in member.name:
-                        raise InputError(f"{name}: {member.name!r}: expected a name without / in front and without ::")
-                    named[member.name] = member
-                elif suffix in (".txt", ".json") and (data := archive.extractfile(member)):
-                    stem = _stem(member.name)
-                    text = _shard_prompt(f"{name}: {member.name}", data.read().decode(), suffix)
-                    texts[stem] = text or texts.get(stem, "")
-            _check_end(name, raw, archive.offset)
-            # Files last: tar may write a file that is named twice as a link to itself.
-            members = {posixpath.normpath(member.name): member for member in sorted(archive, key=lambda m: m.isfile())}
-            for video, member in named.items():
-                held = _behind_links(name, member, members)
-                videos[video] = Shard(name, held.offset_data, held.size)
-    except InputError:
-        raise
-    except (tarfile.TarError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{name}: expected an uncompressed tar file with UTF-8 texts ({error})") from error
-    except Exception as error:
-        raise _unreadable(name, error) from error
-    if not videos:
-        raise InputError(f"{name}: a shard without videos ({', '.join(sorted(VIDEO_SUFFIXES))})")
-    of_key = {_key(stem): text for stem, text in texts.items()}
-    sharing = Counter(map(_key, videos))
-    found: list[tuple[str, str | None, Shard | None]] = []
-    for video, place in videos.items():
-        key = _key(video)
-        text = texts.get(_stem(video)) or texts.get(key) or (of_key.get(key) if sharing[key] == 1 else None)
-        found.append((f"tar://{video}::{name}", text or None, place))
-    return found
-
-
-def _check_end(name: str, raw: Any, end: int) -> None:
-    """Raises InputError where a tar file's members end without its mark: tarfile takes a damaged header for the end.
-
-    The mark is two blocks of zeros, and some writers add more up to a whole record: of tarfile.RECORDSIZE bytes, or of
-    a larger power of two. Any more than that stand where members were.
-    """
-    raw.seek(0, os.SEEK_END)
-    size = raw.tell()
-    raw.seek(end)
-    mark = bytes(2 * tarfile.BLOCKSIZE)
-    record = max(tarfile.RECORDSIZE, size & -size)
-    if raw.read(len(mark)) != mark or size - end - len(mark) >= record:
-        raise InputError(
-            f"{name}: its members end at byte {end} of {size}, expected the end mark of a tar file there; it is "
-            "damaged, cut off, or several archives in one file"
-        )
-
-
-def _behind_links(shard: str, member: tarfile.TarInfo, members: Mapping[str, tarfile.TarInfo]) -> tarfile.TarInfo:
-    """The member that has the bytes. Raises InputError for a link that leads to none."""
-    found: tarfile.TarInfo | None = member
-    for _ in range(MOST_LINKS):
-        if found is None or found.isfile():
-            break
-        folder = posixpath.dirname(found.name) if found.issym() else ""
-        found = members.get(posixpath.normpath(posixpath.join(folder, found.linkname)))
-    if found is None or not found.isfile():
-        raise InputError(f"{shard}: {member.name} is a link to {member.linkname}, which is no file of this shard")
-    return found
-
-
-def _stem(member: str) -> str:
-    return posixpath.splitext(PurePosixPath(member))[0]
-
-
-def _key(member: str) -> str:
-    """Up to the first dot of the name."""
-    folder, name = posixpath.split(PurePosixPath(member))
-    return posixpath.join(folder, name.split(".")[0] or name)
-
-
-def _shard_prompt(place: str, text: str, suffix: str) -> str | None:
-    if suffix == ".txt":
-        return text.strip()
-    found = json.loads(text)
-    key = next((key for key in SHARD_PROMPTS if found.get(key)), None) if isinstance(found, dict) else None
-    try:
-        return text_cell(place, key, found[key]) if key else None
-    except TableError as error:
-        raise InputError(str(error)) from error
-
-
-def _open(name: str) -> Any:
-    if not is_url(name):
-        return open(name, "rb")
-    files, path = locate(name)
-    return files.open(path)
-
-
-def _unreadable(name: str, error: Exception) -> InputError:
-    if isinstance(error, FileError):
-        return InputError(str(error))
-    kind = "cannot be reached" if is_url(name) else "cannot be read"
-    return InputError(f"{name}: {kind} ({one_line(error)})")
+    with opened(name) as raw:
+        yield from stream_rows(own_path(name), raw, {*NAME_COLUMNS, PROMPT_COLUMN})

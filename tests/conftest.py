@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -38,6 +40,24 @@ SMALL = DOVERConfig(
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def lock(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Makes a folder that cannot be listed: also for root, whom the tests may run as."""
+    listed, locked = os.scandir, set()
+
+    def scandir(path):
+        if str(path) in locked:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listed(path)
+
+    def make(folder: Path) -> None:
+        folder.mkdir(parents=True)
+        locked.add(str(folder))
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -45,7 +45,7 @@ def calibrate(
     from dover_eval.calibration import CalibrationError
     from dover_eval.cli.evaluate import lost_clips, score_items
     from dover_eval.cli.loading import load_scorer, score_with_progress
-    from dover_eval.inputs import InputError, find_videos, match_prompts, read_prompts
+    from dover_eval.inputs import find_videos, match_prompts, read_prompts
     from dover_eval.tables import TableError
 
     with extra("evaluation"):
@@ -83,7 +83,7 @@ def calibrate(
             level=level,
             seed=seed,
         )
-    except (TableError, InputError, CalibrationError) as error:
+    except (TableError, CalibrationError) as error:
         usage(str(error))
     _print(calibration)
     with writing(output):

@@ -46,7 +46,6 @@ def evaluate(
     from rich.console import Console
 
     from dover_eval.cli.loading import load_scorer
-    from dover_eval.inputs import InputError
     from dover_eval.results import write_results
     from dover_eval.tables import SUFFIXES, TableError
 
@@ -99,7 +98,7 @@ def evaluate(
                 resamples=resamples,
                 seed=seed,
             )
-    except (TableError, InputError) as error:
+    except TableError as error:
         usage(str(error))
     print_report(report)
     if output is not None:
@@ -118,10 +117,11 @@ def score_items(
     """
     from dover_eval.cli.loading import score_with_progress
     from dover_eval.evaluation import ClipIndex, match_clips, wanted_clips
-    from dover_eval.inputs import InputError, check_named_prompt, find_videos
+    from dover_eval.files import InputError
+    from dover_eval.inputs import check_named_prompt, find_videos
 
     wanted = wanted_clips(items)
-    found = match_clips(items, ClipIndex((str(path) for path in find_videos([str(folder)])), str(folder)))
+    found = match_clips(items, ClipIndex(map(str, find_videos([str(folder)])), str(folder)))
     if not found:
         raise InputError(f"{folder}: none of the {len(wanted)} clips of the table is there")
     for video, prompt in found:

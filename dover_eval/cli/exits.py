@@ -11,7 +11,8 @@ from typing import NoReturn
 
 import typer
 
-from dover_eval.inputs import InputError, check_name
+from dover_eval.files import InputError
+from dover_eval.inputs import check_name
 from dover_eval.prompts import prompt_fault
 
 #: Not everything that was asked for could be had; the command was not understood.

@@ -10,8 +10,9 @@ import typer
 
 from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, check_prompt, failure, usage, writing
 from dover_eval.cli.progress import progress_bar
-from dover_eval.inputs import InputError, find_videos, match_prompts, read_prompts
+from dover_eval.inputs import find_videos, match_prompts, read_prompts
 from dover_eval.opinion import SCORE_NAMES
+from dover_eval.tables import TableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -88,7 +89,7 @@ def label(
                 timeout=timeout,
                 progress=bar.advance,
             )
-    except (LabelsError, InputError) as error:
+    except (LabelsError, TableError) as error:
         usage(str(error))
     except TeacherError as error:
         failure(error)

@@ -41,9 +41,10 @@ def sanity(
             import matplotlib  # noqa: F401
     from rich.console import Console
 
-    from dover_eval.inputs import InputError, find_videos, match_prompts, read_prompts
+    from dover_eval.inputs import find_videos, match_prompts, read_prompts
     from dover_eval.replacing import replacing
     from dover_eval.sanity import check_scorer, defect_names, drawn_clips, load_clip
+    from dover_eval.tables import TableError
     from dover_eval.video.decode import VideoError
 
     check_file("--plot", plot, (".png", ".svg", ".pdf"))
@@ -67,7 +68,7 @@ def sanity(
         with Console(stderr=True).status("checking") as status:
             say = lambda name: status.update(f"checking: {name}")
             report = check_scorer(scorer, clips, texts, defects=defect, seed=seed, progress=say)
-    except (VideoError, InputError) as error:
+    except (VideoError, TableError) as error:
         usage(str(error))
     _print(report, "drawn clips" if not files else "clips", texts is not None)
     if output is not None:

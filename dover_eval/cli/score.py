@@ -13,7 +13,7 @@ from dover_eval.cli.options import BatchSize, CalibrationFile, Device, Model
 from dover_eval.cli.output import plain_table
 from dover_eval.cli.progress import progress_bar
 from dover_eval.config import usual_batch_size
-from dover_eval.inputs import InputError, NoPromptError, list_clips, read_prompts, video_file_name
+from dover_eval.inputs import NoPromptError, list_clips, read_prompts, video_file_name
 from dover_eval.opinion import SCORE_NAMES
 from dover_eval.scale.run import (
     ROWS_SHOWN,
@@ -27,7 +27,7 @@ from dover_eval.scale.run import (
     what_is_asked,
 )
 from dover_eval.scale.runlog import RunError, Scored, recorded, run_folder
-from dover_eval.tables import SUFFIXES
+from dover_eval.tables import SUFFIXES, TableError
 
 if TYPE_CHECKING:
     from dover_eval.files import Clip
@@ -158,8 +158,8 @@ def _list(paths: list[str], prompt: str | None, prompts: Path | None) -> list[Cl
         return list_clips(paths, prompt, texts)
     except NoPromptError as error:
         usage(str(error) if prompts is not None else f"give either --prompt TEXT or --prompts FILE.csv: {error}")
-    except InputError as error:
-        usage(str(error))
+    except TableError as error:
+        usage(error)
 
 
 def _local_engine(

@@ -17,7 +17,8 @@ from typing import IO, Any
 
 from dover_eval.distillation.teacher import Description, Linear, Logistic, Scale
 from dover_eval.distillation.workers import Answer, Job, Setup, Workers
-from dover_eval.inputs import InputError, check_name, check_named_prompt
+from dover_eval.files import InputError
+from dover_eval.inputs import check_name, check_named_prompt
 from dover_eval.opinion import SCORE_NAMES
 from dover_eval.replacing import replacing
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from dover_eval.distillation import Linear, Scale, requires
 from dover_eval.files import composed
-from dover_eval.inputs import match_prompt
+from dover_eval.inputs import of_clip
 from dover_eval.tables import TableError, read_rows, text
 from dover_eval.video.decode import decode_clip
 
@@ -81,7 +81,7 @@ class FullReference:
 
     def _reference(self, path: str) -> Path:
         if self._table is not None:
-            name = match_prompt(path, self._table)
+            name = of_clip(path, self._table)
             if name is None:
                 raise ValueError(f"{path} has no original in the table of references")
             places = [self._folder / name]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dover_eval.evaluation import BENCHMARKS, ClipIndex, JudgedPair, RatedClip, TableError
 from dover_eval.evaluation.benchmarks import read_ratings
-from dover_eval.inputs import VIDEO_SUFFIXES, files_in
+from dover_eval.inputs import find_videos
 from dover_eval.opinion import MOS_MAX, MOS_MIN, SCORE_NAMES
 from dover_eval.tables import choice, number, read_rows, text
 from dover_eval.training.settings import TableSettings
@@ -70,7 +70,7 @@ def load_examples(settings: TableSettings) -> tuple[list[Example], list[str]]:
     if not folder.is_dir():
         raise TableError(f"{settings.table}: there is no folder {folder} to find its clips in")
     try:
-        index = ClipIndex(_video_files(folder), str(folder))
+        index = ClipIndex(map(str, find_videos([str(folder)])), str(folder))
         found = {name: index.find(name) for example in examples for name in example.videos}
     except TableError as error:
         raise TableError(f"{settings.table}: {error}") from error
@@ -182,10 +182,6 @@ def _renamed(example: Example, places: Mapping[str, str]) -> Example:
         return dataclasses.replace(example, item=dataclasses.replace(item, video=places[item.video]))
     item = dataclasses.replace(item, video_a=places[item.video_a], video_b=places[item.video_b])
     return dataclasses.replace(example, item=item)
-
-
-def _video_files(folder: Path) -> list[str]:
-    return sorted(path for path in files_in(str(folder)) if Path(path).suffix.lower() in VIDEO_SUFFIXES)
 
 
 def clips_of(examples: Sequence[Example]) -> list[str]:

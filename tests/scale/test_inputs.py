@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import zipfile
@@ -12,8 +11,9 @@ import av
 import numpy as np
 import pytest
 
-from dover_eval.files import Clip, FileError, identity, local_file
-from dover_eval.inputs import VIDEO_SUFFIXES, InputError, NoPromptError, find_files, list_clips, read_prompts
+from dover_eval.files import VIDEO_SUFFIXES, Clip, FileError, InputError, identity, local_file
+from dover_eval.inputs import NoPromptError, find_files, list_clips, read_prompts
+from dover_eval.tables import TableError
 from dover_eval.video.decode import decode_clip
 from tests.scale.conftest import read_lines, write_shard, write_table
 
@@ -74,11 +74,11 @@ def test_what_is_no_text_is_no_prompt_and_no_name(tmp_path, prompt):
     for row in ({"video": "a.mp4", "Prompt": prompt}, {"video": prompt, "Prompt": "x"}):
         column = next(column for column, value in row.items() if value is prompt)
         path = write_table(tmp_path / f"set{suffix}", [row])
-        with pytest.raises(InputError, match=rf"set{suffix}, line 1: expected a text in {column}, found .*"):
+        with pytest.raises(TableError, match=rf"set{suffix}, line 1: expected a text in {column}, found .*"):
             list_clips([str(path)])
     if suffix == ".jsonl":
         shard = write_shard(tmp_path / "s.tar", {"a.mp4": b"x", "a.json": json.dumps({"prompt": prompt}).encode()})
-        with pytest.raises(InputError, match=r"s.tar: a.json: expected a text in prompt, found"):
+        with pytest.raises(TableError, match=r"s.tar: a.json: expected a text in prompt, found"):
             list_clips([str(shard)])
 
 
@@ -143,17 +143,8 @@ def test_two_colons_in_a_local_name_are_a_part_of_it(tmp_path):
     assert [clip.prompt for clip in list_clips([str(tmp_path)], prompts={"a::b.mp4": "x"})] == ["x"]
 
 
-def test_a_folder_that_cannot_be_listed_is_refused(clips, monkeypatch):
-    """Root, whom the tests may run as, lists every folder."""
-    listed = os.scandir
-
-    def scandir(path):
-        if str(path).endswith("locked"):
-            raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return listed(path)
-
-    (clips / "sub" / "locked").mkdir(parents=True)
-    monkeypatch.setattr(os, "scandir", scandir)
+def test_a_folder_that_cannot_be_listed_is_refused(clips, lock):
+    lock(clips / "sub" / "locked")
     with pytest.raises(InputError, match=r"sub/locked: a folder that cannot be listed \(Permission denied\)"):
         list_clips([str(clips)], "x")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from dover_eval.files import Clip, identity, local_file
-from dover_eval.inputs import InputError, list_clips
+from dover_eval.files import Clip, InputError, identity, local_file
+from dover_eval.inputs import list_clips
 from tests.scale.conftest import read_lines, write_shard, write_table
 
 

@@ -127,6 +127,9 @@ def test_a_folder_without_the_clips_is_refused(write_table, tmp_path):
     table = write_table()
     with pytest.raises(TableError, match=r"there is no folder .*nowhere"):
         load_examples(TableSettings(table=str(table), videos=str(tmp_path / "nowhere")))
+    with pytest.raises(TableError, match=r"ratings.csv: .*: a folder without videos"):
+        load_examples(TableSettings(table=str(table), videos=str(tmp_path)))
+    (tmp_path / "another.mp4").touch()
     with pytest.raises(TableError, match=r"none of its 6 clips is in .*, for one heart_clean\.mp4"):
         load_examples(TableSettings(table=str(table), videos=str(tmp_path)))
 

@@ -305,6 +305,13 @@ def test_the_command_says_what_is_wrong(write_settings, write_table, what, monke
         assert message in " ".join(done.stderr.split())
 
 
+def test_the_command_says_which_folder_it_cannot_list(write_settings, tmp_path, lock):
+    lock(tmp_path / "lost+found")
+    done = CliRunner().invoke(app, ["train", str(write_settings(data__train=[RATINGS | {"videos": "."}])), "--check"])
+    assert done.exit_code == 2, done.output
+    assert "lost+found: a folder that cannot be listed (Permission denied)" in done.stderr
+
+
 def test_check_tells_the_split_and_trains_nothing(write_settings, tmp_path):
     done = CliRunner().invoke(app, ["train", str(write_settings()), "--check"])
     assert done.exit_code == 0, done.output
