@@ -26,7 +26,7 @@ from dover_eval.files import (
 )
 from dover_eval.prompts import prompt_fault
 from dover_eval.shards import read_shard
-from dover_eval.tables import stream_rows, text_cell
+from dover_eval.tables import stream_rows, text, text_cell
 
 # What may be a video, and is a still picture or a sound for the most part: left out of a folder, and told.
 DOUBTFUL_SUFFIXES = frozenset((".avif", ".ogg", ".webp"))
@@ -199,12 +199,13 @@ def read_manifest(name: str) -> Iterator[tuple[str, str]]:
         )
     folder, line = posixpath.dirname(own_path(name)), 0
     for line, row in rows:
-        video, text = (_text(name, line, row, wanted) for wanted in (column, PROMPT_COLUMN))
+        place = f"{name}, line {line}"
+        video, prompt = (text(place, c, text_cell(place, c, row.get(c))) for c in (column, PROMPT_COLUMN))
         if not is_url(video) and not posixpath.isabs(video):
             beside = posixpath.join(folder, video)
             as_it_is = "fingerprint" in columns and os.path.exists(video)
             video = beside if not as_it_is and (is_url(name) or os.path.exists(beside)) else video
-        yield video, text
+        yield video, prompt
     if not line:
         raise InputError(f"{name}: a table without rows")
 
@@ -218,19 +219,12 @@ def read_prompts(path: Path) -> dict[str, str]:
         raise InputError(f"{path}: expected the columns {NAME_COLUMN} and {PROMPT_COLUMN}, found {found}")
     texts: dict[str, str] = {}
     for line, row in rows:
-        name, text = (_text(str(path), line, row, wanted) for wanted in (NAME_COLUMN, PROMPT_COLUMN))
+        place = f"{path}, line {line}"
+        name, prompt = (text(place, c, text_cell(place, c, row.get(c))) for c in (NAME_COLUMN, PROMPT_COLUMN))
         name = name if is_url(name) else str(PurePosixPath(name))  # without a ./, as files are named
-        if texts.setdefault(composed(name), text) != text:
-            raise InputError(f"{path}, line {line}: a second prompt for {name}")
+        if texts.setdefault(composed(name), prompt) != prompt:
+            raise InputError(f"{place}: a second prompt for {name}")
     return texts
-
-
-def _text(name: str, line: int, row: Mapping[str, Any], column: str) -> str:
-    """A cell that must not be empty. Raises TableError."""
-    found = text_cell(f"{name}, line {line}", column, row.get(column))
-    if not found:
-        raise InputError(f"{name}, line {line}: an empty {column}")
-    return found
 
 
 def match_prompts(files: Sequence[Path], texts: Mapping[str, str]) -> list[str]:

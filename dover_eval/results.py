@@ -112,18 +112,18 @@ def read_results(path: Path) -> Results:
     if len(prints := sorted({row["fingerprint"] for _, row in rows})) > 1:
         raise TableError(f"{path}: scores of {len(prints)} fingerprints ({', '.join(prints)}), expected one")
     scores = np.full((len(rows), len(SCORE_NAMES)), math.nan)
-    for i, (line, row) in enumerate(rows):
+    for i, (place, row) in enumerate(rows):
         for name in TEXTS:
             try:
                 row[name].encode()
             except UnicodeEncodeError as error:
-                raise TableError(f"{path}, line {line}: {name} {row[name]!r} is not UTF-8 ({error.reason})") from error
+                raise TableError(f"{place}: {name} {row[name]!r} is not UTF-8 ({error.reason})") from error
         if row["error"]:
             continue
         for column, name in enumerate(SCORE_NAMES):
-            value = number(path, line, name, row[name])
+            value = number(place, name, row[name])
             if not MOS_MIN <= value <= MOS_MAX:
-                raise TableError(f"{path}, line {line}: expected {name} from {MOS_MIN:g} to {MOS_MAX:g}, found {value}")
+                raise TableError(f"{place}: expected {name} from {MOS_MIN:g} to {MOS_MAX:g}, found {value}")
             scores[i, column] = value
     return Results(
         path=path,

@@ -11,7 +11,6 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-Row = dict[str, str]
 LONGEST_CELL = 1 << 26  # letters of a CSV
 SUFFIXES = (".csv", ".jsonl", ".json", ".parquet")
 
@@ -20,8 +19,9 @@ class TableError(ValueError):
     """A table that cannot be used; the message names the file, the line, what was found and what was expected."""
 
 
-def read_rows(path: Path, columns: tuple[str, ...], optional: tuple[str, ...] = ()) -> list[tuple[int, Row]]:
-    """(line, row) of a .csv, .jsonl, .json or .parquet table that has these columns, names and cells stripped texts.
+def read_rows(path: Path, columns: tuple[str, ...], optional: tuple[str, ...] = ()) -> list[tuple[str, dict[str, str]]]:
+    """(place, row) of a .csv, .jsonl, .json or .parquet table that has these columns, names and cells stripped texts. A
+    place is the file and the line, as errors name it.
 
     optional: columns that may be missing, but not be there in other capitals, which would leave them out in silence.
 
@@ -51,11 +51,12 @@ def read_rows(path: Path, columns: tuple[str, ...], optional: tuple[str, ...] = 
         )
     rows = []
     for line, named in records:
+        place = f"{path}, line {line}"
         record = {name.strip(): value for name, value in named.items()}
         if set(record) != set(found):
-            raise TableError(f"{path}, line {line}: expected {len(found)} cells, as in the header")
-        texts = {name: text_cell(f"{path}, line {line}", name, record[name]) for name in columns}
-        rows.append((line, {name: cell(value) for name, value in record.items()} | texts))
+            raise TableError(f"{place}: expected {len(found)} cells, as in the header")
+        texts = {name: text_cell(place, name, record[name]) for name in columns}
+        rows.append((place, {name: cell(value) for name, value in record.items()} | texts))
     return rows
 
 
@@ -179,23 +180,23 @@ def text_cell(place: str, column: str, value: Any) -> str:
     return cell(value)
 
 
-def text(path: Path, line: int, row: Row, column: str) -> str:
-    if not row[column]:
-        raise TableError(f"{path}, line {line}: an empty {column}")
-    return row[column]
-
-
-def number(path: Path, line: int, column: str, cell: str) -> float:
-    try:
-        value = float(cell)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise TableError(f"{path}, line {line}: expected a number in {column}, found {cell!r}")
+def text(place: str, column: str, value: str) -> str:
+    if not value:
+        raise TableError(f"{place}: an empty {column}")
     return value
 
 
-def choice(path: Path, line: int, column: str, cell: str, choices: Mapping[str, Any]) -> Any:
-    if cell not in choices:
-        raise TableError(f"{path}, line {line}: expected {', '.join(choices)} in {column}, found {cell!r}")
-    return choices[cell]
+def number(place: str, column: str, value: str) -> float:
+    try:
+        found = float(value)
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found):
+        raise TableError(f"{place}: expected a number in {column}, found {value!r}")
+    return found
+
+
+def choice(place: str, column: str, value: str, choices: Mapping[str, Any]) -> Any:
+    if value not in choices:
+        raise TableError(f"{place}: expected {', '.join(choices)} in {column}, found {value!r}")
+    return choices[value]

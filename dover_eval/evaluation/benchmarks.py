@@ -61,11 +61,11 @@ def read_ratings(path: Path) -> list[RatedClip]:
         raise TableError(f"{path}: expected at least one of the columns {', '.join(columns)}")
     clips = [
         RatedClip(
-            text(path, line, row, "video_name"),
-            text(path, line, row, "Prompt"),
-            {columns[c]: number(path, line, c, row[c]) for c in present if row[c]},
+            text(place, "video_name", row["video_name"]),
+            text(place, "Prompt", row["Prompt"]),
+            {columns[c]: number(place, c, row[c]) for c in present if row[c]},
         )
-        for line, row in rows
+        for place, row in rows
     ]
     if not any(clip.ratings for clip in clips):
         raise TableError(f"{path}: every cell of {', '.join(present)} is empty")
@@ -76,15 +76,15 @@ def read_pairs(path: Path) -> list[JudgedPair]:
     """One verdict a row: `prompt, video_a, video_b, aspect, label`, with a score name as aspect and A, B or tie."""
     labels = {"A": 1, "B": -1, "tie": 0}
     pairs: dict[tuple[str, str, str], dict[str, int]] = {}
-    for line, row in read_rows(path, ("prompt", "video_a", "video_b", "aspect", "label")):
-        aspect = choice(path, line, "aspect", row["aspect"], {name: name for name in SCORE_NAMES})
-        key = tuple(text(path, line, row, column) for column in ("video_a", "video_b", "prompt"))
+    for place, row in read_rows(path, ("prompt", "video_a", "video_b", "aspect", "label")):
+        aspect = choice(place, "aspect", row["aspect"], {name: name for name in SCORE_NAMES})
+        key = tuple(text(place, column, row[column]) for column in ("video_a", "video_b", "prompt"))
         if key[0] == key[1]:
-            raise TableError(f"{path}, line {line}: {key[0]} is compared with itself")
+            raise TableError(f"{place}: {key[0]} is compared with itself")
         verdicts = pairs.setdefault(key, {})  # type: ignore[arg-type]
         if aspect in verdicts or aspect in pairs.get((key[1], key[0], key[2]), ()):  # also as B and A
-            raise TableError(f"{path}, line {line}: a second verdict on {aspect} for {key[0]} and {key[1]}")
-        verdicts[aspect] = choice(path, line, "label", row["label"], labels)
+            raise TableError(f"{place}: a second verdict on {aspect} for {key[0]} and {key[1]}")
+        verdicts[aspect] = choice(place, "label", row["label"], labels)
     return [JudgedPair(*key, verdicts) for key, verdicts in pairs.items()]
 
 
@@ -98,12 +98,12 @@ def read_videogen_rewardbench(path: Path) -> list[JudgedPair]:
     labels = {"A": 1, "B": -1, "same": 0}
     return [
         JudgedPair(
-            text(path, line, row, "path_A"),
-            text(path, line, row, "path_B"),
-            text(path, line, row, "prompt"),
-            {ours: choice(path, line, column, row[column], labels) for column, ours in aspects.items() if row[column]},
+            text(place, "path_A", row["path_A"]),
+            text(place, "path_B", row["path_B"]),
+            text(place, "prompt", row["prompt"]),
+            {ours: choice(place, column, row[column], labels) for column, ours in aspects.items() if row[column]},
         )
-        for line, row in read_rows(path, ("path_A", "path_B", "prompt", *aspects))
+        for place, row in read_rows(path, ("path_A", "path_B", "prompt", *aspects))
     ]
 
 
@@ -117,12 +117,12 @@ def read_genai_bench(path: Path) -> list[JudgedPair]:
     votes = {"leftvote": 1, "rightvote": -1, "tievote": 0, "bothbad_vote": 0}
     return [
         JudgedPair(
-            text(path, line, row, "left_video"),
-            text(path, line, row, "right_video"),
-            text(path, line, row, "prompt"),
-            {"Overall": choice(path, line, "vote_type", row["vote_type"], votes)},
+            text(place, "left_video", row["left_video"]),
+            text(place, "right_video", row["right_video"]),
+            text(place, "prompt", row["prompt"]),
+            {"Overall": choice(place, "vote_type", row["vote_type"], votes)},
         )
-        for line, row in read_rows(path, ("prompt", "left_video", "right_video", "vote_type"))
+        for place, row in read_rows(path, ("prompt", "left_video", "right_video", "vote_type"))
     ]
 
 
@@ -132,11 +132,12 @@ def read_t2vqa_db(path: Path) -> list[RatedClip]:
     for line, entry in enumerate(read_text(path).split("\n"), start=1):
         if not entry.strip():
             continue
+        place = f"{path}, line {line}"
         name, _, rest = entry.partition("|")
         prompt, bar, mos = rest.rpartition("|")  # a prompt may hold a bar of its own
         if not (name.strip() and prompt.strip() and bar):
-            raise TableError(f"{path}, line {line}: expected file|prompt|MOS, found {entry[:60]!r}")
-        clips.append(RatedClip(name.strip(), prompt.strip(), {"Overall": number(path, line, "the MOS", mos)}))
+            raise TableError(f"{place}: expected file|prompt|MOS, found {entry[:60]!r}")
+        clips.append(RatedClip(name.strip(), prompt.strip(), {"Overall": number(place, "the MOS", mos)}))
     return clips
 
 
@@ -147,7 +148,7 @@ def read_lgvq(path: Path) -> list[RatedClip]:
     columns' names are not relied on and a table of another width is refused. Spatial quality goes with Traditional.
     """
     clips = []
-    for line, row in read_rows(path, ()):
+    for place, row in read_rows(path, ()):
         cells = list(row.values())
         if len(cells) != 6:
             raise TableError(
@@ -155,11 +156,8 @@ def read_lgvq(path: Path) -> list[RatedClip]:
                 f"found {len(cells)}: {', '.join(row)}"
             )
         ratings = zip(("Traditional", "Temporal", "Alignment"), cells[3:], strict=True)
-        if not cells[0] or not cells[2]:
-            raise TableError(f"{path}, line {line}: an empty {'name' if not cells[0] else 'prompt'}")
-        clips.append(
-            RatedClip(cells[0], cells[2], {ours: number(path, line, ours, cell) for ours, cell in ratings if cell})
-        )
+        name, prompt = text(place, "name", cells[0]), text(place, "prompt", cells[2])
+        clips.append(RatedClip(name, prompt, {ours: number(place, ours, cell) for ours, cell in ratings if cell}))
     return clips
 
 
@@ -176,11 +174,11 @@ def read_konvid_1k(path: Path) -> list[RatedClip]:
         raise TableError(f"{path}: expected a column mos or MOS")
     return [
         RatedClip(
-            text(path, line, row, "flickr_id").removesuffix(".0"),
+            text(place, "flickr_id", row["flickr_id"]).removesuffix(".0"),
             "a video",
-            {"Traditional": number(path, line, column, row[column])},
+            {"Traditional": number(place, column, row[column])},
         )
-        for line, row in rows
+        for place, row in rows
     ]
 
 

@@ -97,8 +97,8 @@ class FullReference:
 def _read(table: Path) -> dict[str, str]:
     columns = ("video_name", "reference")
     originals: dict[str, str] = {}
-    for line, row in read_rows(table, columns):
-        name, original = (text(table, line, row, column) for column in columns)
+    for place, row in read_rows(table, columns):
+        name, original = (text(place, column, row[column]) for column in columns)
         if originals.setdefault(composed(name), original) != original:
-            raise TableError(f"{table}, line {line}: a second original for {name}")
+            raise TableError(f"{place}: a second original for {name}")
     return originals

@@ -53,7 +53,7 @@ def read_examples(settings: TableSettings) -> list[Example]:
     if settings.kind == "ratings":
         rows = read_rows(path, (), ("content",))
         rated = zip(read_ratings(path), rows, strict=True)
-        examples = [Example(item, f"{path}, line {n}", content=row.get("content") or None) for item, (n, row) in rated]
+        examples = [Example(item, place, content=row.get("content") or None) for item, (place, row) in rated]
     else:
         read = BENCHMARKS[settings.kind].read(path)
         examples = [Example(item, f"{path}, item {i}", _certain(item)) for i, item in enumerate(read, start=1)]
@@ -118,13 +118,16 @@ def _read_pairs(path: Path) -> list[Example]:
     """`prompt, video_a, video_b, aspect, label`, perhaps `share` and `content`: the aspects of a pair are one row."""
     aspects = {name: name for name in SCORE_NAMES}
     pairs: dict[tuple[str, str, str], Example] = {}
-    for line, row in read_rows(path, ("prompt", "video_a", "video_b", "aspect", "label"), ("share", "content")):
-        place = f"{path}, line {line}"
-        aspect = choice(path, line, "aspect", row["aspect"], aspects)
-        key = (text(path, line, row, "video_a"), text(path, line, row, "video_b"), text(path, line, row, "prompt"))
+    for place, row in read_rows(path, ("prompt", "video_a", "video_b", "aspect", "label"), ("share", "content")):
+        aspect = choice(place, "aspect", row["aspect"], aspects)
+        key = (
+            text(place, "video_a", row["video_a"]),
+            text(place, "video_b", row["video_b"]),
+            text(place, "prompt", row["prompt"]),
+        )
         if key[0] == key[1]:
             raise TableError(f"{place}: {key[0]} is compared with itself")
-        label = choice(path, line, "label", row["label"], LABELS)
+        label = choice(place, "label", row["label"], LABELS)
         content = row.get("content") or None
         pair = pairs.setdefault(key, Example(JudgedPair(*key, {}), place, {}, content))
         if content and pair.content and content != pair.content:
@@ -134,7 +137,7 @@ def _read_pairs(path: Path) -> list[Example]:
             raise TableError(f"{place}: a second verdict on {aspect} for {key[0]} and {key[1]}")
         assert isinstance(pair.item, JudgedPair)
         verdicts = {**pair.item.verdicts, aspect: VERDICTS[label]}
-        shares = _shares(place, label, number(path, line, "share", row["share"])) if row.get("share") else label
+        shares = _shares(place, label, number(place, "share", row["share"])) if row.get("share") else label
         pairs[key] = dataclasses.replace(
             pair,
             item=dataclasses.replace(pair.item, verdicts=verdicts),
