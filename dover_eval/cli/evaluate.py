@@ -16,8 +16,7 @@ from dover_eval.wording import plain, plural
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from dover_eval.evaluation import EvaluationReport, Interval
-    from dover_eval.evaluation.report import Items
+    from dover_eval.evaluation import EvaluationReport, Interval, Item
     from dover_eval.scorer import VideoScorer
     from dover_eval.scores import VideoScores
 
@@ -108,7 +107,7 @@ def evaluate(
 
 
 def score_items(
-    items: Items, folder: Path | None, scorer: VideoScorer, batch_size: int | None
+    items: Sequence[Item], folder: Path | None, scorer: VideoScorer, batch_size: int | None
 ) -> tuple[list[tuple[str, str]], VideoScores, list[str]]:
     """(video, prompt) as the items call them, their scores, and the names of clips that are not in the folder.
 

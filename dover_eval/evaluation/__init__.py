@@ -1,6 +1,6 @@
 """What a scorer is worth against people: correlations with ratings, accuracy on preferences, on known benchmarks."""
 
-from dover_eval.evaluation.benchmarks import BENCHMARKS, Benchmark, JudgedPair, RatedClip
+from dover_eval.evaluation.benchmarks import BENCHMARKS, Benchmark, Item, JudgedPair, RatedClip
 from dover_eval.evaluation.metrics import (
     Interval,
     PairMetrics,
@@ -18,6 +18,7 @@ __all__ = [
     "ClipIndex",
     "EvaluationReport",
     "Interval",
+    "Item",
     "JudgedPair",
     "PairMetrics",
     "RatedClip",

@@ -8,33 +8,55 @@ licence is on its own page.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from dover_eval.opinion import SCORE_NAMES
 from dover_eval.tables import TableError, choice, number, read_rows, read_text, text
 
+ROUNDING = 1e-6  # that a tie's share may be off a half
 KONVID_TAIL = "_original_centercrop_960x540_8s"  # of its files' names, between the number and the suffix
 
 
 @dataclass(frozen=True)
 class RatedClip:
-    """A clip with its ratings by score name; an aspect that was not rated is absent."""
+    """A clip with its ratings by score name; an aspect that was not rated is absent.
+
+    content: what the table says that it shows; None where it does not say.
+    """
 
     video: str
     prompt: str
     ratings: Mapping[str, float]
+    content: str | None = None
+
+    @property
+    def videos(self) -> tuple[str, ...]:
+        return (self.video,)
 
 
 @dataclass(frozen=True)
 class JudgedPair:
-    """Two clips of one prompt with verdicts by score name: 1 for A, -1 for B, 0 for a tie; absent where not judged."""
+    """Two clips of one prompt with verdicts by score name: 1 for A, -1 for B, 0 for a tie; absent where not judged.
+
+    shares: by score name the part of the votes, in 0-1, that was for A; absent where they were not counted.
+    content: as of a `RatedClip`.
+    """
 
     video_a: str
     video_b: str
     prompt: str
     verdicts: Mapping[str, int]
+    shares: Mapping[str, float] = field(default_factory=dict)
+    content: str | None = None
+
+    @property
+    def videos(self) -> tuple[str, ...]:
+        return (self.video_a, self.video_b)
+
+
+Item = RatedClip | JudgedPair
 
 
 @dataclass(frozen=True)
@@ -44,16 +66,17 @@ class Benchmark:
     title: str
     holds: Literal["ratings", "pairs"]
     where: str
-    read: Callable[[Path], Sequence[RatedClip | JudgedPair]]
+    read: Callable[[Path], Sequence[Item]]
 
 
 def read_ratings(path: Path) -> list[RatedClip]:
     """The challenge's table: `video_name, Prompt, Traditional_MOS, ..., Overall_MOS`; any of the five may be missing.
 
-    An empty cell is a rating that is missing, not a zero. Raises TableError for a sixth rating.
+    It may have a column `content`. An empty cell is a rating that is missing, not a zero. Raises TableError for a sixth
+    rating.
     """
     columns = {f"{name}_MOS": name for name in SCORE_NAMES}
-    rows = read_rows(path, ("video_name", "Prompt"), tuple(columns))
+    rows = read_rows(path, ("video_name", "Prompt"), (*columns, "content"))
     if unknown := [name for name in rows[0][1] if name.casefold().endswith("_mos") and name not in columns]:
         raise TableError(f"{path}: the ratings {', '.join(unknown)} are none of {', '.join(columns)}")
     present = [column for column in columns if column in rows[0][1]]
@@ -64,6 +87,7 @@ def read_ratings(path: Path) -> list[RatedClip]:
             text(place, "video_name", row["video_name"]),
             text(place, "Prompt", row["Prompt"]),
             {columns[c]: number(place, c, row[c]) for c in present if row[c]},
+            row.get("content") or None,
         )
         for place, row in rows
     ]
@@ -73,19 +97,38 @@ def read_ratings(path: Path) -> list[RatedClip]:
 
 
 def read_pairs(path: Path) -> list[JudgedPair]:
-    """One verdict a row: `prompt, video_a, video_b, aspect, label`, with a score name as aspect and A, B or tie."""
-    labels = {"A": 1, "B": -1, "tie": 0}
-    pairs: dict[tuple[str, str, str], dict[str, int]] = {}
-    for place, row in read_rows(path, ("prompt", "video_a", "video_b", "aspect", "label")):
-        aspect = choice(place, "aspect", row["aspect"], {name: name for name in SCORE_NAMES})
-        key = tuple(text(place, column, row[column]) for column in ("video_a", "video_b", "prompt"))
-        if key[0] == key[1]:
-            raise TableError(f"{place}: {key[0]} is compared with itself")
-        verdicts = pairs.setdefault(key, {})  # type: ignore[arg-type]
-        if aspect in verdicts or aspect in pairs.get((key[1], key[0], key[2]), ()):  # also as B and A
-            raise TableError(f"{place}: a second verdict on {aspect} for {key[0]} and {key[1]}")
-        verdicts[aspect] = choice(place, "label", row["label"], labels)
-    return [JudgedPair(*key, verdicts) for key, verdicts in pairs.items()]
+    """One verdict a row: `prompt, video_a, video_b, aspect, label`, with a score name as aspect and A, B or tie.
+
+    Perhaps also `share`, A's part of the votes, and `content`. All verdicts on a pair are one item.
+    """
+    aspects, labels = {name: name for name in SCORE_NAMES}, {"A": 1, "B": -1, "tie": 0}
+    pairs: dict[tuple[str, str, str], tuple[dict[str, int], dict[str, float]]] = {}
+    contents: dict[tuple[str, str, str], str] = {}
+    for place, row in read_rows(path, ("prompt", "video_a", "video_b", "aspect", "label"), ("share", "content")):
+        aspect, verdict = choice(place, "aspect", row["aspect"], aspects), choice(place, "label", row["label"], labels)
+        a, b, prompt = (text(place, column, row[column]) for column in ("video_a", "video_b", "prompt"))
+        if a == b:
+            raise TableError(f"{place}: {a} is compared with itself")
+        verdicts, shares = pairs.setdefault((a, b, prompt), ({}, {}))
+        if aspect in verdicts or aspect in pairs.get((b, a, prompt), ({},))[0]:
+            raise TableError(f"{place}: a second verdict on {aspect} for {a} and {b}")
+        verdicts[aspect] = verdict
+        if row.get("share"):
+            shares[aspect] = _share(place, row["share"], verdict)
+        content = row.get("content")
+        if content and (known := contents.setdefault((a, b, prompt), content)) != content:
+            raise TableError(f"{place}: {a} and {b} are of content {content}, and before of {known}")
+    return [JudgedPair(*key, *told, contents.get(key)) for key, told in pairs.items()]
+
+
+def _share(place: str, value: str, verdict: int) -> float:
+    """A's part of the votes, which has to agree with the verdict."""
+    share = number(place, "share", value)
+    if not 0 <= share <= 1:
+        raise TableError(f"{place}: expected a share in 0-1, found {share:g}")
+    if verdict * (share - 0.5) < 0 or (not verdict and abs(share - 0.5) > ROUNDING):
+        raise TableError(f"{place}: a share of {share:g} for A contradicts the label")
+    return share
 
 
 def read_videogen_rewardbench(path: Path) -> list[JudgedPair]:

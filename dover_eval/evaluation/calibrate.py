@@ -23,7 +23,7 @@ from scipy import optimize, stats
 from scipy.special import expit
 
 from dover_eval.calibration import BOUND_TO, AspectCalibration, Calibration, CalibrationError
-from dover_eval.evaluation.benchmarks import JudgedPair, RatedClip
+from dover_eval.evaluation.benchmarks import Item, JudgedPair, RatedClip
 from dover_eval.evaluation.metrics import best_tie_threshold
 from dover_eval.opinion import MOS_MAX, MOS_MIN, SCORE_NAMES
 from dover_eval.scores import VideoScores
@@ -37,7 +37,7 @@ REFERENCE_POINTS = 1001
 
 
 def calibrate(
-    items: Sequence[RatedClip | JudgedPair],
+    items: Sequence[Item],
     keys: Sequence[tuple[str, str]],
     scores: VideoScores,
     *,
@@ -65,7 +65,7 @@ def calibrate(
         raise CalibrationError(f"expected a rating_range of two rising numbers, got {rating_range}")
     rows = {key: i for i, key in enumerate(keys) if scores.errors[i] is None}
     rated = [item for item in items if isinstance(item, RatedClip) and (item.video, item.prompt) in rows]
-    sides = lambda pair: ((pair.video_a, pair.prompt), (pair.video_b, pair.prompt))
+    sides = lambda pair: [(video, pair.prompt) for video in pair.videos]
     judged = [item for item in items if isinstance(item, JudgedPair) and all(side in rows for side in sides(item))]
     both = lambda pairs: tuple([rows[side] for side in each] for each in zip(*map(sides, pairs), strict=True))
 

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
-from dover_eval.evaluation.benchmarks import KONVID_TAIL, JudgedPair, RatedClip
+from dover_eval.evaluation.benchmarks import KONVID_TAIL, Item, JudgedPair, RatedClip
 from dover_eval.evaluation.metrics import (
     FEWEST_RATINGS,
     LEVEL,
@@ -29,7 +29,6 @@ from dover_eval.opinion import SCORE_NAMES
 from dover_eval.results import read_results, without_nan
 from dover_eval.tables import TableError
 
-Items = Sequence[RatedClip | JudgedPair]
 Key = tuple[str, str]  # (video, prompt), as the items call them
 Scores = Mapping[Key, Mapping[str, float]]
 
@@ -108,7 +107,7 @@ class ClipIndex:
         return next(iter(found), None)
 
 
-def match_clips(items: Items, index: ClipIndex) -> dict[Key, str]:
+def match_clips(items: Sequence[Item], index: ClipIndex) -> dict[Key, str]:
     """The clip of each (video, prompt) that is there. Raises TableError where two videos of the items are one clip."""
     called: dict[str, str] = {}
     matched = {}
@@ -122,16 +121,12 @@ def match_clips(items: Items, index: ClipIndex) -> dict[Key, str]:
     return matched
 
 
-def wanted_clips(items: Items) -> list[Key]:
+def wanted_clips(items: Sequence[Item]) -> list[Key]:
     """Every (video, prompt) of the items, once, in order: what has to be scored."""
-    wanted: dict[Key, None] = {}
-    for item in items:
-        names = (item.video,) if isinstance(item, RatedClip) else (item.video_a, item.video_b)
-        wanted |= dict.fromkeys((name, item.prompt) for name in names)
-    return list(wanted)
+    return list(dict.fromkeys((video, item.prompt) for item in items for video in item.videos))
 
 
-def read_scores(path: Path, items: Items) -> tuple[Scores, dict[Key, str], str]:
+def read_scores(path: Path, items: Sequence[Item]) -> tuple[Scores, dict[Key, str], str]:
     """What `dover-eval score --output` wrote, by (video, prompt) as `items` call them: scores, NaN for a clip that
     failed; its reason; and the fingerprint.
 
@@ -155,7 +150,7 @@ def read_scores(path: Path, items: Items) -> tuple[Scores, dict[Key, str], str]:
 
 
 def evaluate(
-    items: Items,
+    items: Sequence[Item],
     scores: Scores,
     *,
     errors: Mapping[Key, str] | None = None,

@@ -9,25 +9,22 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dover_eval.evaluation import RatedClip
+from dover_eval.evaluation import Item, JudgedPair, RatedClip
 from dover_eval.opinion import SCORE_NAMES
 from dover_eval.training.clips import ClipStore
 from dover_eval.training.splits import Identities
-from dover_eval.training.tables import Example
-
-NO_VERDICT = (0.0, 0.0, 0.0)
 
 
 class TrainingClips(Dataset):
     """Examples, each with what the model sees of its one or two clips."""
 
-    def __init__(self, examples: Sequence[Example], store: ClipStore, identities: Identities) -> None:
+    def __init__(self, examples: Sequence[Item], store: ClipStore, identities: Identities) -> None:
         self.examples, self.store, self.identities = examples, store, identities
 
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, index: int) -> tuple[Example, list[Tensor]]:
+    def __getitem__(self, index: int) -> tuple[Item, list[Tensor]]:
         example = self.examples[index]
         return example, [self.store.load(path, self.identities[path].sha256) for path in example.videos]
 
@@ -61,11 +58,11 @@ def collate(items: Sequence[tuple[Any, ...]]) -> dict[str, Any]:
     prompts_of: list[str] = []
     ratings, first, preferences = [], [], []
     for example, clips in items:
-        if isinstance(example.item, RatedClip):
-            ratings.append([example.item.ratings.get(name, torch.nan) for name in SCORE_NAMES])
+        if isinstance(example, RatedClip):
+            ratings.append([example.ratings.get(name, torch.nan) for name in SCORE_NAMES])
         else:
             first.append(len(frames))
-            preferences.append([example.preferences.get(name, NO_VERDICT) for name in SCORE_NAMES])
+            preferences.append([preference(example, name) for name in SCORE_NAMES])
             ratings += [[torch.nan] * len(SCORE_NAMES)] * 2
         frames += clips
         prompts_of += [example.prompt] * len(clips)
@@ -81,3 +78,14 @@ def collate(items: Sequence[tuple[Any, ...]]) -> dict[str, Any]:
             "judged": shares.sum(dim=2) > 0,
         },
     }
+
+
+def preference(pair: JudgedPair, name: str) -> tuple[float, float, float]:
+    """The shares of A, of B and of ties, which sum to one; all 0 where nobody judged."""
+    verdict = pair.verdicts.get(name)
+    if verdict is None:
+        return 0.0, 0.0, 0.0
+    if verdict == 0:
+        return 0.0, 0.0, 1.0
+    share = pair.shares.get(name, 1.0 if verdict > 0 else 0.0)
+    return share, 1 - share, 0.0

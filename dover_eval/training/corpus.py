@@ -9,14 +9,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dover_eval.evaluation import JudgedPair, RatedClip, TableError, wanted_clips
+from dover_eval.evaluation import Item, JudgedPair, RatedClip, TableError, wanted_clips
 from dover_eval.hashing import file_sha256
 from dover_eval.opinion import SCORE_NAMES
+from dover_eval.training.batches import preference
 from dover_eval.training.clips import ClipIdentity, ClipStore, survey
 from dover_eval.training.judging import check_judgeable
 from dover_eval.training.settings import DataSettings, TableSettings
 from dover_eval.training.splits import check_apart, split_examples
-from dover_eval.training.tables import Example, clips_of, fetch, load_examples
+from dover_eval.training.tables import clips_of, fetch, load_items
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +41,8 @@ class TableRecord:
 class Corpus:
     """Training and validation, the identity of every clip by its path, and where it all came from."""
 
-    training: tuple[Example, ...]
-    validation: tuple[Example, ...]
+    training: tuple[Item, ...]
+    validation: tuple[Item, ...]
     identities: dict[str, ClipIdentity]
     tables: tuple[TableRecord, ...]
     validation_tables: tuple[TableRecord, ...]
@@ -53,16 +54,20 @@ class Corpus:
         for side in (self.training, self.validation):
             for example in side:
                 content = [self.identities[path].sha256 for path in example.videos]
-                values = example.item.ratings if isinstance(example.item, RatedClip) else example.preferences
+                values = (
+                    example.ratings
+                    if isinstance(example, RatedClip)
+                    else {name: preference(example, name) for name in example.verdicts}
+                )
                 digest.update(repr((content, example.prompt, sorted(values.items()))).encode())
             digest.update(b"|")
         return digest.hexdigest()
 
     def counts(self, side: str) -> dict[str, Any]:
         """How much "training" or "validation" holds: clips, prompts, ratings and verdicts by score name."""
-        examples: Sequence[Example] = getattr(self, side)
-        rated = [example.item for example in examples if isinstance(example.item, RatedClip)]
-        judged = [example.item for example in examples if isinstance(example.item, JudgedPair)]
+        examples: Sequence[Item] = getattr(self, side)
+        rated = [item for item in examples if isinstance(item, RatedClip)]
+        judged = [item for item in examples if isinstance(item, JudgedPair)]
         return {
             "rows": len(examples),
             "clips": len({self.identities[path].sha256 for path in clips_of(examples)}),
@@ -79,7 +84,7 @@ class Corpus:
     @property
     def validation_keys(self) -> list[tuple[str, str]]:
         """Every (path, prompt) that the validation needs a score of."""
-        return wanted_clips([example.item for example in self.validation])
+        return wanted_clips(self.validation)
 
 
 def collect(
@@ -96,7 +101,7 @@ def collect(
         DuplicateError: training and validation share a clip.
         SplitError: no split is left, or nothing can be judged on the validation.
     """
-    sources = [(table, load_examples(table)) for table in (*settings.train, *settings.validation)]
+    sources = [(table, load_items(table)) for table in (*settings.train, *settings.validation)]
     paths = clips_of([example for _, (examples, _) in sources for example in examples])
     identities, errors = survey(paths, store, settings.workers)
     unread = {
@@ -120,8 +125,8 @@ def collect(
 
 
 def _usable(
-    settings: TableSettings, examples: list[Example], missing: list[str], errors: dict[str, str], unread: dict[str, str]
-) -> tuple[list[Example], TableRecord]:
+    settings: TableSettings, examples: list[Item], missing: list[str], errors: dict[str, str], unread: dict[str, str]
+) -> tuple[list[Item], TableRecord]:
     """The examples whose clips are all there, and what became of the others. Raises TableError where none may lack."""
     broken = {path: errors[path] for path in clips_of(examples) if path in errors}
     prompts = {example.prompt: unread[example.prompt] for example in examples if example.prompt in unread}

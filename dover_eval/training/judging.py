@@ -8,14 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dover_eval.evaluation import EvaluationReport, RatingMetrics, evaluate, wanted_clips
+from dover_eval.evaluation import EvaluationReport, Item, RatingMetrics, evaluate, wanted_clips
 from dover_eval.opinion import SCORE_NAMES
 from dover_eval.training.splits import SplitError
-from dover_eval.training.tables import Example
 
 
 def judge(
-    validation: Sequence[Example],
+    validation: Sequence[Item],
     keys: Sequence[tuple[str, str]],
     scores: Tensor,
     *,
@@ -24,8 +23,7 @@ def judge(
 ) -> EvaluationReport:
     """The validation's figures for scores (N,5) of its (path, prompt)."""
     values = {key: dict(zip(SCORE_NAMES, row, strict=True)) for key, row in zip(keys, scores.tolist(), strict=True)}
-    items = [example.item for example in validation]
-    return evaluate(items, values, benchmark="validation", fingerprint=fingerprint, resamples=resamples)
+    return evaluate(validation, values, benchmark="validation", fingerprint=fingerprint, resamples=resamples)
 
 
 def quality(report: EvaluationReport) -> float:
@@ -49,9 +47,9 @@ def figures(report: EvaluationReport) -> dict[str, float]:
     return told
 
 
-def check_judgeable(validation: Sequence[Example]) -> None:
+def check_judgeable(validation: Sequence[Item]) -> None:
     """Raise SplitError where `quality` would be 0 of whatever scores, and so would choose the first checkpoint."""
-    keys = wanted_clips([example.item for example in validation])
+    keys = wanted_clips(validation)
     # No two clips alike: a figure that has no value here never has one.
     scores = torch.arange(len(keys), dtype=torch.float64)[:, None].expand(-1, len(SCORE_NAMES))
     report = judge(validation, keys, scores, resamples=0)

@@ -9,8 +9,9 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from dover_eval.evaluation import Item
 from dover_eval.training.clips import ClipIdentity, look_alikes
-from dover_eval.training.tables import Example, clips_of
+from dover_eval.training.tables import clips_of
 
 Identities = Mapping[str, ClipIdentity]
 
@@ -24,8 +25,8 @@ class DuplicateError(SplitError):
 
 
 def split_examples(
-    examples: Sequence[Example], identities: Identities, share: float, *, near: float, seed: int
-) -> tuple[list[Example], list[Example]]:
+    examples: Sequence[Item], identities: Identities, share: float, *, near: float, seed: int
+) -> tuple[list[Item], list[Item]]:
     """Training and validation: whole contents, drawn with `seed` until the validation has `share` of the examples.
 
     A content is what the tables call one; where they do not say, rows that share a file, a prompt, or clips that look
@@ -62,8 +63,8 @@ def split_examples(
 
 
 def check_apart(
-    training: Sequence[Example],
-    validation: Sequence[Example],
+    training: Sequence[Item],
+    validation: Sequence[Item],
     identities: Identities,
     *,
     near: float,
@@ -85,7 +86,7 @@ def check_apart(
             )
 
 
-def _contents(examples: Sequence[Example], identities: Identities, near: float) -> list[int]:
+def _contents(examples: Sequence[Item], identities: Identities, near: float) -> list[int]:
     """The content of each example, as a number."""
     nodes: dict[tuple[str, str], int] = {}
     links: list[tuple[int, int]] = []

@@ -6,15 +6,14 @@ import torch
 from dover_eval.evaluation import JudgedPair, RatedClip
 from dover_eval.training.judging import check_judgeable, judge, quality
 from dover_eval.training.splits import SplitError
-from dover_eval.training.tables import Example
 
 
 def rated(clip, rating=3.0):
-    return Example(RatedClip(f"{clip}", "a prompt", {"Overall": rating}), "table")
+    return RatedClip(f"{clip}", "a prompt", {"Overall": rating})
 
 
 def compared(first, second, verdict):
-    return Example(JudgedPair(f"{first}", f"{second}", "a prompt", {"Overall": verdict}), "table")
+    return JudgedPair(f"{first}", f"{second}", "a prompt", {"Overall": verdict})
 
 
 def test_pairs_are_judged_where_the_ratings_of_their_score_are_too_few():
@@ -31,7 +30,7 @@ NOTHING_TO_JUDGE = {
     "three clips, by two raters each": ([rated(i % 3, 2.0 + i % 3) for i in range(6)], "3 rated clips, at least 5"),
     "ratings that are all equal": ([rated(i) for i in range(6)], "every rating is 3"),
     "pairs that are all ties": ([compared(i + 1, i, 0) for i in range(6)], "every pair is a tie"),
-    "no opinions": ([Example(RatedClip("0", "a prompt", {}), "table")], "no ratings and no verdicts"),
+    "no opinions": ([RatedClip("0", "a prompt", {})], "no ratings and no verdicts"),
 }
 
 

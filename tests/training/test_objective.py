@@ -14,7 +14,6 @@ from dover_eval.training.batches import collate
 from dover_eval.training.losses import bradley_terry_ties_loss, masked_smooth_l1
 from dover_eval.training.objective import Objective, other_prompts
 from dover_eval.training.settings import LossSettings
-from dover_eval.training.tables import Example
 
 ONLY = {"plcc": 0.0, "rank": 0.0, "preference": 0.0, "contrast": 0.0, "heads": 0.0}
 
@@ -28,12 +27,8 @@ def model(small_config):
 def batch(small_config):
     """A rated clip, a compared pair, another rated clip."""
     clip = lambda: torch.randn(3, small_config.num_frames, *small_config.frame_size)
-    rated = lambda prompt, **ratings: Example(RatedClip("a", prompt, ratings), "table")
-    pair = Example(
-        JudgedPair("b", "c", "two birds", {"Overall": 1, "Temporal": 0}),
-        "table",
-        {"Overall": (0.8, 0.2, 0.0), "Temporal": (0.0, 0.0, 1.0)},
-    )
+    rated = lambda prompt, **ratings: RatedClip("a", prompt, ratings)
+    pair = JudgedPair("b", "c", "two birds", {"Overall": 1, "Temporal": 0}, {"Overall": 0.8})
     items = [(rated("a red car", Traditional=2.0, Overall=3.0), [clip()]), (pair, [clip(), clip()])]
     return collate([*items, (rated("a blue boat", Alignment=4.5), [clip()])])
 

@@ -14,7 +14,6 @@ from dover_eval.hashing import file_sha256
 from dover_eval.training import clips
 from dover_eval.training.clips import ClipIdentity, ClipStore, frames_look, look_alikes, survey
 from dover_eval.training.splits import DuplicateError, SplitError, check_apart, split_examples
-from dover_eval.training.tables import Example
 from dover_eval.video.decode import VideoError, decode_clip
 from dover_eval.video.sample import prepare_clip
 from tests.training.small import CLIPS
@@ -122,7 +121,7 @@ def test_flat_clips_have_no_look_and_resemble_nothing():
 
 
 def rated(clip, prompt, content=None):
-    return Example(RatedClip(clip, prompt, {"Overall": 3.0}), "table", content=content)
+    return RatedClip(clip, prompt, {"Overall": 3.0}, content)
 
 
 def identity(name, bits=None):

@@ -6,8 +6,9 @@ import pytest
 
 from dover_eval.evaluation import TableError
 from dover_eval.opinion import SCORE_NAMES
+from dover_eval.training.batches import preference
 from dover_eval.training.settings import TableSettings
-from dover_eval.training.tables import load_examples, read_examples
+from dover_eval.training.tables import load_items, read_items
 from tests.training.small import CLIPS, HEART, HEARTS, PAIR_COLUMNS, RATING_COLUMNS, STAR, STAR_PAIRS, STARS
 
 
@@ -21,10 +22,10 @@ def pairs(path):
 
 @pytest.mark.parametrize("name", ["ratings.csv", "ratings.parquet"])
 def test_ratings_are_read_and_gaps_stay_gaps(write_table, name):
-    examples = read_examples(ratings(write_table(name, STARS)))
+    examples = read_items(ratings(write_table(name, STARS)))
     assert [example.videos for example in examples] == [(row[0],) for row in STARS]
     assert {example.prompt for example in examples} == {STAR}
-    clean, noisy, shuffled = (example.item.ratings for example in examples)
+    clean, noisy, shuffled = (example.ratings for example in examples)
     assert clean == {"Traditional": 4.4, "Alignment": 4.6, "Aesthetic": 4.5, "Temporal": 4.5, "Overall": 4.6}
     assert "Aesthetic" not in noisy
     assert "Overall" not in shuffled
@@ -32,29 +33,31 @@ def test_ratings_are_read_and_gaps_stay_gaps(write_table, name):
 
 def test_missing_columns_are_missing_ratings(write_table):
     columns = ("video_name", "Prompt", "Overall_MOS")
-    (example,) = read_examples(ratings(write_table(rows=[("star_clean.mp4", STAR, 4)], columns=columns)))
-    assert example.item.ratings == {"Overall": 4}
+    (example,) = read_items(ratings(write_table(rows=[("star_clean.mp4", STAR, 4)], columns=columns)))
+    assert example.ratings == {"Overall": 4}
 
 
 def test_another_scale_becomes_ours(write_table):
     columns = ("video_name", "Prompt", "Overall_MOS")
     path = write_table(rows=[("star_clean.mp4", STAR, 100), ("star_noisy.mp4", STAR, 25)], columns=columns)
-    first, second = read_examples(ratings(path, rating_range=(0, 100)))
-    assert first.item.ratings["Overall"] == 5
-    assert second.item.ratings["Overall"] == 2
-    with pytest.raises(TableError, match=r"line 2: Overall is 100, expected 1 to 5; rating_range"):
-        read_examples(ratings(path))
+    first, second = read_items(ratings(path, rating_range=(0, 100)))
+    assert first.ratings["Overall"] == 5
+    assert second.ratings["Overall"] == 2
+    with pytest.raises(TableError, match=r"ratings.csv: star_clean.mp4: Overall is 100, expected 1 to 5; rating_range"):
+        read_items(ratings(path))
 
 
 def test_the_aspects_of_a_pair_are_one_example_and_votes_are_shares(write_table):
-    noisy, shuffled, tied = read_examples(pairs(write_table("pairs.csv", STAR_PAIRS, PAIR_COLUMNS)))
+    noisy, shuffled, tied = read_items(pairs(write_table("pairs.csv", STAR_PAIRS, PAIR_COLUMNS)))
     assert noisy.videos == ("star_clean.mp4", "star_noisy.mp4")
-    assert noisy.preferences == {"Traditional": (0.9, pytest.approx(0.1), 0)}
-    assert noisy.item.verdicts == {"Traditional": 1}
-    assert shuffled.preferences == {"Temporal": (0, 1, 0), "Overall": (0.2, 0.8, 0)}
-    assert shuffled.item.verdicts == {"Temporal": -1, "Overall": -1}
-    assert tied.preferences == {"Temporal": (0, 0, 1)}
-    assert tied.item.verdicts == {"Temporal": 0}
+    assert preference(noisy, "Traditional") == (0.9, pytest.approx(0.1), 0)
+    assert preference(noisy, "Overall") == (0, 0, 0)
+    assert noisy.verdicts == {"Traditional": 1}
+    assert preference(shuffled, "Temporal") == (0, 1, 0)
+    assert preference(shuffled, "Overall") == (0.2, 0.8, 0)
+    assert shuffled.verdicts == {"Temporal": -1, "Overall": -1}
+    assert preference(tied, "Temporal") == (0, 0, 1)
+    assert tied.verdicts == {"Temporal": 0}
 
 
 REFUSED_PAIRS = {
@@ -71,7 +74,7 @@ REFUSED_PAIRS = {
 def test_preferences_that_make_no_sense_are_refused(write_table, what):
     row, message = REFUSED_PAIRS[what]
     with pytest.raises(TableError, match=rf"pairs.csv, line 2: .*{message}"):
-        read_examples(pairs(write_table("pairs.csv", [(HEART, *row)], PAIR_COLUMNS)))
+        read_items(pairs(write_table("pairs.csv", [(HEART, *row)], PAIR_COLUMNS)))
 
 
 @pytest.mark.parametrize("column", ["Share", "Content"])
@@ -79,11 +82,11 @@ def test_a_column_in_other_capitals_is_refused(write_table, column):
     """Or votes would become certain verdicts, and contents come apart."""
     columns = (*PAIR_COLUMNS[:-1], column)
     with pytest.raises(TableError, match=f"expected the column {column.lower()}, found {column}"):
-        read_examples(pairs(write_table("pairs.csv", STAR_PAIRS, columns)))
+        read_items(pairs(write_table("pairs.csv", STAR_PAIRS, columns)))
     if column == "Content":
         rows = [(*row, "scene 1") for row in HEARTS]
         with pytest.raises(TableError, match="expected the column content, found Content"):
-            read_examples(ratings(write_table(rows=rows, columns=(*RATING_COLUMNS, column))))
+            read_items(ratings(write_table(rows=rows, columns=(*RATING_COLUMNS, column))))
 
 
 def test_any_row_of_a_pair_may_tell_its_content_and_none_another(write_table):
@@ -91,34 +94,34 @@ def test_any_row_of_a_pair_may_tell_its_content_and_none_another(write_table):
     rows = [(STAR, "a.mp4", "b.mp4", "Overall", "A", "", content) for content in ("", "scene 7", "scene 8", "")]
     rows = [(*row[:3], aspect, *row[4:]) for row, aspect in zip(rows, SCORE_NAMES, strict=False)]
     for order in (rows[:2], rows[1::-1]):
-        (example,) = read_examples(pairs(write_table("pairs.csv", order, columns)))
+        (example,) = read_items(pairs(write_table("pairs.csv", order, columns)))
         assert example.content == "scene 7"
     with pytest.raises(TableError, match=r"line 4: a\.mp4 and b\.mp4 are of content scene 8, and before of scene 7"):
-        read_examples(pairs(write_table("pairs.csv", rows, columns)))
+        read_items(pairs(write_table("pairs.csv", rows, columns)))
 
 
 def test_a_second_verdict_is_refused(write_table):
     row = (STAR, "a.mp4", "b.mp4", "Overall", "A", "")
     for second in (row, (STAR, "b.mp4", "a.mp4", "Overall", "B", "")):
         with pytest.raises(TableError, match="line 3: a second verdict on Overall"):
-            read_examples(pairs(write_table("pairs.csv", [row, second], PAIR_COLUMNS)))
+            read_items(pairs(write_table("pairs.csv", [row, second], PAIR_COLUMNS)))
 
 
 def test_other_benchmarks_files_are_read(tmp_path):
     path = tmp_path / "info.txt"
     path.write_text(f"star_clean.mp4|{STAR}|3.5\n")
-    (example,) = read_examples(TableSettings(table=str(path), videos=str(CLIPS), kind="t2vqa-db"))
-    assert example.item.ratings == {"Overall": 3.5}
+    (example,) = read_items(TableSettings(table=str(path), videos=str(CLIPS), kind="t2vqa-db"))
+    assert example.ratings == {"Overall": 3.5}
 
     path = tmp_path / "pairs.csv"
     path.write_text("path_A,path_B,prompt,VQ,MQ,TA,Overall\na.mp4,b.mp4,a star,A,same,,B\n")
-    (example,) = read_examples(TableSettings(table=str(path), videos=str(CLIPS), kind="videogen-rewardbench"))
-    assert example.preferences == {"Traditional": (1, 0, 0), "Temporal": (0, 0, 1), "Overall": (0, 1, 0)}
+    (example,) = read_items(TableSettings(table=str(path), videos=str(CLIPS), kind="videogen-rewardbench"))
+    assert example.verdicts == {"Traditional": 1, "Temporal": 0, "Overall": -1}
 
 
 def test_clips_are_found_by_name_and_missing_ones_told(write_table):
     rows = [*STARS, ("gone.mp4", STAR, 1, 1, 1, 1, 1)]
-    examples, missing = load_examples(ratings(write_table(rows=rows)))
+    examples, missing = load_items(ratings(write_table(rows=rows)))
     assert [example.videos[0] for example in examples] == [str((CLIPS / row[0]).resolve()) for row in STARS]
     assert missing == ["gone.mp4"]
 
@@ -126,17 +129,17 @@ def test_clips_are_found_by_name_and_missing_ones_told(write_table):
 def test_a_folder_without_the_clips_is_refused(write_table, tmp_path):
     table = write_table()
     with pytest.raises(TableError, match=r"there is no folder .*nowhere"):
-        load_examples(TableSettings(table=str(table), videos=str(tmp_path / "nowhere")))
+        load_items(TableSettings(table=str(table), videos=str(tmp_path / "nowhere")))
     with pytest.raises(TableError, match=r"ratings.csv: .*: a folder without videos"):
-        load_examples(TableSettings(table=str(table), videos=str(tmp_path)))
+        load_items(TableSettings(table=str(table), videos=str(tmp_path)))
     (tmp_path / "another.mp4").touch()
     with pytest.raises(TableError, match=r"none of its 6 clips is in .*, for one heart_clean\.mp4"):
-        load_examples(TableSettings(table=str(table), videos=str(tmp_path)))
+        load_items(TableSettings(table=str(table), videos=str(tmp_path)))
 
 
 def test_a_content_column_is_kept(write_table):
     rows = [(*row, "scene 1") for row in HEARTS[:2]]
-    examples = read_examples(ratings(write_table(rows=rows, columns=(*RATING_COLUMNS, "content"))))
+    examples = read_items(ratings(write_table(rows=rows, columns=(*RATING_COLUMNS, "content"))))
     assert [example.content for example in examples] == ["scene 1", "scene 1"]
 
 
@@ -164,7 +167,7 @@ def hub_cache(tmp_path, monkeypatch, write_table):
 
 def test_a_data_set_of_the_hub_is_read_from_its_cache(hub_cache):
     settings = TableSettings(table="train.parquet", videos="videos", hub="somebody/rated-clips")
-    examples, missing = load_examples(settings)
+    examples, missing = load_items(settings)
     assert len(examples) == 3
     assert not missing
     assert all(example.videos[0].startswith(str(hub_cache)) for example in examples)
@@ -172,6 +175,6 @@ def test_a_data_set_of_the_hub_is_read_from_its_cache(hub_cache):
 
 def test_a_data_set_that_is_not_to_be_had_is_said_so(hub_cache):
     with pytest.raises(TableError, match="somebody/else is neither in the hub's cache nor to be had from the hub"):
-        load_examples(TableSettings(table="train.csv", videos="videos", hub="somebody/else"))
+        load_items(TableSettings(table="train.csv", videos="videos", hub="somebody/else"))
     with pytest.raises(TableError, match=r"somebody/rated-clips has no table test\.csv"):
-        load_examples(TableSettings(table="test.csv", videos="videos", hub="somebody/rated-clips"))
+        load_items(TableSettings(table="test.csv", videos="videos", hub="somebody/rated-clips"))
