@@ -242,11 +242,11 @@ def test_another_rating_scale_is_said_and_one_bad_aspect_leaves_the_others(score
     assert calibration.aspects["Traditional"].source == "logistic"
     assert calibration.aspects["Temporal"].source == "none"
     # 0-100 is not 1-5, and what is told are the numbers of the table.
-    told = r"\d+ is rated [\d.]+, expected 1 to 5; rating_range sets the ends"
+    told = r"\d+: [\d.]+ is beyond the scale, worst 1 to best 5; rating_range sets the ends"
     assert re.fullmatch(told, calibrate(hundred, keys, scores)[1]["Traditional"])
     stray = RatedClip(hundred[7].video, "a square", {"Traditional": 101.0})
     left_out = calibrate([*hundred, stray], keys, scores, rating_range=(0, 100))[1]
-    assert left_out["Traditional"] == "7 is rated 101, expected 0 to 100; rating_range sets the ends"
+    assert left_out["Traditional"] == "7: 101 is beyond the scale, worst 0 to best 100; rating_range sets the ends"
 
 
 RAGGED = '{"aspects": {"Overall": {"knots": [[1, 2], [3]], "reference": []}}}'

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from dover_eval.hashing import file_sha256
-from dover_eval.opinion import SCORE_NAMES
+from dover_eval.opinion import SCORE_NAMES, to_mos
 
 
 class TeacherError(RuntimeError):
@@ -25,7 +25,7 @@ class TeacherError(RuntimeError):
 
 @dataclass(frozen=True)
 class Linear:
-    """`worst` becomes 1 and `best` 5, a straight line between. A value beyond either is refused, not clipped."""
+    """`worst` becomes 1 and `best` 5, a straight line between. A value beyond either, but for rounding, is refused."""
 
     worst: float
     best: float
@@ -37,9 +37,7 @@ class Linear:
 
     def mos(self, value: float) -> float:
         """`value` in [1,5]. Raises ValueError where it is not between worst and best."""
-        if not min(self.worst, self.best) <= value <= max(self.worst, self.best):
-            raise ValueError(f"{value:g} is beyond the declared scale, worst {self.worst:g} to best {self.best:g}")
-        return 1 + 4 * (value - self.worst) / (self.best - self.worst)
+        return to_mos(value, self.worst, self.best)
 
 
 @dataclass(frozen=True)

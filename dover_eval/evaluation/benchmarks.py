@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from dover_eval.opinion import SCORE_NAMES
+from dover_eval.opinion import ROUNDING, SCORE_NAMES
 from dover_eval.tables import TableError, choice, number, read_rows, read_text, text
 
-ROUNDING = 1e-6  # that a tie's share may be off a half
 KONVID_TAIL = "_original_centercrop_960x540_8s"  # of its files' names, between the number and the suffix
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import Literal
@@ -25,7 +25,7 @@ from scipy.special import expit
 from dover_eval.calibration import BOUND_TO, AspectCalibration, Calibration, CalibrationError
 from dover_eval.evaluation.benchmarks import Item, JudgedPair, RatedClip
 from dover_eval.evaluation.metrics import best_tie_threshold
-from dover_eval.opinion import MOS_MAX, MOS_MIN, SCORE_NAMES
+from dover_eval.opinion import MOS_MAX, MOS_MIN, SCORE_NAMES, to_mos
 from dover_eval.scores import VideoScores
 
 Vector = NDArray[np.float64]
@@ -60,8 +60,7 @@ def calibrate(
     """
     if scores.fingerprint.calibration is not None:
         raise CalibrationError("expected scores as scored, got scores that are calibrated already")
-    low, high = rating_range
-    if not low < high:
+    if not rating_range[0] < rating_range[1]:
         raise CalibrationError(f"expected a rating_range of two rising numbers, got {rating_range}")
     rows = {key: i for i, key in enumerate(keys) if scores.errors[i] is None}
     rated = [item for item in items if isinstance(item, RatedClip) and (item.video, item.prompt) in rows]
@@ -80,9 +79,7 @@ def calibrate(
         pairs = [pair for pair in judged if name in pair.verdicts]
         try:
             if opinions:  # a clip's mean one, as its rating: single raters are further away
-                _check_range(opinions, rating_range)
-                means = [fmean(own) for own in opinions.values()]
-                ratings = [MOS_MIN + (MOS_MAX - MOS_MIN) * (mean - low) / (high - low) for mean in means]
+                ratings = [_mean_opinion(video, own, rating_range) for (video, _), own in opinions.items()]
                 at = [rows[key] for key in opinions]
                 groups = [video for video, _ in opinions]
                 aspects[name] = fit_ratings(raw[at], ratings, groups, method=method, level=level, seed=seed)
@@ -107,13 +104,11 @@ def calibrate(
     return replace(calibration, aspects=aspects), left_out
 
 
-def _check_range(opinions: Mapping[tuple[str, str], Sequence[float]], ends: tuple[float, float]) -> None:
-    low, high = ends
-    for (video, _), ratings in opinions.items():
-        if stray := [rating for rating in ratings if not low <= rating <= high]:
-            raise CalibrationError(
-                f"{video} is rated {stray[0]:g}, expected {low:g} to {high:g}; rating_range sets the ends"
-            )
+def _mean_opinion(video: str, ratings: Sequence[float], ends: tuple[float, float]) -> float:
+    try:
+        return fmean(to_mos(rating, *ends) for rating in ratings)
+    except ValueError as error:
+        raise CalibrationError(f"{video}: {error}; rating_range sets the ends") from error
 
 
 def _quantiles(values: Vector) -> tuple[float, ...]:

@@ -8,11 +8,9 @@ from pathlib import Path
 
 from dover_eval.evaluation import BENCHMARKS, ClipIndex, Item, RatedClip, TableError
 from dover_eval.inputs import find_videos
-from dover_eval.opinion import MOS_MAX, MOS_MIN
+from dover_eval.opinion import to_mos
 from dover_eval.training.settings import TableSettings
 from dover_eval.wording import one_line
-
-ROUNDING = 1e-6
 
 
 def read_items(settings: TableSettings) -> list[Item]:
@@ -78,15 +76,11 @@ def _on_our_scale(item: Item, settings: TableSettings) -> Item:
     """The ratings from the raters' scale to 1-5. Raises TableError for one beyond the ends."""
     if not isinstance(item, RatedClip):
         return item
-    low, high = settings.rating_range
-    for name, rating in item.ratings.items():
-        if not low - ROUNDING <= rating <= high + ROUNDING:
-            raise TableError(
-                f"{settings.table}: {item.video}: {name} is {rating:g}, expected {low:g} to {high:g}; rating_range "
-                "sets the ends"
-            )
-    scaled = {name: MOS_MIN + (MOS_MAX - MOS_MIN) * (r - low) / (high - low) for name, r in item.ratings.items()}
-    return dataclasses.replace(item, ratings=scaled)
+    try:
+        ratings = {name: to_mos(rating, *settings.rating_range) for name, rating in item.ratings.items()}
+    except ValueError as error:
+        raise TableError(f"{settings.table}: {item.video}: {error}; rating_range sets the ends") from error
+    return dataclasses.replace(item, ratings=ratings)
 
 
 def _renamed(item: Item, places: Mapping[str, str]) -> Item:

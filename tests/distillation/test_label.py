@@ -256,7 +256,7 @@ def test_broken_clips_are_rows_with_their_errors_and_the_others_go_on(place):
     assert done.returncode == 1
     errors = {Path(row["video_name"]).name: row["error"] for row in rows(place / "table.csv") if row["error"]}
     assert errors == {
-        "beyond.mp4": "300 is beyond the declared scale, worst 0 to best 255",
+        "beyond.mp4": "300 is beyond the scale, worst 0 to best 255",
         "dies.mp4": "the worker died on this clip (killed by SIGKILL)",
         "gone.mp4": f"[Errno 2] No such file or directory: '{place / 'gone.mp4'}'",
         "nan.mp4": "the teacher gave nan for Temporal, expected a number or None",

@@ -41,7 +41,8 @@ def test_a_linear_scale_refuses_what_is_beyond_it():
     assert Linear(0, 10).mos(2.5) == 2
     assert Linear(1, -1).mos(1) == 1  # the worst may be the greater number
     assert Linear(1, -1).mos(-1) == 5
-    with pytest.raises(ValueError, match="11 is beyond the declared scale, worst 0 to best 10"):
+    assert Linear(0, 1 / 3).mos(0.33333334) == 5  # rounded
+    with pytest.raises(ValueError, match="11 is beyond the scale, worst 0 to best 10"):
         Linear(0, 10).mos(11)
     with pytest.raises(ValueError, match="two different numbers"):
         Linear(1, 1)

@@ -43,7 +43,9 @@ def test_another_scale_becomes_ours(write_table):
     first, second = read_items(ratings(path, rating_range=(0, 100)))
     assert first.ratings["Overall"] == 5
     assert second.ratings["Overall"] == 2
-    with pytest.raises(TableError, match=r"ratings.csv: star_clean.mp4: Overall is 100, expected 1 to 5; rating_range"):
+    with pytest.raises(
+        TableError, match=r"ratings.csv: star_clean.mp4: 100 is beyond the scale, worst 1 to best 5; rating_range"
+    ):
         read_items(ratings(path))
 
 
