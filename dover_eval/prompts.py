@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -19,3 +20,11 @@ def prompt_fault(prompt: Any) -> str | None:
     if not any((kind := unicodedata.category(letter))[0] in "LNPS" or kind in ("Cn", "Co") for letter in prompt):
         return "nothing to read in it"
     return None
+
+
+def next_different(prompts: Sequence[str]) -> list[int | None]:
+    """For each prompt the position of the next one that differs, going around; None where all are the same."""
+    n = len(prompts)
+    return [
+        next((j % n for j in range(i + 1, i + n) if prompts[j % n] != prompt), None) for i, prompt in enumerate(prompts)
+    ]

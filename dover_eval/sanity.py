@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dover_eval.distortions import ASPECT_OF, Frames, distort, h264
 from dover_eval.opinion import ASPECTS, SCORE_NAMES
+from dover_eval.prompts import next_different
 from dover_eval.results import without_nan
 from dover_eval.scorer import VideoScorer
 from dover_eval.video.sample import resized
@@ -180,7 +181,8 @@ def check_scorer(
         results.append(result)
         seen.append(scores)
     if prompts is not None:
-        for kind, wrong in (("another's prompt", _rotate(texts)), ("contradiction", [contradict(t) for t in texts])):
+        others = [None if i is None else texts[i] for i in next_different(texts)]
+        for kind, wrong in (("another's prompt", others), ("contradiction", [contradict(t) for t in texts])):
             report(kind)
             result, scores = _check_prompts(scorer, kind, clips, wrong, untouched)
             results.append(result)
@@ -307,13 +309,6 @@ def _fall_rank(scores: NDArray[Any]) -> float:
     if np.ptp(scores) < SAME:
         return 0.0
     return float(spearmanr(scores, -np.arange(len(scores))).statistic)
-
-
-def _rotate(texts: Sequence[str]) -> list[str | None]:
-    """For each text the next different one, as prompts shuffled among clips; None where all are the same."""
-    count = len(texts)
-    later = [[texts[(i + k) % count] for k in range(1, count)] for i in range(count)]
-    return [next((text for text in rest if text != texts[i]), None) for i, rest in enumerate(later)]
 
 
 def _score(scorer: VideoScorer, clips: Sequence[Frames], texts: Sequence[str]) -> NDArray[Any]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dover_eval.models.dover import DOVERModel
 from dover_eval.models.text import TextFeatures
 from dover_eval.opinion import ASPECTS, MOS_MAX, MOS_MIN
+from dover_eval.prompts import next_different
 from dover_eval.training.losses import (
     bradley_terry_loss,
     bradley_terry_ties_loss,
@@ -49,10 +50,10 @@ class Objective(nn.Module):
         losses = self._ratings(scores, targets["ratings"]) | self._preferences(scores, targets)
         weights = self.settings
         if weights.contrast:
-            others, wrong = other_prompts(prompts)
-            at = torch.tensor(others, device=frames.device)
+            others = next_different(prompts)
+            at = torch.tensor([i if j is None else j for i, j in enumerate(others)], device=frames.device)
             other = self._scores(video, semantics, TextFeatures(text.pooled[at], text.tokens[at], text.mask[at]))
-            different = torch.tensor(wrong, device=frames.device)
+            different = torch.tensor([j is not None for j in others], device=frames.device)
             n = len(ASPECTS)
             losses["contrast"] = contrast_loss(scores[:, :n], other[:, :n], different, weights.contrast_margin)
         if weights.heads:
@@ -88,13 +89,3 @@ class Objective(nn.Module):
         if weights.preference_model == "plain":
             return {"preference": bradley_terry_loss(log_odds, shares)}
         return {"preference": bradley_terry_ties_loss(log_odds, shares, weights.tie_width)}
-
-
-def other_prompts(prompts: Sequence[str]) -> tuple[list[int], list[bool]]:
-    """For each prompt the position of the next one, around the batch, that differs; and whether there is one."""
-    count = len(prompts)
-    others = [
-        next((j for j in ((i + k) % count for k in range(1, count)) if prompts[j] != prompts[i]), i)
-        for i in range(count)
-    ]
-    return others, [prompts[j] != prompts[i] for i, j in enumerate(others)]

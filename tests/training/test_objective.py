@@ -10,9 +10,10 @@ from dover_eval import DOVERModel
 from dover_eval.config import EFFICIENTNET_LITE0
 from dover_eval.evaluation import JudgedPair, RatedClip
 from dover_eval.models.heads import StatisticsPool
+from dover_eval.prompts import next_different
 from dover_eval.training.batches import collate
 from dover_eval.training.losses import bradley_terry_ties_loss, masked_smooth_l1
-from dover_eval.training.objective import Objective, other_prompts
+from dover_eval.training.objective import Objective
 from dover_eval.training.settings import LossSettings
 
 ONLY = {"plcc": 0.0, "rank": 0.0, "preference": 0.0, "contrast": 0.0, "heads": 0.0}
@@ -139,7 +140,7 @@ def test_the_contrast_teaches_that_the_prompt_matters(model, batch):
     settings = LossSettings(**(ONLY | {"smooth_l1": 0.01, "contrast": 1.0}))
     objective = Objective(model, settings).train()
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    others, _ = other_prompts(batch["prompts"])
+    others = next_different(batch["prompts"])
 
     def advantage():
         with torch.no_grad():
@@ -157,7 +158,7 @@ def test_the_contrast_teaches_that_the_prompt_matters(model, batch):
 
 
 def test_another_prompt_is_one_that_differs():
-    assert other_prompts(["a", "a", "b"]) == ([2, 2, 0], [True, True, True])
-    assert other_prompts(["a", "b", "c"]) == ([1, 2, 0], [True, True, True])
-    assert other_prompts(["a", "a"])[1] == [False, False]
-    assert other_prompts(["a"]) == ([0], [False])
+    assert next_different(["a", "a", "b"]) == [2, 2, 0]
+    assert next_different(["a", "b", "c"]) == [1, 2, 0]
+    assert next_different(["a", "a"]) == [None, None]
+    assert next_different(["a"]) == [None]
