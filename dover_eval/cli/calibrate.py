@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, extra, usage, writing
-from dover_eval.cli.options import BatchSize, Device, Model
+from dover_eval.cli.options import BatchSize, Device, Model, Prompts
 from dover_eval.cli.output import plain_table
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def calibrate(
     pairs: Annotated[Path | None, typer.Option(help="prompt, video_a, video_b, aspect, label (A, B, tie).")] = None,
     rating_range: Annotated[tuple[float, float], typer.Option(help="The ratings that become 1 and 5.")] = (1.0, 5.0),
     reference: Annotated[Path | None, typer.Option(help="A folder of clips that percentiles are among.")] = None,
-    reference_prompts: Annotated[Path | None, typer.Option(help="A CSV with their video_name and Prompt.")] = None,
+    reference_prompts: Prompts = None,
     method: Annotated[Method, typer.Option(help="Of the map from ratings.")] = Method.logistic,
     level: Annotated[float, typer.Option(min=0.5, max=0.99, help="Of the conformal intervals.")] = 0.9,
     seed: Annotated[int, typer.Option(min=0, help="Draws the half of the ratings that fits the map.")] = 0,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, check_prompt, failure, usage, writing
+from dover_eval.cli.options import Prompts
 from dover_eval.cli.progress import progress_bar
 from dover_eval.inputs import find_videos, match_prompts, read_prompts
 from dover_eval.opinion import SCORE_NAMES
@@ -25,7 +26,7 @@ SHOWN_ERRORS = 10
 def label(
     teacher: Annotated[str | None, typer.Option(help="module:callable; --list tells those that come along.")] = None,
     videos: Annotated[list[str] | None, typer.Option(help="A file, a folder or a quoted pattern; repeatable.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="A CSV with the columns video_name and Prompt.")] = None,
+    prompts: Prompts = None,
     prompt: Annotated[str | None, typer.Option(help="One prompt for every clip.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The table, .csv or .parquet.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for a teacher's class; repeatable.")] = None,

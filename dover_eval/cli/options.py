@@ -11,3 +11,6 @@ CalibrationFile = Annotated[Path | None, typer.Option(help="What `dover-eval cal
 BatchSize = Annotated[
     int | None, typer.Option(min=1, help="Clips that go through the model together; by default 8 on a GPU, else 1.")
 ]
+Prompts = Annotated[
+    Path | None, typer.Option(help="A .csv, .jsonl, .json or .parquet with the columns video_name and Prompt.")
+]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, extra, failure, usage, writing
-from dover_eval.cli.options import Device, Model
+from dover_eval.cli.options import Device, Model, Prompts
 from dover_eval.cli.output import plain_table, write_json
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def sanity(
     videos: Annotated[list[str] | None, typer.Option(help="Files, folders or patterns; drawn clips if none.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="A CSV with the clips' video_name and Prompt.")] = None,
+    prompts: Prompts = None,
     defect: Annotated[list[str] | None, typer.Option(help="Of the defects, this alone; may be repeated.")] = None,
     count: Annotated[int, typer.Option(min=1, help="How many clips to use at most.")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Of the defects' random parts, and of the drawn clips.")] = 0,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, check_package, check_prompt, failure, usage
-from dover_eval.cli.options import BatchSize, CalibrationFile, Device, Model
+from dover_eval.cli.options import BatchSize, CalibrationFile, Device, Model, Prompts
 from dover_eval.cli.output import plain_table
 from dover_eval.cli.progress import progress_bar
 from dover_eval.config import usual_batch_size
@@ -44,7 +44,7 @@ def score(
         ),
     ],
     prompt: Annotated[str | None, typer.Option(help="One prompt for every clip that brings none.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="A CSV with the columns video_name and Prompt.")] = None,
+    prompts: Prompts = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help=f"Write {', '.join(SUFFIXES)} as well.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a run into --output was stopped.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="With --resume: errors once more.")] = False,
