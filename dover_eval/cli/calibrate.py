@@ -10,7 +10,7 @@ import typer
 
 from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, extra, usage, writing
 from dover_eval.cli.options import BatchSize, Device, Model, Prompts
-from dover_eval.cli.output import plain_table
+from dover_eval.cli.output import lost_clips, plain_table
 
 if TYPE_CHECKING:
     from dover_eval.calibration import Calibration
@@ -43,8 +43,7 @@ def calibrate(
     or a table was not understood.
     """
     from dover_eval.calibration import CalibrationError
-    from dover_eval.cli.evaluate import lost_clips, score_items
-    from dover_eval.cli.loading import load_scorer, score_with_progress
+    from dover_eval.cli.loading import load_scorer, score_items, score_with_progress
     from dover_eval.inputs import find_videos, match_prompts, read_prompts
     from dover_eval.tables import TableError
 

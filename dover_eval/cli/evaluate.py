@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, extra, usage, writing
 from dover_eval.cli.options import BatchSize, CalibrationFile, Device, Model
-from dover_eval.cli.output import plain_table, write_json
-from dover_eval.wording import plain, plural
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from dover_eval.evaluation import EvaluationReport, Interval, Item
-    from dover_eval.scorer import VideoScorer
-    from dover_eval.scores import VideoScores
+from dover_eval.cli.output import print_report, write_json
 
 
 def evaluate(
@@ -44,7 +35,7 @@ def evaluate(
     """
     from rich.console import Console
 
-    from dover_eval.cli.loading import load_scorer
+    from dover_eval.cli.loading import load_scorer, score_items
     from dover_eval.results import write_results
     from dover_eval.tables import SUFFIXES, TableError
 
@@ -75,6 +66,7 @@ def evaluate(
         if scores is not None:
             values, errors, fingerprint = read_scores(scores, items)
         else:
+            assert videos is not None
             scorer = load_scorer(model, device, calibration)
             if scorer.calibration is not None:
                 limits = {name: aspect.tie_threshold for name, aspect in scorer.calibration.aspects.items()}
@@ -104,93 +96,3 @@ def evaluate(
         write_json(output, report.to_dict())
     if not report.complete:
         raise typer.Exit(EXIT_FAILED)
-
-
-def score_items(
-    items: Sequence[Item], folder: Path | None, scorer: VideoScorer, batch_size: int | None
-) -> tuple[list[tuple[str, str]], VideoScores, list[str]]:
-    """(video, prompt) as the items call them, their scores, and the names of clips that are not in the folder.
-
-    Raises InputError where there is nothing to score, or a prompt has nothing to read in it, and TableError for names
-    that fit several clips.
-    """
-    from dover_eval.cli.loading import score_with_progress
-    from dover_eval.evaluation import ClipIndex, match_clips, wanted_clips
-    from dover_eval.files import InputError
-    from dover_eval.inputs import check_named_prompt, find_videos
-
-    wanted = wanted_clips(items)
-    found = match_clips(items, ClipIndex(map(str, find_videos([str(folder)])), str(folder)))
-    if not found:
-        raise InputError(f"{folder}: none of the {len(wanted)} clips of the table is there")
-    for video, prompt in found:
-        check_named_prompt(video, prompt)
-    files, texts = [Path(place) for place in found.values()], [prompt for _, prompt in found]
-    missing = list(dict.fromkeys(key[0] for key in wanted if key not in found))
-    return list(found), score_with_progress(scorer, files, texts, batch_size), missing
-
-
-def print_report(report: EvaluationReport) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
-    from dover_eval.evaluation import PairMetrics, RatingMetrics
-
-    of_kind = {
-        RatingMetrics: {
-            "count": "ratings",
-            "srocc": "SROCC",
-            "plcc": "PLCC",
-            "plcc_fit": "PLCC fitted",
-            "krcc": "KRCC",
-            "rmse_fit": "RMSE fitted",
-            "challenge": "(S+P)/2",
-        },
-        PairMetrics: {
-            "count": "pairs",
-            "without_ties": "without ties",
-            "with_ties": "with ties",
-            "tie_threshold": "tie up to",
-        },
-    }
-    console = Console()
-    for kind, figures in of_kind.items():
-        aspects = {name: found for name, found in report.aspects.items() if isinstance(found, kind)}
-        if not aspects:
-            continue
-        out = plain_table()
-        out.add_column(report.benchmark)
-        for name in aspects:
-            out.add_column(name, justify="right", no_wrap=True)
-        for field, title in figures.items():
-            out.add_row(title, *(_cell(getattr(found, field)) for found in aspects.values()))
-        console.print(out)
-    console.print(f"{report.used} of {report.items} rows; fingerprint {report.fingerprint}")
-    for line in lost_clips(report.missing, report.failed):
-        console.print(Text(line), soft_wrap=True)
-    for name, reason in report.left_out.items():
-        console.print(f"{name}: {reason}", markup=False)
-
-
-def lost_clips(missing: Sequence[str], failed: Mapping[str, str]) -> list[str]:
-    """Lines on clips that were not found, and on those that failed, by name with the reason: the first five of each."""
-    lines = []
-    if missing:
-        more = " ..." if len(missing) > 5 else ""
-        lines.append(f"{plural(len(missing), 'clip')} not found: {plain(', '.join(missing[:5]))}{more}")
-    if failed:
-        lines.append(f"{plural(len(failed), 'clip')} failed:")
-        told = [reason if f"{name}:" in reason else f"{name}: {reason}" for name, reason in list(failed.items())[:5]]
-        lines += [f"  {plain(line)}" for line in told]
-        lines += ["  ..."] if len(failed) > 5 else []
-    return lines
-
-
-def _cell(figure: Interval | float) -> str:
-    if isinstance(figure, int):
-        return str(figure)
-    if isinstance(figure, float):
-        return f"{figure:.3f}"
-    if math.isnan(figure.low):  # without resamples, or of too few
-        return f"{figure.value:.3f}"
-    return f"{figure.value:.3f}\n{figure.low:.3f}-{figure.high:.3f}"

@@ -1,9 +1,10 @@
-"""Loading a scorer for a command: quietly, and with a failure that reads like one."""
+"""Loading a scorer for a command, quietly and with a failure that reads like one; and scoring with a bar."""
 
 from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -13,8 +14,8 @@ from dover_eval.cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
+    from dover_eval.evaluation import Item
     from dover_eval.scorer import VideoScorer
     from dover_eval.scores import VideoScores
 
@@ -77,3 +78,26 @@ def score_with_progress(
 ) -> VideoScores:
     with progress_bar("scoring", len(files)) as bar:
         return scorer.score(list(files), texts, batch_size=batch_size, progress=bar.advance)
+
+
+def score_items(
+    items: Sequence[Item], folder: Path, scorer: VideoScorer, batch_size: int | None
+) -> tuple[list[tuple[str, str]], VideoScores, list[str]]:
+    """(video, prompt) as the items call them, their scores, and the names of clips that are not in the folder.
+
+    Raises InputError where there is nothing to score, or a prompt has nothing to read in it, and TableError for names
+    that fit several clips.
+    """
+    from dover_eval.evaluation import ClipIndex, match_clips, wanted_clips
+    from dover_eval.files import InputError
+    from dover_eval.inputs import check_named_prompt, find_videos
+
+    wanted = wanted_clips(items)
+    found = match_clips(items, ClipIndex(map(str, find_videos([str(folder)])), str(folder)))
+    if not found:
+        raise InputError(f"{folder}: none of the {len(wanted)} clips of the table is there")
+    for video, prompt in found:
+        check_named_prompt(video, prompt)
+    files, texts = [Path(place) for place in found.values()], [prompt for _, prompt in found]
+    missing = list(dict.fromkeys(key[0] for key in wanted if key not in found))
+    return list(found), score_with_progress(scorer, files, texts, batch_size), missing

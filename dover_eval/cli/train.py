@@ -10,6 +10,7 @@ import typer
 
 from dover_eval.cli.exits import extra, failure, usage
 from dover_eval.cli.loading import show_warnings
+from dover_eval.cli.output import print_report
 
 if TYPE_CHECKING:
     from dover_eval.training.corpus import Corpus
@@ -69,6 +70,4 @@ def _print_result(result: TrainResult) -> None:
     best = f", the best at step {record['best_step']}" if record["best_step"] else ""
     typer.echo(f"{result.folder}: {record['steps']} steps{best}, {record['minutes']} minutes")
     if result.report is not None:
-        from dover_eval.cli.evaluate import print_report
-
         print_report(result.report)

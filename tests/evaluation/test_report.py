@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dover_eval.cli import app
-from dover_eval.cli.evaluate import lost_clips
+from dover_eval.cli.output import lost_clips, print_report
 from dover_eval.evaluation import (
     ClipIndex,
     JudgedPair,
@@ -111,8 +111,6 @@ def test_the_order_of_raters_decides_no_rank():
 
 
 def test_ratings_and_pairs_in_one_validation_are_both_told(capsys):
-    from dover_eval.cli.evaluate import print_report
-
     rated = [RatedClip(f"{i}", "p", {"Overall": float(i)}) for i in range(6)]
     judged = [JudgedPair(f"{i + 1}", f"{i}", "p", {"Overall": 1, "Temporal": 1}) for i in range(5)]
     report = evaluate([*rated, *judged], {(f"{i}", "p"): all_at(float(i)) for i in range(6)}, resamples=0)
