@@ -41,9 +41,6 @@ class ClipIdentity:
     sha256: str
     look: str | None
 
-    def to_list(self) -> list[str | None]:
-        return [self.sha256, self.look]
-
 
 class ClipStore:
     """Decodes clips as the model of `config` reads them, and keeps what it decoded in a bounded `TensorCache`."""
@@ -99,7 +96,7 @@ def survey(paths: Sequence[str], store: ClipStore, workers: int) -> tuple[dict[s
         if identity is None:
             errors[path] = error
         else:
-            identities[path] = ClipIdentity(*identity)
+            identities[path] = identity
     return identities, errors
 
 
@@ -110,9 +107,9 @@ class _Survey(Dataset):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[list[str | None] | None, str]:
+    def __getitem__(self, index: int) -> tuple[ClipIdentity | None, str]:
         try:
-            return self.store.identify(self.paths[index]).to_list(), ""
+            return self.store.identify(self.paths[index]), ""
         except (VideoError, OSError) as error:
             return None, str(error)
 
