@@ -7,7 +7,6 @@ codecs and models do crash.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import math
 import multiprocessing
@@ -61,13 +60,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Setup:
-    """How a worker makes its teacher. device: the option `device`, apart as it is no part of who the teacher is."""
+    """How a worker makes its teacher. device: the option `device`, no part of who the teacher is; empty for none."""
 
     teacher: str
     options: Mapping[str, Any]
     scales: Mapping[str, Scale]
     threads: int
-    device: str | None = None
+    device: str
 
 
 class _Worker:
@@ -106,7 +105,7 @@ class Workers:
     Raises TeacherError where the teacher cannot be had, or is another one in another process.
     """
 
-    def __init__(self, setups: Sequence[Setup], timeout: float = math.inf) -> None:
+    def __init__(self, setups: Sequence[Setup], timeout: float) -> None:
         self._setups = setups
         self._timeout = timeout
         self._workers: list[_Worker] = []
@@ -245,18 +244,12 @@ def _end_with_parent() -> None:
 def _answer(job: Job, teacher: Any, scales: Mapping[str, Scale]) -> Answer:
     digest = None
     try:
-        digest = _digest([job.path, *getattr(teacher, "inputs", lambda path: ())(job.path)])
+        digest = file_sha256(job.path, *getattr(teacher, "inputs", lambda path: ())(job.path))
         if digest == job.digest:
             return Answer(digest, {}, None, unchanged=True)
         return Answer(digest, judge(teacher, scales, job.path, job.prompt), None)
     except Exception as error:
         return Answer(digest, {}, _reason(error))
-
-
-def _digest(paths: Sequence[str | os.PathLike[str]]) -> str:
-    """sha256 of a file; of several, one of theirs."""
-    found = [file_sha256(path) for path in paths]
-    return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
 
 
 def _reason(error: Exception) -> str:
