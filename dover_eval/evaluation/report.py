@@ -17,7 +17,6 @@ import numpy as np
 from dover_eval.evaluation.benchmarks import KONVID_TAIL, Item, JudgedPair, RatedClip
 from dover_eval.evaluation.metrics import (
     FEWEST_RATINGS,
-    LEVEL,
     RESAMPLES,
     PairMetrics,
     RatingMetrics,
@@ -158,7 +157,6 @@ def evaluate(
     fingerprint: str | None = None,
     tie_thresholds: Mapping[str, float] | None = None,
     resamples: int = RESAMPLES,
-    level: float = LEVEL,
     seed: int = 0,
 ) -> EvaluationReport:
     """Figures for every score name that the items judge.
@@ -178,7 +176,7 @@ def evaluate(
     usable = {key for key in wanted if key in scores and not nan(key)}
     used = [item for item in items if all(key in usable for key in wanted_clips([item]))]
 
-    options: dict[str, Any] = {"resamples": resamples, "level": level, "seed": seed}
+    options: dict[str, Any] = {"resamples": resamples, "seed": seed}
     figures: dict[str, Any] = {}
     left_out: dict[str, str] = {}
 

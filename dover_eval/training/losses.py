@@ -8,10 +8,7 @@ from torch import Tensor
 
 from dover_eval.opinion import ASPECTS
 
-
-def weights_loss(predicted: Tensor, target: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of predicted quality weights (P,4) from the target's."""
-    return F.kl_div(predicted.clamp_min(1e-8).log(), target, reduction="batchmean")
+EPS = 1e-8  # a variance of no more than this is none
 
 
 # Ratings: predictions and targets (N,K), a column an aspect, `rated` (N,K) true where somebody did rate.
@@ -23,29 +20,27 @@ def masked_smooth_l1(predicted: Tensor, target: Tensor, rated: Tensor, beta: flo
     return _mean_where(F.smooth_l1_loss(predicted, target, reduction="none", beta=beta), rated)
 
 
-def scale_loss(
-    predicted: Tensor, target: Tensor, rated: Tensor, *, low: float = 2.5, high: float = 4.0, weight: float = 1.5
-) -> Tensor:
-    """The scale-weighted term: squared error, an error below `low` or above `high` counting `weight` times as large.
+def scale_loss(predicted: Tensor, target: Tensor, rated: Tensor) -> Tensor:
+    """The scale-weighted term: squared error, an error below 2.5 or above 4 counting 1.5 times as large.
 
     Ratings crowd in the middle of the scale; this keeps its ends from being pulled there.
     """
     target = torch.where(rated, target, 0.0)
-    stretch = torch.where((target < low) | (target > high), weight, 1.0)
+    stretch = torch.where((target < 2.5) | (target > 4.0), 1.5, 1.0)
     return _mean_where(((predicted - target) * stretch).square(), rated)
 
 
-def plcc_loss(predicted: Tensor, target: Tensor, rated: Tensor, eps: float = 1e-8) -> Tensor:
+def plcc_loss(predicted: Tensor, target: Tensor, rated: Tensor) -> Tensor:
     """DOVER's PLCC loss by column, and the mean over the columns with at least two ratings that differ.
 
     With p and t standardised over the rows and r = mean(pt): (mean((p - t)^2) + mean((r p - t)^2)) / 8, which is
     (1 - r) (3 + r) / 8. Zero where no column can be compared.
     """
-    p, _ = _standardised(predicted, rated, eps)
-    t, variance = _standardised(torch.where(rated, target, 0.0), rated, eps)
+    p, _ = _standardised(predicted, rated)
+    t, variance = _standardised(torch.where(rated, target, 0.0), rated)
     r = _column_mean(p * t, rated)
     losses = (_column_mean((p - t).square(), rated) + _column_mean((r * p - t).square(), rated)) / 8
-    return _mean_where(losses, (rated.sum(dim=0) > 1) & (variance > eps))
+    return _mean_where(losses, (rated.sum(dim=0) > 1) & (variance > EPS))
 
 
 def dover_rank_loss(predicted: Tensor, target: Tensor, rated: Tensor) -> Tensor:
@@ -111,8 +106,8 @@ def _column_mean(x: Tensor, rated: Tensor) -> Tensor:
     return (x * rated).sum(dim=0) / rated.sum(dim=0).clamp(min=1)
 
 
-def _standardised(x: Tensor, rated: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def _standardised(x: Tensor, rated: Tensor) -> tuple[Tensor, Tensor]:
     """`x` (N,K) with mean 0 and variance 1 over what is rated of each column, and the variances (K,) that it had."""
     centred = x - _column_mean(x, rated)
     variance = _column_mean(centred.square(), rated)
-    return centred / (variance + eps).sqrt(), variance
+    return centred / (variance + EPS).sqrt(), variance

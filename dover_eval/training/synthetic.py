@@ -7,7 +7,7 @@ of captions in different words; a caption of another scene is wrong in a known s
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -82,11 +82,6 @@ class Scene:
     background: str
     number: str
 
-    def matches(self, other: Scene) -> float:
-        """The share of attributes that both scenes have in common, 0 to 1."""
-        names = [field.name for field in fields(self)]
-        return sum(getattr(self, name) == getattr(other, name) for name in names) / len(names)
-
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "colour": tuple(COLOURS),
@@ -113,13 +108,6 @@ def random_scene(rng: np.random.Generator, *, held_out: bool = False) -> Scene:
         scene = Scene(**{name: str(rng.choice(options)) for name, options in CHOICES.items()})
         if is_held_out(scene) == held_out and _visible(scene):
             return scene
-
-
-def near_miss(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The scene with one attribute changed."""
-    name = str(rng.choice(list(CHOICES)))
-    others = [option for option in CHOICES[name] if option != getattr(scene, name)]
-    return replace(scene, **{name: str(rng.choice(others))})
 
 
 def caption(scene: Scene, rng: np.random.Generator, stress: str = "none") -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dover_eval.config import DOVERConfig
 from dover_eval.training import synthetic
-from dover_eval.training.synthetic import STRESSES
+from dover_eval.training.synthetic import CHOICES, STRESSES
 from dover_eval.video.sample import prepare_clip
 from examples.train_default import scenes
 from examples.train_default.spoil import SPOILED, Camera, spoil
@@ -56,12 +56,20 @@ def make_content(config: DOVERConfig, index: int, *, seed: int, variants: int = 
 
 def matches(scene: AnyScene, other: AnyScene) -> float:
     """How much of a caption of `other` is true of `scene`, 0 to 1."""
-    return scene.matches(other) if type(scene) is type(other) else 0.0
+    if isinstance(scene, scenes.Scene):
+        return scene.matches(other)
+    if isinstance(other, scenes.Scene):
+        return 0.0
+    return sum(getattr(scene, name) == getattr(other, name) for name in CHOICES) / len(CHOICES)
 
 
 def near_miss(scene: AnyScene, rng: np.random.Generator) -> AnyScene:
     """The scene with one attribute changed."""
-    return scenes.near_miss(scene, rng) if isinstance(scene, scenes.Scene) else synthetic.near_miss(scene, rng)
+    if isinstance(scene, scenes.Scene):
+        return scenes.near_miss(scene, rng)
+    name = str(rng.choice(list(CHOICES)))
+    others = [option for option in CHOICES[name] if option != getattr(scene, name)]
+    return replace(scene, **{name: str(rng.choice(others))})
 
 
 def some_stress(rng: np.random.Generator) -> str:

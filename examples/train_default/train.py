@@ -18,7 +18,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dover_eval.models.dover import DOVERModel
 from dover_eval.opinion import ASPECTS, MOS_MAX, MOS_MIN
-from dover_eval.training.losses import weights_loss
 from dover_eval.training.synthetic import STRESSES
 from examples.train_default.contents import BEST, WORST, caption, matches, near_miss, some_stress
 from examples.train_default.features import Seen
@@ -203,7 +202,7 @@ def losses_of(model: DOVERModel, seen: Sequence[Seen], rng: np.random.Generator,
         "matching": F.cross_entropy(2 * choices, torch.zeros(count, dtype=torch.long)),
         # A version is no other scene: its defects must not move Alignment.
         "invariance": 4 * within(alignment[right], variants).abs().mean(),
-        "weights": weights_loss(weights, asked),
+        "weights": F.kl_div(weights.clamp_min(1e-8).log(), asked, reduction="batchmean"),
         "heads": 0.3
         * (
             F.smooth_l1_loss(video["technical_score"], wanted[:, 0] - 3)

@@ -21,7 +21,7 @@ from examples.train_default import measure as measuring
 from examples.train_default import pictures, scenes
 from examples.train_default.__main__ import store_in_half
 from examples.train_default.card import write_card
-from examples.train_default.contents import make_content, matches
+from examples.train_default.contents import make_content, matches, near_miss
 from examples.train_default.features import Seen, look, make
 from examples.train_default.pictures import Place, Thing
 from examples.train_default.readouts import fit_readouts, fit_semantics, within
@@ -112,6 +112,9 @@ def test_a_near_miss_differs_in_one_thing():
     assert scene.matches(scene) == 1
     drawn = synthetic.random_scene(np.random.default_rng(0))
     assert matches(scene, drawn) == matches(drawn, scene) == 0
+    for seed in range(20):
+        assert matches(drawn, near_miss(drawn, np.random.default_rng(seed))) == 0.8
+    assert matches(drawn, drawn) == 1
 
 
 def test_spoiling_says_what_it_did():

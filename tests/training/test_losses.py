@@ -13,17 +13,7 @@ from dover_eval.training.losses import (
     masked_smooth_l1,
     plcc_loss,
     scale_loss,
-    weights_loss,
 )
-
-
-def test_weights_loss_is_the_divergence():
-    target = torch.tensor([[0.7, 0.1, 0.1, 0.1]])
-    assert weights_loss(target, target).item() == pytest.approx(0, abs=1e-6)
-    uniform = torch.full((1, 4), 0.25)
-    expected = sum(t * math.log(t / 0.25) for t in target[0].tolist())
-    assert weights_loss(uniform, target).item() == pytest.approx(expected, rel=1e-5)
-
 
 # What `dover-eval train` learns from: ratings with gaps, preferences, and other clips' prompts.
 
