@@ -10,7 +10,7 @@ import csv
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -96,13 +96,7 @@ def label(
     asked = dict.fromkeys((name, prompt) for name, _, prompt in clips)
     if len(asked) < len(clips):
         raise LabelsError(f"{len(clips) - len(asked)} clips come twice with the same prompt")
-    for name, prompt in asked:
-        if name != name.strip():  # who reads a table strips its cells
-            raise InputError(f"{name!r}: a name that begins or ends with a space, expected one without")
-        if prompt:
-            check_named_prompt(name, prompt)
-        else:  # for a teacher that reads none
-            check_name(name)
+    _check_texts(asked)
     devices = devices or [""]
     setups = [
         Setup(teacher, options or {}, scales or {}, max(1, (os.cpu_count() or 1) // workers), devices[i % len(devices)])
@@ -133,6 +127,17 @@ def label(
     errors = {key: rows[key]["error"] for key in asked if rows[key]["error"] is not None}
     untold = sum(rows[key]["error"] is None and not rows[key]["values"] for key in asked)
     return Labels(pool.description, judged, len(clips) - judged, errors, untold, len(earlier))
+
+
+def _check_texts(asked: Iterable[Key]) -> None:
+    """Raises InputError for a name or a prompt that the table cannot hold."""
+    for name, prompt in asked:
+        if name != name.strip():  # who reads a table strips its cells
+            raise InputError(f"{name!r}: a name that begins or ends with a space, expected one without")
+        if prompt:
+            check_named_prompt(name, prompt)
+        else:  # for a teacher that reads none
+            check_name(name)
 
 
 class _Journal:

@@ -7,6 +7,7 @@ licence is on its own page.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +57,20 @@ class JudgedPair:
 
 
 Item = RatedClip | JudgedPair
+
+
+def ratings_of(items: Sequence[Item], name: str) -> dict[tuple[str, str], list[float]]:
+    """All ratings of the score `name`, by (video, prompt)."""
+    ratings: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for item in items:
+        if isinstance(item, RatedClip) and name in item.ratings:
+            ratings[item.video, item.prompt].append(item.ratings[name])
+    return ratings
+
+
+def pairs_of(items: Sequence[Item], name: str) -> list[JudgedPair]:
+    """The pairs with a verdict on the score `name`."""
+    return [item for item in items if isinstance(item, JudgedPair) and name in item.verdicts]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
@@ -23,8 +22,9 @@ from scipy import optimize, stats
 from scipy.special import expit
 
 from dover_eval.calibration import BOUND_TO, AspectCalibration, Calibration, CalibrationError
-from dover_eval.evaluation.benchmarks import Item, JudgedPair, RatedClip
+from dover_eval.evaluation.benchmarks import Item, pairs_of, ratings_of
 from dover_eval.evaluation.metrics import best_tie_threshold
+from dover_eval.evaluation.report import wanted_clips
 from dover_eval.opinion import MOS_MAX, MOS_MIN, SCORE_NAMES, to_mos
 from dover_eval.scores import VideoScores
 
@@ -63,20 +63,14 @@ def calibrate(
     if not rating_range[0] < rating_range[1]:
         raise CalibrationError(f"expected a rating_range of two rising numbers, got {rating_range}")
     rows = {key: i for i, key in enumerate(keys) if scores.errors[i] is None}
-    rated = [item for item in items if isinstance(item, RatedClip) and (item.video, item.prompt) in rows]
-    sides = lambda pair: [(video, pair.prompt) for video in pair.videos]
-    judged = [item for item in items if isinstance(item, JudgedPair) and all(side in rows for side in sides(item))]
-    both = lambda pairs: tuple([rows[side] for side in each] for each in zip(*map(sides, pairs), strict=True))
+    used = [item for item in items if all(key in rows for key in wanted_clips([item]))]
+    sides = lambda pairs: tuple([rows[pair.videos[side], pair.prompt] for pair in pairs] for side in (0, 1))
 
     aspects: dict[str, AspectCalibration] = {}
     left_out: dict[str, str] = {}
     for column, name in enumerate(SCORE_NAMES):
         raw = scores.values[:, column].double().numpy()
-        opinions: dict[tuple[str, str], list[float]] = defaultdict(list)
-        for item in rated:
-            if name in item.ratings:
-                opinions[item.video, item.prompt].append(item.ratings[name])
-        pairs = [pair for pair in judged if name in pair.verdicts]
+        opinions, pairs = ratings_of(used, name), pairs_of(used, name)
         try:
             if opinions:  # a clip's mean one, as its rating: single raters are further away
                 ratings = [_mean_opinion(video, own, rating_range) for (video, _), own in opinions.items()]
@@ -84,7 +78,7 @@ def calibrate(
                 groups = [video for video, _ in opinions]
                 aspects[name] = fit_ratings(raw[at], ratings, groups, method=method, level=level, seed=seed)
             elif pairs:
-                a, b = both(pairs)
+                a, b = sides(pairs)
                 aspects[name] = fit_pairs(raw[a], raw[b], [pair.verdicts[name] for pair in pairs])
         except CalibrationError as error:
             left_out[name] = str(error)
@@ -96,8 +90,8 @@ def calibrate(
     among = calibration.apply(others.values, others.quality_weights).double().numpy()
     for column, name in enumerate(SCORE_NAMES):
         aspect = replace(aspects.get(name, AspectCalibration()), reference=_quantiles(among[:, column]))
-        if pairs := [pair for pair in judged if name in pair.verdicts]:
-            a, b = both(pairs)
+        if pairs := pairs_of(used, name):
+            a, b = sides(pairs)
             verdicts = np.array([pair.verdicts[name] for pair in pairs], float)
             aspect = replace(aspect, tie_threshold=best_tie_threshold(final[a, column] - final[b, column], verdicts))
         aspects[name] = aspect

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
-from dover_eval.evaluation.benchmarks import KONVID_TAIL, Item, JudgedPair, RatedClip
+from dover_eval.evaluation.benchmarks import KONVID_TAIL, Item, pairs_of, ratings_of
 from dover_eval.evaluation.metrics import (
     FEWEST_RATINGS,
     RESAMPLES,
@@ -174,44 +174,37 @@ def evaluate(
     reasons = errors or {}
     failed = {key[0]: reasons.get(key, "scores that are no numbers") for key in wanted if nan(key)}
     usable = {key for key in wanted if key in scores and not nan(key)}
-    used = [item for item in items if all(key in usable for key in wanted_clips([item]))]
-
-    options: dict[str, Any] = {"resamples": resamples, "seed": seed}
-    figures: dict[str, Any] = {}
+    used = [item for item in items if usable.issuperset(wanted_clips([item]))]
+    figures: dict[str, RatingMetrics | PairMetrics] = {}
     left_out: dict[str, str] = {}
-
-    def remark(name: str, reason: str) -> None:
-        left_out[name] = f"{left_out[name]}; {reason}" if name in left_out else reason
-
     for name in SCORE_NAMES:
-        opinions: dict[Key, list[float]] = defaultdict(list)
-        for item in used:
-            if isinstance(item, RatedClip) and name in item.ratings:
-                opinions[item.video, item.prompt].append(item.ratings[name])
-        judged = [
-            (item, item.verdicts[name]) for item in used if isinstance(item, JudgedPair) and name in item.verdicts
-        ]
-        if len(opinions) >= FEWEST_RATINGS:
-            predicted = [scores[key][name] for key in opinions]
-            ratings = [fmean(own) for own in opinions.values()]  # exactly rounded: no order of raters decides a rank
-            prompts = [prompt for _, prompt in opinions]
-            figures[name] = rating_metrics(predicted, ratings, groups=prompts, **options)
-            for what, values in (("score", predicted), ("rating", ratings)):
-                if len(set(values)) == 1:
-                    remark(name, f"every {what} is {values[0]:g}, which correlates with nothing")
-            if judged:
-                remark(name, f"the figures are of its ratings, and not of its {len(judged)} pairs")
-        elif judged:
-            score = lambda video, prompt, name=name: scores[video, prompt][name]
-            differences = [score(p.video_a, p.prompt) - score(p.video_b, p.prompt) for p, _ in judged]
-            threshold = (tie_thresholds or {}).get(name)
-            verdicts, prompts = [v for _, v in judged], [p.prompt for p, _ in judged]
-            figures[name] = pair_metrics(differences, verdicts, tie_threshold=threshold, groups=prompts, **options)
-            if opinions:
-                few = f"{len(opinions)} rated clips, at least {FEWEST_RATINGS} are needed"
-                remark(name, f"{few}: the figures are of its pairs")
-            if not any(verdicts):
-                remark(name, "every pair is a tie, which tells no preference")
-        elif opinions:
-            remark(name, f"{len(opinions)} rated clips, at least {FEWEST_RATINGS} are needed")
+        threshold = (tie_thresholds or {}).get(name)
+        found, remarks = _figures(name, used, scores, threshold, resamples=resamples, seed=seed)
+        if found is not None:
+            figures[name] = found
+        if remarks:
+            left_out[name] = "; ".join(remarks)
     return EvaluationReport(benchmark, len(items), len(used), figures, missing, failed, left_out, fingerprint)
+
+
+def _figures(
+    name: str, items: Sequence[Item], scores: Scores, tie_threshold: float | None, **bootstrap: int
+) -> tuple[RatingMetrics | PairMetrics | None, list[str]]:
+    """The figures of one score, if the items judge it enough for any, and what is to be said of them."""
+    opinions, pairs = ratings_of(items, name), pairs_of(items, name)
+    few = f"{len(opinions)} rated clips, at least {FEWEST_RATINGS} are needed"
+    if len(opinions) >= FEWEST_RATINGS:
+        predicted = [scores[key][name] for key in opinions]
+        ratings = [fmean(own) for own in opinions.values()]  # exactly rounded: no order of raters decides a rank
+        flat = [(what, of[0]) for what, of in (("score", predicted), ("rating", ratings)) if len(set(of)) == 1]
+        remarks = [f"every {what} is {value:g}, which correlates with nothing" for what, value in flat]
+        remarks += [f"the figures are of its ratings, and not of its {len(pairs)} pairs"] if pairs else []
+        return rating_metrics(predicted, ratings, groups=[prompt for _, prompt in opinions], **bootstrap), remarks
+    if not pairs:
+        return None, [few] if opinions else []
+    first, second = ([scores[pair.videos[side], pair.prompt][name] for pair in pairs] for side in (0, 1))
+    verdicts = [pair.verdicts[name] for pair in pairs]
+    remarks = [f"{few}: the figures are of its pairs"] if opinions else []
+    remarks += [] if any(verdicts) else ["every pair is a tie, which tells no preference"]
+    differences, prompts = np.subtract(first, second), [pair.prompt for pair in pairs]
+    return pair_metrics(differences, verdicts, tie_threshold=tie_threshold, groups=prompts, **bootstrap), remarks
