@@ -1,8 +1,10 @@
-"""Locks and forks: a lock that a parent's thread holds would stay locked in a forked child, which lacks that thread."""
+"""Locks and forks: a forked child lacks its parent's threads. A lock that one of them held would stay locked there, and
+torch would wait for ever for those that computed with it."""
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from typing import Protocol
 from weakref import WeakSet
@@ -24,6 +26,8 @@ def renew_in_children(owner: Renewed) -> None:
 
 
 def _renew() -> None:
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)  # as DataLoader's workers have it
     for owner in list(_RENEWED):
         owner.renew()
 

@@ -8,6 +8,7 @@ import pickle
 import threading
 
 import pytest
+import torch
 
 from dover_eval.forks import Lock
 
@@ -46,6 +47,23 @@ def test_a_lock_is_free_in_a_forked_child(held):
     child = multiprocessing.get_context("fork").Process(target=take, args=(held,), daemon=True)
     child.start()
     child.join(20)
+    assert child.exitcode == 0
+
+
+def compute() -> None:
+    torch.rand(1 << 20).sin()
+
+
+def test_a_forked_child_computes_though_its_parent_did_with_several_threads(held):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        compute()
+        child = multiprocessing.get_context("fork").Process(target=compute, daemon=True)
+        child.start()
+        child.join(20)
+    finally:
+        torch.set_num_threads(before)
     assert child.exitcode == 0
 
 

@@ -366,6 +366,18 @@ def test_the_default_dtype_of_the_process_has_no_say(small_model, small_scorer, 
         VideoScorer(copy.deepcopy(small_model).bfloat16(), device="cpu")
 
 
+def test_threads_load_where_the_default_dtype_is_another(small_model, tmp_path):
+    small_model.save_pretrained(tmp_path)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            scorers = list(pool.map(lambda _: VideoScorer.from_pretrained(tmp_path, device="cpu"), range(8)))
+        assert torch.get_default_dtype() == torch.bfloat16
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert len({str(scorer.fingerprint) for scorer in scorers}) == 1
+
+
 def test_the_default_device_of_the_process_has_no_say(small_scorer, clips):
     expected = small_scorer.score(clips, PROMPTS, layout="TCHW")
     with torch.device("meta"):

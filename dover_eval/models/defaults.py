@@ -1,4 +1,4 @@
-"""What a process may have set for its own model, and ours does not follow."""
+"""Process-wide defaults of torch that our models do not follow."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ from contextlib import contextmanager
 
 import torch
 
+from dover_eval.forks import Lock
+
+_SWITCHED = Lock()
+
 
 @contextmanager
 def float32_by_default() -> Iterator[None]:
-    """Parameters made or read inside are float32: in bfloat16 a checkpoint's weights would be rounded as they load."""
-    default = torch.get_default_dtype()
-    if default == torch.float32:
-        yield
-        return
-    torch.set_default_dtype(torch.float32)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(default)
+    """Parameters made or read inside are float32: in bfloat16 a checkpoint's weights would be rounded as they load.
+
+    One thread at a time: the default is the process's, and the first to leave would take it from the others.
+    """
+    with _SWITCHED:
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(default)

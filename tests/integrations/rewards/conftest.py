@@ -49,7 +49,6 @@ def in_forked_child():
     """Calls a function in a child that inherits every object as it is; what is sent to a pool is made anew there."""
 
     def call(function):
-        torch.set_num_threads(1)  # OpenMP's own threads do not survive a fork
         context = multiprocessing.get_context("fork")
         answers = context.SimpleQueue()
         child = context.Process(target=lambda: answers.put(function()))
