@@ -172,6 +172,20 @@ def test_markup_in_names_and_prompts_is_text(dover, write_video, moving_frames):
     assert "[bold]x[/nonsense]" in result.stdout
 
 
+def test_control_characters_do_not_reach_the_terminal(dover, write_video, moving_frames, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    path = write_video(moving_frames, "a\x1b]0;owned\x07.mp4")
+    (path.parent / "b\x9b2J.mp4").write_text("no video")
+    result = dover("score", path.parent, "--prompt", "a \x1b[31mred square")
+    assert result.exit_code == 1
+    for shown in ("a\\x1b]0;owned\\x07.mp4", "a \\x1b[31mred square", "b\\x9b2J.mp4: cannot be decoded"):
+        assert shown in result.stdout
+    refused = dover("score", f"{path}.gone\x1b[2J/*.mp4", "--prompt", "a")
+    assert refused.exit_code == 2
+    assert ".gone\\x1b[2J/*.mp4" in refused.stderr
+    assert not {"\x1b", "\x07", "\x9b"} & set(result.output + refused.output)
+
+
 def test_help_fills_the_terminals_lines_and_not_the_sources():
     said = CliRunner().invoke(app, ["label", "--help"], env={"COLUMNS": "90"}).stdout
     assert "changed. A clip that the teacher cannot judge is a row with its error; the others go on." in said

@@ -10,7 +10,7 @@ import typer
 
 from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, extra, usage, writing
 from dover_eval.cli.options import BatchSize, Device, Model, Prompts
-from dover_eval.cli.output import lost_clips, plain_table
+from dover_eval.cli.output import lost_clips, plain_table, say
 
 if TYPE_CHECKING:
     from dover_eval.calibration import Calibration
@@ -87,13 +87,13 @@ def calibrate(
     _print(calibration)
     with writing(output):
         place = calibration.save(output)
-    typer.echo(f"written to {place}")
+    say(f"written to {place}")
     sets = [scores] if among is None else [scores, among]
     failed = {clip: error for own in sets for clip, error in zip(own.sources, own.errors, strict=True) if error}
     for line in lost_clips(missing, failed):
-        typer.echo(line, err=True)
+        say(line, err=True)
     for name, reason in left_out.items():
-        typer.echo(f"{name} stays as scored: {reason}", err=True)
+        say(f"{name} stays as scored: {reason}", err=True)
     if missing or failed or left_out:
         raise typer.Exit(EXIT_FAILED)
 

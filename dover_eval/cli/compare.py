@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dover_eval.cli.exits import check_file, check_names, extra, usage, writing
-from dover_eval.cli.output import plain_table
+from dover_eval.cli.output import plain_table, said
 from dover_eval.cli.progress import progress_bar
 from dover_eval.cli.report import SUFFIXES
 
@@ -67,12 +67,10 @@ def compare(
 
 def _print(c: Comparison) -> None:
     from rich.console import Console
-    from rich.text import Text
 
     from dover_eval.evaluation.compare import chance
     from dover_eval.evaluation.metrics import LEVEL
     from dover_eval.looking.compare_page import remarks
-    from dover_eval.wording import plain
 
     console = Console()
     console.width = max(console.width, 56)  # no digit is lost: a narrower terminal breaks lines itself
@@ -89,21 +87,21 @@ def _print(c: Comparison) -> None:
             d.name,
             f"{d.mean_a:.2f}",
             f"{d.mean_b:.2f}",
-            Text(f"{d.difference.value:+.3f}", style=style),
+            said(f"{d.difference.value:+.3f}", style),
             f"{d.difference.low:+.3f} to {d.difference.high:+.3f}",
             chance(d.p_holm),
             f"{d.win_rate.value:.0%}",
         )
-    say = lambda line, **options: console.print(Text(plain(line), **options), soft_wrap=True)
-    say(f"A is {c.names[0]}, B is {c.names[1]}; {len(c.prompts)} prompts, fingerprint {c.a.fingerprint}")
+    tell = lambda line, style="": console.print(said(line, style), soft_wrap=True)
+    tell(f"A is {c.names[0]}, B is {c.names[1]}; {len(c.prompts)} prompts, fingerprint {c.a.fingerprint}")
     console.print(table)
     overall = len(c.differences) - 1
     rows: list[Any] = [(c.scores_b[i, overall] - c.scores_a[i, overall], c.prompts[i]) for i in c.largest(overall, 5)]
     if c.identical:
-        say("the scores of A and B are identical")
+        tell("the scores of A and B are identical")
     elif rows:
-        say(f"{c.differences[overall].name} differs the most for", style="dim")
+        tell(f"{c.differences[overall].name} differs the most for", "dim")
     for difference, prompt in rows:
-        say(f"  {difference:+.2f}  {prompt}")
+        tell(f"  {difference:+.2f}  {prompt}")
     for remark in remarks(c):
-        say(remark, style="yellow")
+        tell(remark, "yellow")

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, extra, usage, writing
+from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, extra, usage, write_json, writing
 from dover_eval.cli.options import BatchSize, CalibrationFile, Device, Model
-from dover_eval.cli.output import print_report, write_json
+from dover_eval.cli.output import print_report
 
 
 def evaluate(

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
+from dover_eval.cli.output import say
 from dover_eval.files import InputError
 from dover_eval.inputs import check_name
 from dover_eval.prompts import prompt_fault
+from dover_eval.replacing import replacing
 
 #: Not everything that was asked for could be had; the command was not understood.
 EXIT_FAILED, EXIT_USAGE = 1, 2
@@ -21,13 +24,13 @@ EXIT_FAILED, EXIT_USAGE = 1, 2
 
 def usage(message: object) -> NoReturn:
     """The command, or a table that it names, was not understood."""
-    typer.echo(f"dover-eval: {message}", err=True)
+    say(f"dover-eval: {message}", err=True)
     raise typer.Exit(EXIT_USAGE)
 
 
 def failure(message: object) -> NoReturn:
     """What was asked for cannot be had."""
-    typer.echo(f"dover-eval: {message}", err=True)
+    say(f"dover-eval: {message}", err=True)
     raise typer.Exit(EXIT_FAILED)
 
 
@@ -82,6 +85,12 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         failure(f"{path} cannot be written: {error.strerror or error}")
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """The file appears whole or not at all; one that cannot be written ends the command."""
+    with writing(path), replacing(path) as draft:
+        draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 @contextmanager

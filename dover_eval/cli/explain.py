@@ -9,7 +9,7 @@ import typer
 
 from dover_eval.cli.exits import check_file, check_names, check_no_input, check_prompt, extra, failure, usage, writing
 from dover_eval.cli.options import Device, Model
-from dover_eval.cli.output import plain_table
+from dover_eval.cli.output import plain_table, said
 from dover_eval.cli.report import SUFFIXES
 
 
@@ -72,9 +72,8 @@ def explain(
 
 def _print(found: Any) -> None:
     from rich.console import Console
-    from rich.text import Text
 
-    from dover_eval.wording import plain, plural
+    from dover_eval.wording import plural
 
     table = plain_table()
     for title in ("score", "whole clip", "lowest", "at"):
@@ -84,11 +83,11 @@ def _print(found: Any) -> None:
         table.add_row(name, f"{found.scores[column]:.2f}", f"{low:.2f}", f"{found.times[worst]:.2f} s")
     console = Console()
     console.print(table)
-    said = f"{plural(len(found.times), 'window')} of {found.window:.2f} s in {found.duration:.2f} s"
-    said += f"; fingerprint {found.fingerprint}"
-    console.print(Text(said, style="dim"), soft_wrap=True)
+    tell = lambda line, style="": console.print(said(line, style), soft_wrap=True)
+    windows = f"{plural(len(found.times), 'window')} of {found.window:.2f} s in {found.duration:.2f} s"
+    tell(f"{windows}; fingerprint {found.fingerprint}", "dim")
     read = sorted((word for word in found.words if word.focus is not None), key=lambda word: -word.focus)
-    said = ", ".join(f"{plain(word.text)} {word.focus:.2f}" for word in read[:8])
-    console.print(Text(f"words that look the most narrowly: {said}"), soft_wrap=True)
+    narrowest = ", ".join(f"{word.text} {word.focus:.2f}" for word in read[:8])
+    tell(f"words that look the most narrowly: {narrowest}")
     if lost := sum(word.cut_off for word in found.words):
-        console.print(Text(f"the prompt is too long: its end was not read ({plural(lost, 'word')})", style="yellow"))
+        tell(f"the prompt is too long: its end was not read ({plural(lost, 'word')})", "yellow")

@@ -10,6 +10,7 @@ import typer
 
 from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, check_prompt, failure, usage, writing
 from dover_eval.cli.options import Prompts
+from dover_eval.cli.output import say
 from dover_eval.cli.progress import progress_bar
 from dover_eval.inputs import find_videos, match_prompts, read_prompts
 from dover_eval.opinion import SCORE_NAMES
@@ -51,7 +52,7 @@ def label(
         from dover_eval.teachers import TEACHERS
 
         for name, known in TEACHERS.items():
-            typer.echo(f"{name}\n    {known.judges}. Needs {known.needs}. {known.licence}")
+            say(f"{name}\n    {known.judges}. Needs {known.needs}. {known.licence}")
         return
     if teacher is None or not videos or output is None:
         usage("--teacher, --videos and --output are needed; --list tells the teachers")
@@ -144,15 +145,15 @@ def _named(option: str, given: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 def _report(done: Labels, output: Path) -> None:
     for aspect, given in done.teacher.scales.items():
         told = ", ".join(f"{name} {value:g}" for name, value in given.items() if name != "kind")
-        typer.echo(f"{aspect}: {given['kind'].lower()}, {told}")
+        say(f"{aspect}: {given['kind'].lower()}, {told}")
     untold = f", {done.untold} of which the teacher could tell nothing" if done.untold else ""
-    typer.echo(
+    say(
         f"{output}: {done.judged + done.kept} clips, {done.kept} of them from before, {len(done.errors)} failed"
         f"{untold}; teacher {done.teacher.fingerprint}"
     )
     if done.earlier:
-        typer.echo(f"and {done.earlier} rows of earlier runs, which this one did not ask for")
+        say(f"and {done.earlier} rows of earlier runs, which this one did not ask for")
     for (name, _), error in list(done.errors.items())[:SHOWN_ERRORS]:
-        typer.echo(f"{name}: {error}", err=True)
+        say(f"{name}: {error}", err=True)
     if len(done.errors) > SHOWN_ERRORS:
-        typer.echo(f"and {len(done.errors) - SHOWN_ERRORS} more, in the table's column error", err=True)
+        say(f"and {len(done.errors) - SHOWN_ERRORS} more, in the table's column error", err=True)

@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from dover_eval.cli.exits import failure, usage
+from dover_eval.cli.output import say
 from dover_eval.cli.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 class _StandardError(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        typer.echo(self.format(record), err=True)
+        say(self.format(record), err=True)
 
 
 def show_warnings() -> None:

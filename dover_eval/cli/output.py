@@ -1,22 +1,33 @@
-"""What several commands print, and write, in one way."""
+"""What several commands print, in one way: file names, prompts and errors come from anywhere, and are made plain."""
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dover_eval.cli.exits import writing
-from dover_eval.replacing import replacing
+import typer
+
 from dover_eval.wording import plain, plural
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from rich.table import Table
+    from rich.text import Text
 
     from dover_eval.evaluation import EvaluationReport, Interval
+
+
+def say(message: object, *, err: bool = False) -> None:
+    """Print a message of one line or several, with its control characters spelled out."""
+    typer.echo("\n".join(map(plain, str(message).split("\n"))), err=err)
+
+
+def said(text: str, style: str = "") -> Text:
+    """The same for a table of rich; a Text, not a str: brackets in a file name or a prompt are no markup."""
+    from rich.text import Text
+
+    return Text(plain(text), style=style)
 
 
 def plain_table(**options: Any) -> Table:
@@ -27,15 +38,8 @@ def plain_table(**options: Any) -> Table:
     return Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), **options)
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """The file appears whole or not at all; one that cannot be written ends the command."""
-    with writing(path), replacing(path) as draft:
-        draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
 def print_report(report: EvaluationReport) -> None:
     from rich.console import Console
-    from rich.text import Text
 
     from dover_eval.evaluation import PairMetrics, RatingMetrics
 
@@ -70,9 +74,9 @@ def print_report(report: EvaluationReport) -> None:
         console.print(out)
     console.print(f"{report.used} of {report.items} rows; fingerprint {report.fingerprint}")
     for line in lost_clips(report.missing, report.failed):
-        console.print(Text(line), soft_wrap=True)
+        console.print(said(line), soft_wrap=True)
     for name, reason in report.left_out.items():
-        console.print(f"{name}: {reason}", markup=False)
+        console.print(said(f"{name}: {reason}"))
 
 
 def lost_clips(missing: Sequence[str], failed: Mapping[str, str]) -> list[str]:
@@ -80,11 +84,11 @@ def lost_clips(missing: Sequence[str], failed: Mapping[str, str]) -> list[str]:
     lines = []
     if missing:
         more = " ..." if len(missing) > 5 else ""
-        lines.append(f"{plural(len(missing), 'clip')} not found: {plain(', '.join(missing[:5]))}{more}")
+        lines.append(f"{plural(len(missing), 'clip')} not found: {', '.join(missing[:5])}{more}")
     if failed:
         lines.append(f"{plural(len(failed), 'clip')} failed:")
         told = [reason if f"{name}:" in reason else f"{name}: {reason}" for name, reason in list(failed.items())[:5]]
-        lines += [f"  {plain(line)}" for line in told]
+        lines += [f"  {line}" for line in told]
         lines += ["  ..."] if len(failed) > 5 else []
     return lines
 

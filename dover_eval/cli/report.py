@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dover_eval.cli.exits import check_file, check_names, extra, usage, writing
+from dover_eval.cli.output import say
 from dover_eval.cli.progress import progress_bar
 from dover_eval.wording import plural
 
@@ -52,4 +53,4 @@ def report(
         write_page(page, output)
     failed = len(table) - int(table.scored.sum())
     size = f"{output.stat().st_size / 1e6:.1f} MB"
-    typer.echo(f"{output}: {plural(len(table), 'clip')}, {failed} of them failed; {size}", err=True)
+    say(f"{output}: {plural(len(table), 'clip')}, {failed} of them failed; {size}", err=True)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, extra, failure, usage, writing
+from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, extra, failure, usage, write_json, writing
 from dover_eval.cli.options import Device, Model, Prompts
-from dover_eval.cli.output import plain_table, write_json
+from dover_eval.cli.output import plain_table
 
 if TYPE_CHECKING:
     from dover_eval.sanity import SanityReport

@@ -10,7 +10,7 @@ import typer
 
 from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, check_package, check_prompt, failure, usage
 from dover_eval.cli.options import BatchSize, CalibrationFile, Device, Model, Prompts
-from dover_eval.cli.output import plain_table
+from dover_eval.cli.output import plain_table, said, say
 from dover_eval.cli.progress import progress_bar
 from dover_eval.config import usual_batch_size
 from dover_eval.inputs import NoPromptError, list_clips, read_prompts, video_file_name
@@ -128,7 +128,7 @@ def score(
         failure(error)
     except KeyboardInterrupt:
         if output is not None:
-            typer.echo(f"dover-eval: stopped; rows are safe in {run_folder(output)}: go on with --resume", err=True)
+            say(f"dover-eval: stopped; rows are safe in {run_folder(output)}: go on with --resume", err=True)
         raise
     if share.rank != 0:
         return  # rank 0 tells; and a rank that fails would make torchrun end the others
@@ -197,12 +197,11 @@ def _print(outcome: Outcome, output: Path | None) -> None:
         return
     kept = f", {outcome.clips - outcome.scored} of them before" if outcome.scored < outcome.clips else ""
     failed = f", {outcome.failed} failed" if outcome.failed else ""
-    typer.echo(f"{output}: {outcome.clips} clips{kept}{failed}; fingerprint {outcome.fingerprint}")
+    say(f"{output}: {outcome.clips} clips{kept}{failed}; fingerprint {outcome.fingerprint}")
 
 
 def _print_table(outcome: Outcome) -> None:
     from rich.console import Console
-    from rich.text import Text
 
     table = plain_table(
         caption=f"from 1 (bad) to 5 (excellent); fingerprint {outcome.fingerprint}",
@@ -212,10 +211,9 @@ def _print_table(outcome: Outcome) -> None:
     for name in SCORE_NAMES:
         table.add_column(name, justify="right", style="bold" if name == "Overall" else "", no_wrap=True)
     for row in outcome.rows:
-        # Text, not str: brackets in a file name or a prompt are no markup.
         error = row["error"]
-        below = Text(row["Prompt"], style="dim") if error is None else Text(error, style="red")
-        cells: list[Any] = [Text("\n").join([Text(video_file_name(row["video_name"])), below])]
+        below = said(row["Prompt"], "dim") if error is None else said(error, "red")
+        cells: list[Any] = [said(video_file_name(row["video_name"])).append("\n").append_text(below)]
         cells += ["-" if error else f"{row[name]:.2f}" for name in SCORE_NAMES]
         table.add_row(*cells)
     Console().print(table)

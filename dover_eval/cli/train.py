@@ -10,7 +10,7 @@ import typer
 
 from dover_eval.cli.exits import extra, failure, usage
 from dover_eval.cli.loading import show_warnings
-from dover_eval.cli.output import print_report
+from dover_eval.cli.output import print_report, say
 
 if TYPE_CHECKING:
     from dover_eval.training.corpus import Corpus
@@ -62,12 +62,12 @@ def _print_corpus(corpus: Corpus) -> None:
         told = [f"{counts['rows']} rows, {counts['clips']} clips, {counts['prompts']} prompts"]
         for kind in ("ratings", "verdicts"):
             told += [f"{count} {kind} of {name}" for name, count in counts[kind].items()]
-        typer.echo(f"{side}: {'; '.join(told)}")
+        say(f"{side}: {'; '.join(told)}")
 
 
 def _print_result(result: TrainResult) -> None:
     record = result.record
     best = f", the best at step {record['best_step']}" if record["best_step"] else ""
-    typer.echo(f"{result.folder}: {record['steps']} steps{best}, {record['minutes']} minutes")
+    say(f"{result.folder}: {record['steps']} steps{best}, {record['minutes']} minutes")
     if result.report is not None:
         print_report(result.report)

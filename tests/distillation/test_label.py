@@ -315,6 +315,14 @@ def ask(output: str = "table.csv", clips: str = "clips", **more) -> Labels:
     return label(more.pop("teacher", "toys:Counting"), wanted, output, options=options, **more)
 
 
+def test_control_characters_of_a_clips_name_do_not_reach_the_terminal(place):
+    shutil.copy(CLIPS / "star_clean.mp4", "clips/raises\x1b]0;owned\x07.mp4")
+    done = run(*COUNTING, log="log")
+    assert done.returncode == 1
+    assert "raises\\x1b]0;owned\\x07.mp4: RuntimeError: out of memory" in done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+
+
 def test_only_what_failed_or_changed_or_is_new_is_asked_again(place):
     shutil.copy(CLIPS / "star_clean.mp4", "clips/raises.mp4")
     first = ask()
