@@ -192,7 +192,7 @@ METHODS = {"grpo": train_grpo, "backprop": train_backprop}
 def run(method: str, reward: DoverReward, settings: Settings, seed: int) -> dict[str, object]:
     """Train one model; held-out rewards before and after, and what the monitor saw."""
     wan = TinyWan(seed, reward.scorer.model.text_encoder)
-    monitor = RewardMonitor(layout=reward.layout, value_range=reward.value_range, baseline=5, window=5)
+    monitor = RewardMonitor(layout=reward.reader.layout, value_range=reward.reader.value_range, baseline=5, window=5)
     before, frames, prompts = held_out(wan, reward, settings)
     monitor.probe(reward, frames, prompts)
     start = time.perf_counter()

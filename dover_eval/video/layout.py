@@ -67,17 +67,26 @@ def split_clips(videos: Any, layout: str | None) -> list[Tensor]:
         raise ValueError(
             'arrays and tensors need layout=, such as "BTCHW" or "TCHW": a shape alone cannot tell T from C'
         )
-    if not isinstance(layout, str) or sorted(layout.removeprefix("B")) != sorted(CLIP_LAYOUT):
-        raise ValueError(f'expected a layout of T, C, H and W, each once, and B at most in front, got "{layout}"')
-    if isinstance(videos, list):
-        if layout[0] == "B":
-            raise ValueError(f'a list of clips needs a layout without B, got "{layout}"')
-    elif given[0].ndim != len(layout):
-        raise ValueError(f'expected {len(layout)} dimensions for layout "{layout}", got shape {tuple(given[0].shape)}')
+    check_layout(layout)
+    if not isinstance(videos, list):
+        given = unbatched(given[0], layout)
     elif layout[0] == "B":
-        given = list(given[0])
+        raise ValueError(f'a list of clips needs a layout without B, got "{layout}"')
     order = layout.removeprefix("B")
     return [check_clip(clip, order, f"videos[{i}]") for i, clip in enumerate(given)]
+
+
+def check_layout(layout: str) -> None:
+    """Raises ValueError for anything but the letters of TCHW in any order, or these after a B."""
+    if not isinstance(layout, str) or sorted(layout.removeprefix("B")) != sorted(CLIP_LAYOUT):
+        raise ValueError(f'expected a layout of T, C, H and W, each once, and B at most in front, got "{layout}"')
+
+
+def unbatched(videos: Any, layout: str) -> list[Any]:
+    """The clips of a batch, or the one clip where `layout` has no B. Raises ValueError for other dimensions."""
+    if videos.ndim != len(layout):
+        raise ValueError(f'expected {len(layout)} dimensions for layout "{layout}", got shape {tuple(videos.shape)}')
+    return list(videos) if layout[0] == "B" else [videos]
 
 
 def check_clip(clip: Tensor, layout: str, name: str, value_range: tuple[float, float] = (0.0, 1.0)) -> Tensor:

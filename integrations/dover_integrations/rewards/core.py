@@ -5,37 +5,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dover_eval.forks import Lock
 from dover_eval.models.dover import DOVERModel
-from dover_eval.models.text import prompts_for
 from dover_eval.opinion import SCORE_NAMES
 from dover_eval.scorer import VideoScorer
-from dover_eval.video.decode import VideoError, decode_clip
-from dover_eval.video.layout import CLIP_LAYOUT, as_tensor, check_clip
-from dover_integrations.rewards.engine import (
-    Engine,
-    Failure,
-    Item,
-    RewardError,
-    private_engine,
-    shared_engine,
-)
+from dover_integrations.rewards.engine import Engine, RewardError, private_engine, shared_engine
+from dover_integrations.rewards.reading import ClipReader, Failure, Item
 
 logger = logging.getLogger(__name__)
 
-BYTE_RANGE = (0.0, 255.0)
 CHECKPOINT_FRAMES = 4
-FILE_FRAMES = 16  # of a video file that is looked at without a model
 
 
 class DoverReward:
@@ -55,6 +42,9 @@ class DoverReward:
             raises for the whole call, "nan" makes it NaN and logs why. A wrong shape, dtype or range always raises.
         device, dtype: as in `VideoScorer`.
         batch_size: clips that go through the model together; by default 8 on a GPU and 1 on a CPU.
+
+    Attributes:
+        reader: the `ClipReader` behind it, with `layout` and `value_range`.
     """
 
     def __init__(
@@ -71,11 +61,6 @@ class DoverReward:
         dtype: torch.dtype | None = None,
         batch_size: int | None = None,
     ) -> None:
-        if sorted(layout.removeprefix("B")) != sorted(CLIP_LAYOUT):
-            raise ValueError(f'expected a layout of T, C, H and W, each once, and B at most in front, got "{layout}"')
-        low, high = (float(bound) for bound in value_range)
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise ValueError(f"expected a value_range (black, white) such as (0, 1) or (0, 255), got {value_range}")
         if nan_policy not in ("raise", "nan"):
             raise ValueError(f'expected nan_policy "raise" or "nan", got "{nan_policy}"')
         if mean is not None and not math.isfinite(mean):
@@ -85,8 +70,7 @@ class DoverReward:
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"expected a batch_size of at least 1, got {batch_size}")
         self.weights = check_weights(weights)
-        self.layout = layout
-        self.value_range = (low, high)
+        self.reader = ClipReader(layout, value_range)
         self.mean = 0.0 if mean is None else float(mean)
         self.std = 1.0 if std is None else float(std)
         self.nan_policy = nan_policy
@@ -96,14 +80,13 @@ class DoverReward:
         self._device = None if device is None else torch.device(device)
         self._dtype = dtype
         self._engine: Engine | None = None
-        self._warned = False
         self._loading = Lock()
 
     def __call__(self, videos: Any, prompts: str | Sequence[str]) -> Tensor:
         """Rewards (B,) float32 on the CPU, without gradients.
 
         Args:
-            videos: a tensor or an array in `layout`, or a list of clips or of video files.
+            videos: a tensor or an array in `layout`, or an iterable of clips or of video files.
             prompts: one a clip; a single text goes with every clip.
 
         Raises:
@@ -134,7 +117,7 @@ class DoverReward:
 
     def submit(self, videos: Any, prompts: str | Sequence[str]) -> list[Future[Tensor | Failure] | Failure]:
         """`scores` without waiting: a future of each row (5,), or of the reason why there is none."""
-        items = self._read(videos, prompts)
+        items = self.reader.read(videos, prompts)
         futures = iter(self.load().submit([item for item in items if isinstance(item, Item)]))
         return [next(futures) if isinstance(item, Item) else item for item in items]
 
@@ -163,7 +146,7 @@ class DoverReward:
         if checkpoint_frames is not None and checkpoint_frames < 1:
             raise ValueError(f"expected checkpoint_frames of at least 1 or None, got {checkpoint_frames}")
         items = []
-        for i, item in enumerate(self._read(frames, prompts)):
+        for i, item in enumerate(self.reader.read(frames, prompts)):
             if isinstance(item, Failure):
                 raise RewardError(f"videos[{i}]: {item.reason}")
             items.append(item)
@@ -206,63 +189,6 @@ class DoverReward:
         """The scorer behind the rewards."""
         return self.load().scorer
 
-    def read_clips(self, videos: Any, most: int | None = None) -> tuple[Iterator[Tensor], int]:
-        """The first `most` of `videos` as clips (T,3,H,W), fp32 in 0-1, without gradients; and how many came.
-
-        Each is read when its turn comes; of a file `FILE_FRAMES` frames. No model is loaded. Clips that hold NaN and
-        files that fail are left out.
-        """
-        found = self._split(videos)
-        return self._clips(found[:most]), len(found)
-
-    def _clips(self, videos: list[Any]) -> Iterator[Tensor]:
-        for i, clip in enumerate(videos):
-            item = self._read_one(i, clip, "")
-            if isinstance(item, Failure):
-                continue
-            try:
-                frames = item.clip if isinstance(item.clip, Tensor) else decode_clip(item.clip, FILE_FRAMES).frames
-            except VideoError:
-                continue  # the reward has told
-            low, high = item.value_range
-            yield (frames.detach().float() - low) / (high - low)
-
-    def _read(self, videos: Any, prompts: str | Sequence[str]) -> list[Item | Failure]:
-        clips = self._split(videos)
-        prompts = prompts_for(len(clips), prompts)
-        return [self._read_one(i, clip, prompt) for i, (clip, prompt) in enumerate(zip(clips, prompts, strict=True))]
-
-    def _split(self, videos: Any) -> list[Any]:
-        if isinstance(videos, Tensor | np.ndarray):
-            if videos.ndim != len(self.layout):
-                raise ValueError(
-                    f'layout "{self.layout}" has {len(self.layout)} dimensions, got shape {tuple(videos.shape)}'
-                )
-            return list(videos) if self.layout[0] == "B" else [videos]
-        if isinstance(videos, str | os.PathLike):
-            return [videos]
-        if isinstance(videos, Sequence):
-            return list(videos)
-        raise TypeError(f"expected an array, a tensor, a path or a list of these, got {type(videos).__name__}")
-
-    def _read_one(self, i: int, clip: Any, prompt: str) -> Item | Failure:
-        name = f"videos[{i}]"
-        if isinstance(clip, str | os.PathLike):
-            return Item(Path(clip), prompt, BYTE_RANGE)
-        clip = as_tensor(clip, name)
-        if clip.dtype == torch.uint8 and self.value_range != BYTE_RANGE:
-            raise ValueError(f"expected floats in {self.value_range}, got {name} of dtype uint8, whose range is 0-255")
-        if clip.is_floating_point() and clip.numel():
-            low, high = (bound.item() for bound in clip.detach().aminmax())
-            if not (math.isfinite(low) and math.isfinite(high)):
-                return Failure(f"frames of shape {tuple(clip.shape)} hold NaN or infinity")
-            if self.value_range == BYTE_RANGE and 0 < high <= 1 and not self._warned:
-                self._warned = True
-                logger.warning("%s has no value above %.3g of 0-255: is its range 0-1?", name, high)
-        clip = check_clip(clip, self.layout.removeprefix("B"), name, self.value_range)
-        ready = torch.cuda.current_stream(clip.device).record_event() if clip.is_cuda else None
-        return Item(clip, prompt, self.value_range, ready)
-
     def _gather(self, rows: list[Tensor | Failure]) -> Tensor:
         for i, row in enumerate(rows):
             if not isinstance(row, Failure):
@@ -279,8 +205,7 @@ class DoverReward:
 
     def __repr__(self) -> str:
         model = self._model if isinstance(self._model, str | Path | None) else type(self._model).__name__
-        settings = f'{self.weights}, layout="{self.layout}", value_range={self.value_range}'
-        return f"DoverReward({model or 'embedded'}, {settings})"
+        return f"DoverReward({model or 'embedded'}, {self.weights}, {self.reader})"
 
 
 def _cancel(futures: Sequence[Future[Tensor | Failure] | Failure]) -> None:

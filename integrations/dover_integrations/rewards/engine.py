@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -20,30 +19,11 @@ from dover_eval.scorer import VideoScorer, placement
 from dover_eval.video.decode import VideoError
 from dover_eval.video.sample import sample_clip
 from dover_integrations.rewards.queue import MicroBatcher
+from dover_integrations.rewards.reading import Failure, Item, to_unit
 
 
 class RewardError(RuntimeError):
     """A reward that could not be given; the message names the item and the reason."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why one item has no scores."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class Item:
-    """One clip (T,3,H,W), uint8 or float in `value_range`, or a video file, and its prompt.
-
-    `ready` is the event after which the clip's values are there, on a GPU.
-    """
-
-    clip: Tensor | Path
-    prompt: str
-    value_range: tuple[float, float]
-    ready: torch.cuda.Event | None = None
 
 
 class Engine:
@@ -137,9 +117,8 @@ class Engine:
         if item.ready is not None:
             torch.cuda.current_stream(clip.device).wait_event(item.ready)
         clip = sample_clip(clip, self.scorer.config)  # before anything is copied
-        low, high = item.value_range
-        if clip.dtype != torch.uint8 and (low, high) != (0.0, 1.0):
-            clip = (clip.float() - low) / (high - low)
+        if clip.dtype != torch.uint8 and item.value_range != (0.0, 1.0):
+            clip = to_unit(clip, item.value_range)
         return self.scorer.prepare(clip)
 
     def _prepare_or_raise(self, i: int, item: Item) -> Tensor:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from dover_eval.opinion import SCORE_NAMES
-from dover_integrations.rewards.core import DoverReward
 from dover_integrations.rewards.frame_figures import frame_figures
+from dover_integrations.rewards.reading import ClipReader
 from dover_integrations.rewards.shaping import within_group_std
 
 logger = logging.getLogger(__name__)
@@ -101,8 +101,7 @@ class RewardMonitor:
             raise ValueError(
                 f"expected baseline >= 2, window and max_clips >= 1, got {baseline}, {window}, {max_clips}"
             )
-        # The reward's own reading of layout and range; no model is loaded for it.
-        self._reader = DoverReward(layout=layout, value_range=value_range)
+        self._reader = ClipReader(layout, value_range)
         self.limits = limits or Limits()
         self.max_clips = max_clips
         self.alarms: dict[str, str] = {}
@@ -119,7 +118,7 @@ class RewardMonitor:
         if not isinstance(scores, Tensor) or scores.ndim != 2 or scores.shape[1] != len(SCORE_NAMES):
             found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise ValueError(f"expected scores (B,{len(SCORE_NAMES)}) as a tensor, got {found}")
-        clips, count = self._reader.read_clips(videos, self.max_clips)
+        clips, count = self._reader.pixels(videos, self.max_clips)
         if count != len(scores):
             raise ValueError(f"expected scores of the {count} videos, got {len(scores)} rows")
         figures: dict[str, float] = {}

@@ -19,7 +19,7 @@ from torch import Tensor
 import dover_eval
 from dover_eval.opinion import SCORE_NAMES
 from dover_integrations.rewards.core import DoverReward
-from dover_integrations.rewards.engine import Failure
+from dover_integrations.rewards.reading import BYTE_RANGE, Failure
 from dover_integrations.server import media
 from dover_integrations.server.guard import Guard
 from dover_integrations.server.memory import Share
@@ -63,7 +63,7 @@ def create_app(reward: DoverReward, settings: ServerSettings | None = None) -> F
     `reward` must read uint8 clips in "TCHW" (or "BTCHW") with `value_range` (0, 255): its weights, mean and std make
     the rewards of `/compute`. The model is loaded when the application starts.
     """
-    if reward.layout.removeprefix("B") != "TCHW" or reward.value_range != (0.0, 255.0):
+    if reward.reader.layout.removeprefix("B") != "TCHW" or reward.reader.value_range != BYTE_RANGE:
         raise ValueError(f'expected layout "TCHW" and value_range (0, 255), got {reward}')
     settings = settings or ServerSettings()
     service = ScoringService(reward, settings)

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from dover_eval.opinion import SCORE_NAMES
 from dover_integrations.rewards.core import DoverReward
-from dover_integrations.rewards.engine import Failure, Item, RewardError
+from dover_integrations.rewards.engine import RewardError
+from dover_integrations.rewards.reading import Failure, Item, to_unit
 from dover_integrations.server.wire import REWARD_NAME, SAFETENSORS, encode_clips
 
 RETRIED = (429, 502, 503)
@@ -96,7 +97,7 @@ class DoverRewardClient(DoverReward):
         model than it had.
         """
         rows: list[Tensor | Failure] = []
-        for item in self._read(videos, prompts):
+        for item in self.reader.read(videos, prompts):
             rows.append(item if isinstance(item, Failure) else _readable(item))  # type: ignore[arg-type]
         requests = _requests(rows)  # type: ignore[arg-type]
         with ThreadPoolExecutor(REQUESTS_AT_ONCE) if len(requests) > 1 else nullcontext() as pool:
@@ -214,7 +215,7 @@ class DoverRewardClient(DoverReward):
         return super().__getstate__() | {"_http": {}}
 
     def __repr__(self) -> str:
-        return f'DoverRewardClient({self.url}, {self.weights}, layout="{self.layout}", value_range={self.value_range})'
+        return f"DoverRewardClient({self.url}, {self.weights}, {self.reader})"
 
 
 def _readable(item: Item) -> Item | Failure:
@@ -259,8 +260,7 @@ def _as_bytes(item: Item) -> Tensor:
     assert isinstance(item.clip, Tensor)
     if item.clip.dtype == torch.uint8:
         return item.clip
-    low, high = item.value_range
-    return ((item.clip.detach().float() - low) * (255 / (high - low))).round().to(torch.uint8)
+    return (to_unit(item.clip.detach(), item.value_range) * 255).round().to(torch.uint8)
 
 
 def _post_files(http: httpx.Client, paths: Sequence[Path], prompts: list[str]) -> httpx.Response:

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from torch import Tensor
 
 from dover_integrations.rewards.core import DoverReward
-from dover_integrations.rewards.engine import Failure
+from dover_integrations.rewards.reading import Failure
 from dover_integrations.server.settings import LONGEST_PROMPT, ServerSettings
 from dover_integrations.server.wire import BadRequest
 

@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from dover_integrations.rewards import DoverReward, RewardError
@@ -69,6 +70,17 @@ def test_ranges_and_kinds_of_clips_agree(model, reward, videos, prompts, value_r
     torch.testing.assert_close(found, reward(videos, prompts), atol=tolerance, rtol=0)
 
 
+def test_iterables_of_clips_and_of_files_are_read_as_the_scorer_reads_them(
+    model, reward, videos, prompts, write_video, moving_frames, monkeypatch
+):
+    torch.testing.assert_close(reward((clip for clip in videos), prompts), reward(videos, prompts))
+    path = write_video(moving_frames)
+    expected = VideoScorer(model, device="cpu").score(path, "a square").overall
+    monkeypatch.setenv("HOME", str(path.parent))
+    for files in (np.array([str(path)]), (path,), (p for p in [path]), f"~/{path.name}"):
+        torch.testing.assert_close(reward(files, "a square"), expected)
+
+
 @pytest.mark.parametrize("frames", [1, 2, 8, 9])
 def test_clips_shorter_and_longer_than_the_models_are_scored(reward, videos, frames):
     clip = videos[:1].repeat(1, 2, 1, 1, 1)[:, :frames]
@@ -84,7 +96,7 @@ def test_clips_shorter_and_longer_than_the_models_are_scored(reward, videos, fra
         ({"value_range": (-1, 1)}, lambda x: x * 3, "expected float from -1 to 1"),
         ({"value_range": (0, 255)}, lambda x: x * 300, "expected float in 0-255"),
         ({}, lambda x: x.int(), "expected uint8 in 0-255 or float in 0-1"),
-        ({}, lambda x: x[0], 'layout "BTCHW" has 5 dimensions'),
+        ({}, lambda x: x[0], 'expected 5 dimensions for layout "BTCHW"'),
         ({"layout": "BCTHW"}, lambda x: x, "expected three channels"),
         ({}, lambda x: x[:, :0], "at least one frame"),
         ({}, lambda x: x[:3], "expected 3 prompts, one a clip, got 4"),

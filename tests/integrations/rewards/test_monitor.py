@@ -183,7 +183,7 @@ def test_layout_and_range_do_not_change_the_figures(layout, move, value_range, c
     assert monitor.update(convert(clips).permute(*move), healthy_scores(0)) == pytest.approx(plain, rel=1e-3)
 
 
-def test_files_have_figures_and_what_is_no_video_has_none(write_video, tmp_path):
+def test_files_have_figures_and_what_is_no_video_has_none(write_video, tmp_path, monkeypatch):
     frames = (healthy_clips(0)[:1, 0] * 255).byte().permute(0, 2, 3, 1).numpy().repeat(8, 0)
     still = write_video(frames, "still.mp4")
     broken = tmp_path / "broken.mp4"
@@ -191,6 +191,9 @@ def test_files_have_figures_and_what_is_no_video_has_none(write_video, tmp_path)
     figures = RewardMonitor(layout="BTCHW", value_range=(0, 1)).update([still, broken], healthy_scores(0, 2))
     assert figures["motion"] == pytest.approx(0, abs=0.01)
     assert figures["brightness"] == pytest.approx(frames.mean() / 255, abs=0.05)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    again = RewardMonitor(layout="BTCHW", value_range=(0, 1)).update(iter(["~/still.mp4"]), healthy_scores(0, 1))
+    assert again["brightness"] == figures["brightness"]
 
 
 def test_scores_of_other_videos_are_refused():

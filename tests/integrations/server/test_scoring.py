@@ -55,8 +55,10 @@ def test_a_long_list_goes_in_several_requests_and_keeps_its_order(serve, client,
     torch.testing.assert_close(client(serve())(clips, texts), reward(clips, texts))
 
 
-def test_files_are_scored_as_in_process(serve, client, reward, mp4):
-    torch.testing.assert_close(client(serve()).scores([mp4, mp4], "a cat"), reward.scores([mp4, mp4], "a cat"))
+def test_files_are_scored_as_in_process(serve, client, reward, mp4, monkeypatch):
+    monkeypatch.setenv("HOME", str(mp4.parent))
+    found = client(serve()).scores((file for file in (mp4, f"~/{mp4.name}")), "a cat")
+    torch.testing.assert_close(found, reward.scores([mp4, mp4], "a cat"))
 
 
 def test_frames_with_nan_never_leave_the_client(serve, client, videos, prompts):
