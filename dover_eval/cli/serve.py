@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from dover_integrations.server.settings import MIB, ServerSettings
 
 from dover_eval.cli.exits import extra, failure, usage
 from dover_eval.cli.loading import check_device, loading
 from dover_eval.cli.options import BatchSize, Device, Model
 
-MIB = 2**20
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
 
 
@@ -35,14 +35,22 @@ def serve(
             "--weight", help="Such as Alignment=0.5, repeated: the rewards of /compute. Overall=1 by default."
         ),
     ] = None,
-    max_body_mib: Annotated[int, typer.Option(min=1, help="Most MiB of one request.")] = 256,
-    max_memory_mib: Annotated[int, typer.Option(min=1, help="Most MiB of all requests at work.")] = 2048,
-    max_clips: Annotated[int, typer.Option(min=1, help="Most clips of one request.")] = 64,
-    max_frames: Annotated[int, typer.Option(min=1, help="Most frames of one clip.")] = 1024,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Most pixels of one frame.")] = 4096 * 2304,
-    queue_size: Annotated[int, typer.Option(min=1, help="Most clips that wait or are scored.")] = 256,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds in which a request must be scored.")] = 300.0,
-    body_timeout: Annotated[float, typer.Option(min=1, help="Seconds in which a request must arrive.")] = 60.0,
+    max_body_mib: Annotated[int, typer.Option(min=1, help="Most MiB of one request.")] = ServerSettings.max_body // MIB,
+    max_memory_mib: Annotated[
+        int, typer.Option(min=1, help="Most MiB of all requests at work.")
+    ] = ServerSettings.max_memory // MIB,
+    max_clips: Annotated[int, typer.Option(min=1, help="Most clips of one request.")] = ServerSettings.max_clips,
+    max_frames: Annotated[int, typer.Option(min=1, help="Most frames of one clip.")] = ServerSettings.max_frames,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Most pixels of one frame.")] = ServerSettings.max_pixels,
+    queue_size: Annotated[
+        int, typer.Option(min=1, help="Most clips that wait or are scored.")
+    ] = ServerSettings.queue_size,
+    timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds in which a request must be scored.")
+    ] = ServerSettings.timeout,
+    body_timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds in which a request must arrive.")
+    ] = ServerSettings.body_timeout,
     log_level: Annotated[str, typer.Option(help="critical, error, warning, info, debug or trace.")] = "info",
 ) -> None:
     """Serve rewards over HTTP: POST /score and /compute, GET /health, /metrics and /docs.
@@ -52,7 +60,7 @@ def serve(
     """
     with extra("server"):
         from dover_integrations.rewards import DoverReward
-        from dover_integrations.server import ServerSettings, check_open, run
+        from dover_integrations.server import check_open, run
     if log_level not in LOG_LEVELS:
         usage(f"--log-level {log_level}: expected one of {', '.join(LOG_LEVELS)}")
     check_device(device)
