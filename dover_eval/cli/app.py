@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 from typing import Annotated
 
 import typer
 
 from dover_eval.cli.exits import extra, failure, usage
 from dover_eval.cli.options import Device, Model
+from dover_eval.loopback import is_loopback
 
 
 def app(
@@ -27,7 +27,7 @@ def app(
     name, _, password = (auth or "").partition(":")
     if auth is not None and not (name and password):
         usage("--auth: expected NAME:PASSWORD")
-    if auth is None and not _loopback(host):
+    if auth is None and not is_loopback(host):
         usage(f"--host {host} is open to others: give --auth NAME:PASSWORD as well")
     with extra("app"):
         import gradio  # noqa: F401
@@ -41,10 +41,3 @@ def app(
         page.launch(**launch_options(host, port, (name, password) if auth else None))
     except OSError as error:
         failure(f"nothing listens on {host} port {port}: {error}")
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
-
 import uvicorn
 
+from dover_eval.loopback import is_loopback
 from dover_integrations.rewards.core import DoverReward
 from dover_integrations.server.app import create_app
 from dover_integrations.server.settings import ServerSettings
@@ -39,11 +38,3 @@ def check_open(settings: ServerSettings, host: str) -> None:
     """Raises ValueError for a host other than loopback without a token."""
     if settings.token is None and not is_loopback(host):
         raise ValueError(f"expected a token (--token or DOVER_EVAL_TOKEN) to listen on {host}: anyone could ask")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
