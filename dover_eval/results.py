@@ -1,5 +1,5 @@
 """Results files: one schema, the rows of `VideoScores.to_dicts`, in four formats; written whole or not at all, and read
-back with errors that say where. Reports' figures, fit for JSON."""
+back with errors that say where."""
 
 from __future__ import annotations
 
@@ -133,12 +133,3 @@ def read_results(path: Path) -> Results:
         errors=tuple(row["error"] or None for _, row in rows),
         fingerprint=prints[0],
     )
-
-
-def without_nan(value: Any) -> Any:
-    """Dictionaries, lists and tuples as JSON has them: NaN, which it has no word for, is None."""
-    if isinstance(value, dict):
-        return {key: without_nan(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -20,9 +20,9 @@ from torch import Tensor
 from dover_eval.distortions import ASPECT_OF, Frames, distort, h264
 from dover_eval.opinion import ASPECTS, SCORE_NAMES
 from dover_eval.prompts import next_different
-from dover_eval.results import without_nan
 from dover_eval.scorer import VideoScorer
 from dover_eval.video.sample import resized
+from dover_eval.wording import without_nan
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 CRFS = (23, 30, 37, 44, 51)

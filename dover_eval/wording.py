@@ -1,8 +1,10 @@
-"""Counts, errors and foreign texts in what a reader is told."""
+"""Counts, errors, foreign texts and missing figures in what a reader, or a reader of JSON, is told."""
 
 from __future__ import annotations
 
+import math
 import re
+from typing import Any
 
 
 def plural(count: int, noun: str) -> str:
@@ -22,3 +24,12 @@ def plain(text: str) -> str:
     """A name or a prompt as a terminal may have it: control characters are spelled out, for they could move its cursor,
     set its title or rewrite what was said before."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: found.group().encode("unicode_escape").decode(), text)
+
+
+def without_nan(value: Any) -> Any:
+    """Dictionaries, lists and tuples as JSON has them: NaN, which it has no word for, is None."""
+    if isinstance(value, dict):
+        return {key: without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -25,8 +25,9 @@ from dover_eval.evaluation.metrics import (
 )
 from dover_eval.files import composed, own_path
 from dover_eval.opinion import SCORE_NAMES
-from dover_eval.results import read_results, without_nan
+from dover_eval.results import read_results
 from dover_eval.tables import TableError
+from dover_eval.wording import without_nan
 
 Key = tuple[str, str]  # (video, prompt), as the items call them
 Scores = Mapping[Key, Mapping[str, float]]

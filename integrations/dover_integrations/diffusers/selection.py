@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from dover_eval.opinion import SCORE_NAMES
 from dover_eval.scorer import VideoScorer
+from dover_eval.wording import without_nan
 from dover_integrations.diffusers.callback import DoverCallback, Scorer, step_at_fraction
 from dover_integrations.diffusers.latents import FrameSelection
 from dover_integrations.diffusers.output import score_pipeline_output
@@ -72,11 +73,7 @@ class BestOf:
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """A dictionary a candidate, fit for JSON; a score that is no number is None."""
-        rows = [asdict(candidate) for candidate in self.ledger]
-        for judgement in (judgement for row in rows for judgement in row["judgements"]):
-            scores = judgement["scores"].items()
-            judgement["scores"] = {name: None if math.isnan(value) else value for name, value in scores}
-        return rows
+        return without_nan([asdict(candidate) for candidate in self.ledger])
 
     def __repr__(self) -> str:
         total = self.evaluations + self.saved
