@@ -23,6 +23,7 @@ from dover_eval.opinion import SCORE_NAMES
 from dover_integrations.rewards.core import DoverReward
 from dover_integrations.rewards.engine import RewardError
 from dover_integrations.rewards.reading import Failure, Item, to_unit
+from dover_integrations.server.settings import clean_token
 from dover_integrations.server.wire import REWARD_NAME, SAFETENSORS, encode_clips
 
 RETRIED = (429, 502, 503)
@@ -83,10 +84,8 @@ class DoverRewardClient(DoverReward):
             raise ValueError(f'expected a URL such as "http://127.0.0.1:8000", got "{url}"')
         self.url = url.rstrip("/")
         self.retries = retries
-        if token is not None and not (token.isascii() and token.strip()):
-            raise ValueError("expected a token of ASCII characters, and not empty")
         self.fingerprint: str | None = None
-        self._token = token and token.strip()
+        self._token = clean_token(token)
         self._timeout = timeout
         self._http: dict[int, httpx.Client] = {}  # by process: a forked child must not speak on its parent's lines
 

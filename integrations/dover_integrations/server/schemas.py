@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from dover_integrations.server.wire import REWARD_NAME
+
 IDENTITY = ("request_id", "sample_id", "group_id", "source_rank", "policy_version", "scorer_version", "idempotency_key")
 
 
@@ -25,7 +27,7 @@ class ScoreItem(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     history: list[Turn] = Field(min_length=1)
-    required_rewards: list[str] = Field(default_factory=lambda: ["dover"])
+    required_rewards: list[str] = Field(default_factory=lambda: [REWARD_NAME])
 
 
 class ScoreRequest(BaseModel):

@@ -10,6 +10,16 @@ MIB = 2**20
 LONGEST_PROMPT = 10_000
 
 
+def clean_token(token: str | None) -> str | None:
+    """A bearer token without the newline that a mounted secret ends with; None is none.
+
+    Raises ValueError for an empty one and for characters beyond ASCII.
+    """
+    if token is not None and not (token.isascii() and token.strip()):
+        raise ValueError("expected a token of ASCII characters, and not empty")
+    return token and token.strip()
+
+
 @dataclass(frozen=True)
 class ServerSettings:
     """Limits of one server.
@@ -40,10 +50,7 @@ class ServerSettings:
         for name in (*limits, "body_timeout", "timeout"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"expected {name} above 0, got {getattr(self, name)}")
-        if self.token is not None:
-            if not (self.token.isascii() and self.token.strip()):
-                raise ValueError("expected a token of ASCII characters, and not empty")
-            object.__setattr__(self, "token", self.token.strip())  # a mounted secret ends with a newline
+        object.__setattr__(self, "token", clean_token(self.token))
         if self.max_memory < 2 * self.max_body:
             raise ValueError(f"expected max_memory of at least twice max_body {self.max_body}, got {self.max_memory}")
         if self.video_root is not None and not self.video_root.is_dir():
