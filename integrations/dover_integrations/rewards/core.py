@@ -70,6 +70,12 @@ class DoverReward:
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"expected a batch_size of at least 1, got {batch_size}")
         self.weights = check_weights(weights)
+        if not self.heeds_prompt:
+            logger.warning(
+                "Alignment weighs nothing in %s: rewards that do not look at the prompt let a policy collapse to one "
+                "clip for every prompt; give Alignment or Overall a weight above 0",
+                self.weights,
+            )
         self.reader = ClipReader(layout, value_range)
         self.mean = 0.0 if mean is None else float(mean)
         self.std = 1.0 if std is None else float(std)
@@ -185,6 +191,11 @@ class DoverReward:
         self.load().onload()
 
     @property
+    def heeds_prompt(self) -> bool:
+        """Whether the prompt weighs anything in the reward."""
+        return any(self.weights.get(name, 0.0) > 0 for name in ("Overall", "Alignment"))
+
+    @property
     def scorer(self) -> VideoScorer:
         """The scorer behind the rewards."""
         return self.load().scorer
@@ -216,17 +227,11 @@ def _cancel(futures: Sequence[Future[Tensor | Failure] | Failure]) -> None:
 
 
 def check_weights(weights: Mapping[str, float] | None) -> dict[str, float]:
-    """Weights by score name, as floats; a warning where the prompt weighs nothing."""
+    """Weights by score name, as floats; of Overall alone by default."""
     weights = {"Overall": 1.0} if weights is None else {name: float(weight) for name, weight in weights.items()}
     unknown = sorted(set(weights) - set(SCORE_NAMES))
     if unknown or not all(math.isfinite(weight) for weight in weights.values()):
         raise ValueError(f"expected finite weights of some of {SCORE_NAMES}, got {weights}")
     if not any(weights.values()):
         raise ValueError(f"expected a weight other than 0, got {weights}")
-    if weights.get("Alignment", 0.0) <= 0 and weights.get("Overall", 0.0) <= 0:
-        logger.warning(
-            "Alignment weighs nothing in %s: rewards that do not look at the prompt let a policy collapse to one clip "
-            "for every prompt; give Alignment or Overall a weight above 0",
-            weights,
-        )
     return weights

@@ -55,7 +55,7 @@ class DoverRewardBackend(LocalRewardBackend):
 
     def covers_prompt_video(self) -> bool:
         """Whether the prompt weighs anything in the reward."""
-        return self.reward.weights.get("Overall", 0) > 0 or self.reward.weights.get("Alignment", 0) > 0
+        return self.reward.heeds_prompt
 
     def offload(self) -> None:
         """Free the device."""
