@@ -22,6 +22,7 @@ from dover_integrations.rewards.shaping import within_group_std
 logger = logging.getLogger(__name__)
 
 SIGNIFICANCE = 3.0
+MOST_CLIPS = 16  # of a step that are looked at
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,6 @@ class RewardMonitor:
         baseline: the first steps, from which changes are counted.
         window: the last steps, whose mean is compared with the baseline; a change must also be larger than the
             baseline's own scatter explains.
-        max_clips: clips of a step that are looked at.
         limits: when to alarm.
     """
 
@@ -94,16 +94,12 @@ class RewardMonitor:
         value_range: tuple[float, float],
         baseline: int = 10,
         window: int = 5,
-        max_clips: int = 16,
         limits: Limits | None = None,
     ) -> None:
-        if baseline < 2 or window < 1 or max_clips < 1:
-            raise ValueError(
-                f"expected baseline >= 2, window and max_clips >= 1, got {baseline}, {window}, {max_clips}"
-            )
+        if baseline < 2 or window < 1:
+            raise ValueError(f"expected baseline >= 2 and window >= 1, got {baseline} and {window}")
         self._reader = ClipReader(layout, value_range)
         self.limits = limits or Limits()
-        self.max_clips = max_clips
         self.alarms: dict[str, str] = {}
         self._series: dict[str, _Series] = defaultdict(partial(_new_series, baseline, window))
 
@@ -118,7 +114,7 @@ class RewardMonitor:
         if not isinstance(scores, Tensor) or scores.ndim != 2 or scores.shape[1] != len(SCORE_NAMES):
             found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise ValueError(f"expected scores (B,{len(SCORE_NAMES)}) as a tensor, got {found}")
-        clips, count = self._reader.pixels(videos, self.max_clips)
+        clips, count = self._reader.pixels(videos, MOST_CLIPS)
         if count != len(scores):
             raise ValueError(f"expected scores of the {count} videos, got {len(scores)} rows")
         figures: dict[str, float] = {}

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
+LINGER = 0.005  # seconds that an item waits for company at most, those spent waiting for an earlier batch included
+IDLE = 2.0  # seconds without work after which the worker thread ends; the next item starts a new one
 POLL = 0.1
 
 Item = TypeVar("Item")
@@ -22,25 +24,13 @@ class MicroBatcher(Generic[Item, Result]):
         run: a batch of items to as many results. Where it raises, the items are run one by one, and what it raises for
             one of them goes to that one alone.
         max_batch: a batch that has as many items starts at once.
-        linger: seconds that an item waits for company at most. Time spent waiting for an earlier batch counts, so a
-            busy queue adds no delay.
-        idle: seconds without work after which the worker thread ends; the next item starts a new one.
     """
 
-    def __init__(
-        self,
-        run: Callable[[list[Item]], Sequence[Result]],
-        max_batch: int,
-        *,
-        linger: float = 0.005,
-        idle: float = 2.0,
-    ) -> None:
+    def __init__(self, run: Callable[[list[Item]], Sequence[Result]], max_batch: int) -> None:
         if max_batch < 1:
             raise ValueError(f"expected a max_batch of at least 1, got {max_batch}")
         self._run = run
         self._max_batch = max_batch
-        self._linger = linger
-        self._idle = idle
         self._condition = threading.Condition()
         self._pending: deque[tuple[Item, Future[Result], float]] = deque()
         self._worker: threading.Thread | None = None
@@ -87,7 +77,7 @@ class MicroBatcher(Generic[Item, Result]):
                 if not self._wait_for_work():
                     self._worker = None
                     return []
-                deadline = self._pending[0][2] + self._linger
+                deadline = self._pending[0][2] + LINGER
                 self._condition.wait_for(
                     lambda: len(self._pending) >= self._max_batch, max(deadline - time.monotonic(), 0)
                 )
@@ -104,12 +94,12 @@ class MicroBatcher(Generic[Item, Result]):
         return batch
 
     def _wait_for_work(self) -> bool:
-        """Whether there is any, before `idle` has passed or the program wants to end.
+        """Whether there is any, before `IDLE` has passed or the program wants to end.
 
         The worker is no daemon thread: one of those dies inside the model when the interpreter ends, and takes the
         process with it.
         """
-        deadline = time.monotonic() + self._idle
+        deadline = time.monotonic() + IDLE
         while not self._condition.wait_for(lambda: bool(self._pending), POLL):
             if time.monotonic() > deadline or not threading.main_thread().is_alive():
                 return False

@@ -26,7 +26,8 @@ def test_eight_threads_that_ask_one_item_each_make_one_batch(model, videos, monk
     engine = reward.load()
     score_prepared = engine.scorer.score_prepared
     monkeypatch.setattr(engine.scorer, "score_prepared", lambda f, p: sizes.append(len(f)) or score_prepared(f, p))
-    engine._queue._linger = 5.0  # a slow machine may take its time to start eight threads: size ends the wait
+    # A slow machine may take its time to start eight threads: size ends the wait.
+    monkeypatch.setattr("dover_integrations.rewards.queue.LINGER", 5.0)
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda i: reward(clips[i : i + 1], ["a boat"]), range(8)))
     assert sizes == [8]
