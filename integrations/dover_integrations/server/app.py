@@ -22,7 +22,7 @@ from dover_integrations.rewards.core import DoverReward
 from dover_integrations.rewards.reading import BYTE_RANGE, Failure
 from dover_integrations.server import media
 from dover_integrations.server.guard import Guard
-from dover_integrations.server.memory import Share
+from dover_integrations.server.memory import Held
 from dover_integrations.server.schemas import (
     IDENTITY,
     ComputeRequest,
@@ -36,8 +36,7 @@ from dover_integrations.server.service import Counted, Row, ScoringService
 from dover_integrations.server.settings import ServerSettings
 from dover_integrations.server.wire import REWARD_NAME, SAFETENSORS, BadRequest, decode_clips
 
-Answer = TypeVar("Answer")
-Clip = TypeVar("Clip")
+T = TypeVar("T")
 # Of JSON, a clip: the fields of an item, and the commas in its prompt.
 SMALL_VALUES = 2048
 HEADLINE_FIRST = sorted(SCORE_NAMES, key=lambda name: name != "Overall")
@@ -87,7 +86,7 @@ def create_app(reward: DoverReward, settings: ServerSettings | None = None) -> F
     @app.post("/score", response_model=ScoreResponse, responses=PROBLEMS, openapi_extra=SCORE_BODY)
     async def score(request: Request) -> ScoreResponse:
         """Score clips: a safetensors body, video files in a form, or JSON as UniRL sends it."""
-        memory: Share = request.scope["memory"]
+        memory: Held = request.scope["memory"]
         kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
         if kind == SAFETENSORS:
             work = _score_tensors(service, memory, await request.body())
@@ -102,7 +101,7 @@ def create_app(reward: DoverReward, settings: ServerSettings | None = None) -> F
     @app.post("/compute", response_model=ComputeResponse, responses=PROBLEMS, openapi_extra=COMPUTE_BODY)
     async def compute(request: Request) -> ComputeResponse:
         """Rewards as Flow-Factory's remote reward model asks for them; one clip that fails fails the request."""
-        memory: Share = request.scope["memory"]
+        memory: Held = request.scope["memory"]
         asked = _parse(ComputeRequest, await request.body(), settings, memory)
         service.check(len(asked.video), asked.prompt)
         names = [f"video {i}" for i in range(len(asked.video))]
@@ -136,7 +135,7 @@ def create_app(reward: DoverReward, settings: ServerSettings | None = None) -> F
     return app
 
 
-async def _score_tensors(service: ScoringService, memory: Share, body: bytes) -> ScoreResponse:
+async def _score_tensors(service: ScoringService, memory: Held, body: bytes) -> ScoreResponse:
     clips, prompts = await _in_thread(memory, lambda: decode_clips(body))
     service.check(len(clips), prompts)
     return await _answer(service, [_within(clip, service.settings, i) for i, clip in enumerate(clips)], prompts)
@@ -152,7 +151,7 @@ def _within(clip: Tensor, settings: ServerSettings, i: int) -> Tensor | Failure:
 
 
 async def _score_files(
-    service: ScoringService, memory: Share, files: Sequence[bytes], prompts: Sequence[str]
+    service: ScoringService, memory: Held, files: Sequence[bytes], prompts: Sequence[str]
 ) -> ScoreResponse:
     service.check(len(files), prompts)
     scorer = service.reward.scorer
@@ -166,7 +165,7 @@ async def _score_files(
     return await _answer(service, await _decoded(memory, read, len(files)), prompts)
 
 
-async def _score_json(service: ScoringService, memory: Share, asked: ScoreRequest) -> ScoreResponse:
+async def _score_json(service: ScoringService, memory: Held, asked: ScoreRequest) -> ScoreResponse:
     settings, scorer = service.settings, service.reward.scorer
     prompts = [item.history[-1].text for item in asked.requests]
     service.check(len(prompts), prompts)
@@ -203,22 +202,22 @@ async def _answer(service: ScoringService, clips: Sequence[Tensor | Failure], pr
     return _response(service, await service.score(clips, prompts))
 
 
-async def _decoded(memory: Share, read: Callable[[int], Clip], count: int) -> list[Clip]:
+async def _decoded(memory: Held, read: Callable[[int], T], count: int) -> list[T]:
     """`read` of each place in turn, in a thread. Where this is cancelled, the one that has begun is the last."""
     return [await _in_thread(memory, partial(read, i)) for i in range(count)]
 
 
-async def _in_thread(memory: Share, work: Callable[[], Answer]) -> Answer:
+async def _in_thread(memory: Held, work: Callable[[], T]) -> T:
     """What `work` gives. It goes on where this is cancelled, and holds `memory` until its end."""
 
-    def held() -> Answer:
+    def held() -> T:
         with memory:
             return work()
 
     return await asyncio.to_thread(held)
 
 
-async def in_time(request: Request, work: Coroutine[Any, Any, Answer], seconds: float) -> Answer:
+async def in_time(request: Request, work: Coroutine[Any, Any, T], seconds: float) -> T:
     """What `work` gives. It is cancelled where nobody waits for it any more, and at the end of its time.
 
     Raises ClientDisconnect, and HTTPException 504.
@@ -264,11 +263,11 @@ async def _read_form(request: Request, settings: ServerSettings) -> tuple[list[b
     return data, [str(prompt) for prompt in prompts]
 
 
-def _parse(model: type[Any], body: bytes, settings: ServerSettings, memory: Share) -> Any:
+def _parse(model: type[Any], body: bytes, settings: ServerSettings, memory: Held) -> Any:
     """`body` as `model`.
 
     Raises HTTPException 413, before parsing, for more values than `settings` can need, 422 for another form, and as
-    `Share.take` does.
+    `Held.take` does.
 
     Nothing else runs meanwhile, and small values take far more time and memory than long texts: so these are counted.
     """

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dover_integrations.server.memory import Budget, Share
+from dover_integrations.server.memory import Budget, Held
 from dover_integrations.server.settings import ServerSettings
 
 OPEN_PATHS = ("/health",)
@@ -39,9 +39,9 @@ class Guard:
         elif size > self.settings.max_body:
             await _refuse(413, self._too_large(size))(scope, receive, send)
         else:
-            with Share(self.budget) as share:
-                scope["memory"] = share  # for what the route decodes
-                await self.app(scope, self._limited(receive, share), send)
+            with Held(self.budget) as held:
+                scope["memory"] = held  # for what the route decodes
+                await self.app(scope, self._limited(receive, held), send)
 
     def _is_known(self, authorization: str) -> bool:
         if self.settings.token is None:
@@ -59,8 +59,8 @@ class Guard:
     def _too_large(self, size: int) -> str:
         return f"expected a body of at most {self.settings.max_body} bytes, got {size} or more"
 
-    def _limited(self, receive: Receive, share: Share) -> Callable[[], Awaitable[Message]]:
-        """`receive`, with its bytes taken of `share` as they come: a client that only announces them holds none."""
+    def _limited(self, receive: Receive, held: Held) -> Callable[[], Awaitable[Message]]:
+        """`receive`, with its bytes taken of `held` as they come: a client that only announces them holds none."""
         received = 0
         whole = False
         deadline = asyncio.get_running_loop().time() + self.settings.body_timeout
@@ -79,7 +79,7 @@ class Guard:
             received += size
             if received > self.settings.max_body:
                 raise HTTPException(413, self._too_large(received))
-            share.take(2 * size)  # once more for the tensors, texts or files that are copied out of it
+            held.take(2 * size)  # once more for the tensors, texts or files that are copied out of it
             whole = not message.get("more_body", False)
             return message
 

@@ -17,7 +17,7 @@ class Budget:
         self.lock = threading.Lock()
 
 
-class Share:
+class Held:
     """What one request has taken of a budget. Given back when the last of those who hold it, each in a `with`, leaves.
 
     The request is one; the thread that decodes for it is another, and goes on for a while where the request is over.
@@ -40,7 +40,7 @@ class Share:
             self.taken += size
             budget.taken += size
 
-    def __enter__(self) -> Share:
+    def __enter__(self) -> Held:
         with self.budget.lock:
             self.holders += 1
         return self
