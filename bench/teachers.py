@@ -15,20 +15,21 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 from scipy.stats import spearmanr
 
 from bench.record import environment, results_file, save
-from dover_eval.distortions import Frames, distort
+from dover_eval.distortions import distort
 from dover_eval.teachers.reference import FullReference
 from dover_eval.teachers.temporal import FrameDifference, OpticalFlow
 from dover_eval.video.decode import all_frames
+from dover_eval.video.pixels import write_h264
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 TEMPORAL = ("flicker", "drop", "shuffle", "jitter", "freeze")
 SPATIAL = ("blur", "noise", "compress")
-FRAMES, RATE, CRF = 24, 25, 12
+FRAMES, RATE = 24, 25
+X264 = {"crf": "12", "preset": "ultrafast"}
 
 
 def main() -> None:
@@ -54,7 +55,7 @@ def judge(clip: Path) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        write(frames, place / "pristine.mp4")
+        write_h264(str(place / "pristine.mp4"), frames, rate=RATE, **X264)
         with (place / "references.csv").open("w", newline="") as file:
             csv.writer(file).writerows([("video_name", "reference"), ("spoiled.mp4", "pristine.mp4")])
         similarity = FullReference(str(place / "references.csv"), metric="ssim", frames=4)
@@ -63,7 +64,8 @@ def judge(clip: Path) -> dict[str, dict[str, Any]]:
             teachers = steady if defect in TEMPORAL else {"FullReference ssim": similarity}
             verdicts: dict[str, list[float]] = {name: [] for name in teachers}
             for strength in STRENGTHS:
-                write(distort(frames, defect, strength, np.random.default_rng(0)), place / "spoiled.mp4")
+                spoiled = distort(frames, defect, strength, np.random.default_rng(0))
+                write_h264(str(place / "spoiled.mp4"), spoiled, rate=RATE, **X264)
                 for name, teacher in teachers.items():
                     (value,) = teacher(str(place / "spoiled.mp4"), "").values()
                     verdicts[name].append(round(float(value), 4))
@@ -71,16 +73,6 @@ def judge(clip: Path) -> dict[str, dict[str, Any]]:
                 correlation = spearmanr(values, [-strength for strength in STRENGTHS]).statistic
                 found.setdefault(name, {})[defect] = {"verdicts": values, "correlation": round(float(correlation), 2)}
     return found
-
-
-def write(frames: Frames, path: Path) -> None:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=RATE, options={"crf": str(CRF), "preset": "ultrafast"})
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
-        container.mux(stream.encode())
 
 
 if __name__ == "__main__":

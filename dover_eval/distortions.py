@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from dover_eval.video.pixels import rgb_planes, to_yuv420p
+from dover_eval.video.pixels import rgb_planes, write_h264
 
 Frames = NDArray[np.uint8]
 Distortion = Callable[[Frames, float, np.random.Generator], Frames]
@@ -142,16 +142,8 @@ def h264(frames: Frames, crf: int) -> Frames:
     """
     height, width = frames.shape[1:3]
     padded = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    options = {"crf": str(crf), "preset": "veryfast", "x264-params": "mbtree=0"}
     file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=16, options=options)
-        stream.height, stream.width = padded.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.thread_count = 1
-        for frame in padded:
-            container.mux(stream.encode(to_yuv420p(frame)))
-        container.mux(stream.encode())
+    write_h264(file, padded, rate=16, crf=str(crf), preset="veryfast", **{"x264-params": "mbtree=0"})
     file.seek(0)
     with av.open(file) as container:
         decoded = [rgb_planes(frame).permute(1, 2, 0).numpy() for frame in container.decode(video=0)]

@@ -7,10 +7,14 @@ flags are those with which FFmpeg's own tests compare machines; `gbrp` is planar
 
 from __future__ import annotations
 
+from typing import BinaryIO
+
+import av
 import numpy as np
 import torch
 from av import VideoFrame
 from av.video.reformatter import ColorRange, VideoReformatter
+from numpy.typing import NDArray
 from torch import Tensor
 
 #: SWS_BILINEAR, SWS_FULL_CHR_H_INT, SWS_ACCURATE_RND and SWS_BITEXACT, of which PyAV before 18 names only the first.
@@ -40,3 +44,18 @@ def to_yuv420p(pixels: np.ndarray) -> VideoFrame:
     """A frame for an encoder from RGB (H,W,3) uint8 of even sides."""
     frame = VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
     return VideoReformatter().reformat(frame, format="yuv420p", interpolation=EXACT)
+
+
+def write_h264(file: BinaryIO | str, frames: NDArray[np.uint8], *, rate: int, **options: str) -> None:
+    """Frames (T,H,W,3) uint8 of even sides as H.264 in MP4, `rate` of them a second; the options are x264's.
+
+    By one thread: the bits do not depend on how many processors there are.
+    """
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=rate, options=options)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.thread_count = 1
+        for frame in frames:
+            container.mux(stream.encode(to_yuv420p(frame)))
+        container.mux(stream.encode())
