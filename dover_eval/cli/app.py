@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dover_eval.cli.exits import extra, failure, usage
+from dover_eval.cli.exits import failure, needs, usage
 from dover_eval.cli.options import Device, Model
 from dover_eval.loopback import is_loopback
 
@@ -29,12 +29,9 @@ def app(
         usage("--auth: expected NAME:PASSWORD")
     if auth is None and not is_loopback(host):
         usage(f"--host {host} is open to others: give --auth NAME:PASSWORD as well")
-    with extra("app"):
-        import gradio  # noqa: F401
-        import jinja2  # noqa: F401
-        import vl_convert  # noqa: F401
+    needs("app", "gradio", "jinja2", "vl_convert")
+    from dover_eval.looking.app import launch_options, make_app
 
-        from dover_eval.looking.app import launch_options, make_app
     scorer = load_scorer(model, device)
     page = make_app(scorer)
     try:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dover_eval.cli.exits import check_file, check_names, extra, usage, writing
+from dover_eval.cli.exits import check_file, check_names, needs, usage, writing
 from dover_eval.cli.output import plain_table, said
 from dover_eval.cli.progress import progress_bar
 from dover_eval.cli.report import SUFFIXES
@@ -39,26 +39,24 @@ def compare(
     """
     check_file("--output", output, SUFFIXES)
     check_names(a, b, folder_a, folder_b)
-    with extra("report"):
-        import scipy.stats  # noqa: F401
+    needs("report", "scipy", "jinja2")
+    if output is not None:
+        needs("report", "vl_convert")
+    from dover_eval.evaluation.compare import compare_results
+    from dover_eval.results import read_results
+    from dover_eval.tables import TableError
 
-        from dover_eval.evaluation.compare import compare_results
-        from dover_eval.results import read_results
-        from dover_eval.tables import TableError
-
-        if output is not None:
-            import vl_convert  # noqa: F401
-
-            from dover_eval.looking.compare_page import compare_page
-            from dover_eval.looking.page import write_page
     try:
         results = read_results(a), read_results(b)
         with progress_bar("resampling") as bar:
             comparison = compare_results(*results, seed=seed, progress=bar.reach)
     except TableError as error:
-        usage(str(error))
+        usage(error)
     _print(comparison)
     if output is not None:
+        from dover_eval.looking.compare_page import compare_page
+        from dover_eval.looking.page import write_page
+
         with progress_bar("reading clips") as bar:
             page = compare_page(comparison, prompts=prompts, folders=(folder_a, folder_b), progress=bar.reach)
         with writing(output):

@@ -45,13 +45,14 @@ def check_file(option: str, path: Path | None, suffixes: Sequence[str] = ()) -> 
     if not os.path.isdir(path.parent):
         usage(f"{option} {path}: there is no folder {path.parent}")
     if path.suffix == ".parquet" and path.suffix in suffixes:
-        check_package("pyarrow", "parquet")
+        needs("parquet", "pyarrow")
 
 
-def check_package(package: str, extra: str) -> None:
-    """Whether a package is installed that only an extra brings."""
-    if importlib.util.find_spec(package) is None:
-        failure(f"{package} is not installed: pip install 'dover-eval[{extra}]'")
+def needs(extra: str, *packages: str) -> None:
+    """Whether packages are installed that only an extra brings: before minutes of work, and not after them."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            failure(f"{package} is not installed: pip install 'dover-eval[{extra}]'")
 
 
 def check_prompt(prompt: str | None) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dover_eval.cli.exits import check_file, check_names, check_no_input, check_prompt, extra, failure, usage, writing
+from dover_eval.cli.exits import check_file, check_names, check_no_input, check_prompt, failure, needs, usage, writing
 from dover_eval.cli.options import Device, Model
 from dover_eval.cli.output import plain_table, said
 from dover_eval.cli.report import SUFFIXES
@@ -36,10 +36,7 @@ def explain(
     check_file("--video", video, (".mp4",))
     check_names(clip)
     if output is not None:
-        with extra("report"):
-            import jinja2  # noqa: F401
-            import PIL  # noqa: F401
-            import vl_convert  # noqa: F401
+        needs("report", "jinja2", "PIL", "vl_convert")
     check_no_input("--video", video, [clip])
     if map_name not in ("technical", "aesthetic"):
         usage(f"--map {map_name}: expected technical or aesthetic")

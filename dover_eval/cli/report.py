@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dover_eval.cli.exits import check_file, check_names, extra, usage, writing
+from dover_eval.cli.exits import check_file, check_names, needs, usage, writing
 from dover_eval.cli.output import say
 from dover_eval.cli.progress import progress_bar
 from dover_eval.wording import plural
@@ -35,18 +35,16 @@ def report(
     """
     check_file("--output", output, SUFFIXES)
     check_names(results, folder)
-    with extra("report"):
-        import jinja2  # noqa: F401  before clips are read, not after
-        import vl_convert  # noqa: F401
+    needs("report", "jinja2", "vl_convert")
+    from dover_eval.looking.page import write_page
+    from dover_eval.looking.report import report_page
+    from dover_eval.results import read_results
+    from dover_eval.tables import TableError
 
-        from dover_eval.looking.page import write_page
-        from dover_eval.looking.report import report_page
-        from dover_eval.results import read_results
-        from dover_eval.tables import TableError
     try:
         table = read_results(results)
     except TableError as error:
-        usage(str(error))
+        usage(error)
     with progress_bar("reading clips") as bar:
         page = report_page(table, clips=clips, folder=folder, progress=bar.reach)
     with writing(output):

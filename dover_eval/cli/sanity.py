@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, extra, failure, usage, write_json, writing
+from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, failure, needs, usage, write_json, writing
 from dover_eval.cli.options import Device, Model, Prompts
 from dover_eval.cli.output import plain_table
 
@@ -34,11 +34,9 @@ def sanity(
     """
     from dover_eval.cli.loading import load_scorer
 
-    with extra("evaluation"):
-        import scipy.stats  # noqa: F401  before minutes of scoring, not after them
-
-        if plot is not None:
-            import matplotlib  # noqa: F401
+    needs("evaluation", "scipy")
+    if plot is not None:
+        needs("evaluation", "matplotlib")
     from rich.console import Console
 
     from dover_eval.inputs import find_videos, match_prompts, read_prompts

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, check_package, check_prompt, failure, usage
+from dover_eval.cli.exits import EXIT_FAILED, check_file, check_no_input, check_prompt, failure, needs, usage
 from dover_eval.cli.options import BatchSize, CalibrationFile, Device, Model, Prompts
 from dover_eval.cli.output import plain_table, said, say
 from dover_eval.cli.progress import progress_bar
@@ -142,7 +142,7 @@ def _check_engine(engine: str, share: Share, device: str | None, address: str | 
     if engine not in ENGINES:
         usage(f"--engine {engine}: expected one of {', '.join(ENGINES)}")
     if engine == "ray":
-        check_package("ray", "ray")
+        needs("ray", "ray")
         if share.world > 1:
             usage("--engine ray and torchrun are two ways to the same: take one")
         if device is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 
 import numpy as np
@@ -230,6 +231,15 @@ def test_a_file_whose_name_is_no_text_is_refused(dover, tmp_path):
     result = dover("compare", *files)
     assert result.exit_code == 2
     assert "b\\udcff.jsonl': a name that is not UTF-8" in result.stderr
+
+
+def test_what_the_command_needs_is_asked_for_before_it_works(dover, tmp_path, monkeypatch):
+    a = write_rows(make_rows(3), tmp_path / "a.jsonl")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *of: None if name == "jinja2" else find(name, *of))
+    result = dover("compare", a, a)
+    assert result.exit_code == 1
+    assert "jinja2 is not installed: pip install 'dover-eval[report]'" in result.stderr
 
 
 def test_the_table_in_the_terminal(dover, tmp_path):
