@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -16,11 +15,6 @@ if TYPE_CHECKING:
     from dover_eval.calibration import Calibration
 
 
-class Method(str, Enum):
-    logistic = "logistic"
-    isotonic = "isotonic"
-
-
 def calibrate(
     videos: Annotated[Path, typer.Option(help="The folder with the rated or judged clips.")],
     ratings: Annotated[Path | None, typer.Option(help="video_name, Prompt and <score>_MOS columns.")] = None,
@@ -28,7 +22,7 @@ def calibrate(
     rating_range: Annotated[tuple[float, float], typer.Option(help="The ratings that become 1 and 5.")] = (1.0, 5.0),
     reference: Annotated[Path | None, typer.Option(help="A folder of clips that percentiles are among.")] = None,
     reference_prompts: Prompts = None,
-    method: Annotated[Method, typer.Option(help="Of the map from ratings.")] = Method.logistic,
+    method: Annotated[Literal["logistic", "isotonic"], typer.Option(help="Of the map from ratings.")] = "logistic",
     level: Annotated[float, typer.Option(min=0.5, max=0.99, help="Of the conformal intervals.")] = 0.9,
     seed: Annotated[int, typer.Option(min=0, help="Draws the half of the ratings that fits the map.")] = 0,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="By default beside the checkpoint.")] = None,
@@ -78,12 +72,12 @@ def calibrate(
             scores,
             reference=among,
             rating_range=rating_range,
-            method=method.value,
+            method=method,
             level=level,
             seed=seed,
         )
     except (TableError, CalibrationError) as error:
-        usage(str(error))
+        usage(error)
     _print(calibration)
     with writing(output):
         place = calibration.save(output)

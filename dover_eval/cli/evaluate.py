@@ -90,7 +90,7 @@ def evaluate(
                 seed=seed,
             )
     except TableError as error:
-        usage(str(error))
+        usage(error)
     print_report(report)
     if output is not None:
         write_json(output, report.to_dict())

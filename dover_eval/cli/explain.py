@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -19,7 +19,7 @@ def explain(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write a page: .html.")] = None,
     video: Annotated[Path | None, typer.Option(help="Write the clip with local quality over it: .mp4.")] = None,
     map_name: Annotated[
-        str, typer.Option("--map", help="Over that video: technical or aesthetic quality.")
+        Literal["technical", "aesthetic"], typer.Option("--map", help="Which quality is over that video.")
     ] = "technical",
     windows: Annotated[int, typer.Option(min=1, help="Sliding windows at most.")] = 24,
     seconds: Annotated[float | None, typer.Option(help="Length of a window; by default an eighth of the clip.")] = None,
@@ -38,8 +38,6 @@ def explain(
     if output is not None:
         needs("report", "jinja2", "PIL", "vl_convert")
     check_no_input("--video", video, [clip])
-    if map_name not in ("technical", "aesthetic"):
-        usage(f"--map {map_name}: expected technical or aesthetic")
     if seconds is not None and not seconds > 0:
         usage(f"--seconds {seconds:g}: expected more than 0")
     check_prompt(prompt)

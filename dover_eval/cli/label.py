@@ -92,7 +92,7 @@ def label(
                 progress=bar.advance,
             )
     except (LabelsError, TableError) as error:
-        usage(str(error))
+        usage(error)
     except TeacherError as error:
         failure(error)
     except KeyboardInterrupt:

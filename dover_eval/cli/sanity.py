@@ -67,7 +67,7 @@ def sanity(
             say = lambda name: status.update(f"checking: {name}")
             report = check_scorer(scorer, clips, texts, defects=defect, seed=seed, progress=say)
     except (VideoError, TableError) as error:
-        usage(str(error))
+        usage(error)
     _print(report, "drawn clips" if not files else "clips", texts is not None)
     if output is not None:
         write_json(output, report.to_dict())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -32,8 +32,6 @@ from dover_eval.tables import SUFFIXES, TableError
 if TYPE_CHECKING:
     from dover_eval.files import Clip
 
-ENGINES = ("local", "ray")
-
 
 def score(
     paths: Annotated[
@@ -59,7 +57,7 @@ def score(
         int | None,
         typer.Option(min=1, help="Of the model on a CPU; by default 1: another number may change a score's last bits."),
     ] = None,
-    engine: Annotated[str, typer.Option(help="local, or ray for a cluster.")] = "local",
+    engine: Annotated[Literal["local", "ray"], typer.Option(help="ray scores on a cluster.")] = "local",
     address: Annotated[str | None, typer.Option(help="Of a Ray cluster; by default one on this machine.")] = None,
     num_gpus: Annotated[
         int | None, typer.Option(min=0, help="With ray: scorers, one a GPU; by default all GPUs; 0 for CPUs.")
@@ -75,7 +73,7 @@ def score(
     try:
         share = Share.of_environment()
     except ValueError as error:
-        usage(str(error))
+        usage(error)
     resume = resume or share.world > 1
     if prompt is not None and prompts is not None:
         usage("give either --prompt TEXT or --prompts FILE.csv")
@@ -139,8 +137,6 @@ def score(
 
 
 def _check_engine(engine: str, share: Share, device: str | None, address: str | None, num_gpus: int | None) -> None:
-    if engine not in ENGINES:
-        usage(f"--engine {engine}: expected one of {', '.join(ENGINES)}")
     if engine == "ray":
         needs("ray", "ray")
         if share.world > 1:

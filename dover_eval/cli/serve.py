@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from dover_integrations.server.settings import MIB, ServerSettings
@@ -11,8 +11,6 @@ from dover_integrations.server.settings import MIB, ServerSettings
 from dover_eval.cli.exits import extra, failure, usage
 from dover_eval.cli.loading import check_device, loading
 from dover_eval.cli.options import BatchSize, Device, Model
-
-LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
 
 
 def serve(
@@ -51,7 +49,10 @@ def serve(
     body_timeout: Annotated[
         float, typer.Option(min=1, help="Seconds in which a request must arrive.")
     ] = ServerSettings.body_timeout,
-    log_level: Annotated[str, typer.Option(help="critical, error, warning, info, debug or trace.")] = "info",
+    log_level: Annotated[
+        Literal["critical", "error", "warning", "info", "debug", "trace"],
+        typer.Option(help="What uvicorn logs at least."),
+    ] = "info",
 ) -> None:
     """Serve rewards over HTTP: POST /score and /compute, GET /health, /metrics and /docs.
 
@@ -61,8 +62,6 @@ def serve(
     with extra("server"):
         from dover_integrations.rewards import DoverReward
         from dover_integrations.server import check_open, run
-    if log_level not in LOG_LEVELS:
-        usage(f"--log-level {log_level}: expected one of {', '.join(LOG_LEVELS)}")
     check_device(device)
     try:
         settings = ServerSettings(

@@ -51,7 +51,7 @@ def train(
     except (WeightsError, TextEncoderError, SemanticEncoderError, VideoError, OSError, FloatingPointError) as error:
         failure(error)
     except (SettingsError, TableError, SplitError) as error:
-        usage(str(error))
+        usage(error)
     if result is not None:
         _print_result(result)
 

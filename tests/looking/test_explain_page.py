@@ -145,7 +145,7 @@ def test_what_was_found_is_told_even_if_no_page_can_be_made(dover, checkpoint, t
         (["--prompt", "a", "-o", "page.pdf"], 2, "ends in .html"),
         (["--prompt", "a", "--video", "o.gif"], 2, "ends in .mp4"),
         (["--prompt", "a", "--video", "folder.mp4"], 2, "--video folder.mp4: expected a file, found a folder"),
-        (["--prompt", "a", "--map", "x"], 2, "expected technical or aesthetic"),
+        (["--prompt", "a", "--map", "x"], 2, "'x' is not one of"),
         (["--prompt", "a", "--seconds", "0"], 2, "expected more than 0"),
         (["--prompt", "a", "--seconds", "nan"], 2, "expected more than 0"),
         (["--prompt", "a"], 1, "no such file"),

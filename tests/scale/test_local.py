@@ -201,7 +201,7 @@ def test_what_does_not_go_together_is_refused(dover, clips, tmp_path):
     for given, words in (
         (["--resume"], "need an --output"),
         (["--retry-failed", "-o", tmp_path / "r.csv"], "goes with --resume"),
-        (["--engine", "slurm"], "expected one of local, ray"),
+        (["--engine", "slurm"], "'slurm' is not one of"),
         (["--num-gpus", "1"], "go with --engine ray"),
     ):
         result = dover(clips, "--prompt", "x", *given)

@@ -95,7 +95,7 @@ def test_the_command_refuses_to_listen_to_everyone_without_a_token(checkpoint):
     ("options", "status", "words"),
     [
         (["--weight", "Alignment=much"], 2, "expected a weight such as"),
-        (["--log-level", "loud"], 2, "--log-level loud: expected one of critical, error"),
+        (["--log-level", "loud"], 2, "'loud' is not one of"),
         (["--device", "gpu"], 2, "--device gpu: "),
         (["--model", "FOLDER"], 1, "FOLDER cannot be loaded"),
     ],
