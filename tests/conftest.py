@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from dover_eval import DOVERConfig, DOVERModel, VideoScorer
-from dover_eval.config import MINILM
+from dover_eval.config import IMAGENET_MEAN, IMAGENET_STD, MINILM
 
 REPOSITORY = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
@@ -35,6 +36,19 @@ SMALL = DOVERConfig(
     num_frames=4,
     frame_size=(32, 48),
 )
+
+
+def normalised(frames: np.ndarray, runs: int = 2) -> torch.Tensor:
+    """Frames (T,H,W,3) in 0-255 as `runs` runs of consecutive ones, (1,R,3,T/R,H,W)."""
+    mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    x = (torch.from_numpy(frames).permute(3, 0, 1, 2).float() / 255 - mean) / std
+    return x.unflatten(1, (runs, -1)).movedim(1, 0)[None]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +100,14 @@ def small_scorer(small_model: DOVERModel) -> VideoScorer:
 def frames(small_config: DOVERConfig) -> torch.Tensor:
     """Two normalised clips as the small model reads them."""
     return torch.randn(2, 3, small_config.num_frames, *small_config.frame_size)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(small_model: DOVERModel, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with the small model."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    small_model.save_pretrained(folder)
+    return str(folder)
 
 
 WriteVideo = Callable[..., Path]

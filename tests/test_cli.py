@@ -28,13 +28,6 @@ COLUMNS = {
 }
 
 
-@pytest.fixture(scope="module")
-def checkpoint(small_scorer, tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("checkpoint")
-    small_scorer.model.save_pretrained(folder)
-    return str(folder)
-
-
 @pytest.fixture
 def videos(write_video, moving_frames, tmp_path) -> Path:
     """A folder with two clips, one of them in a subfolder, and a file that is no video."""

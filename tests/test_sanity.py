@@ -214,9 +214,8 @@ def test_large_clips_are_shrunk_to_the_short_side(write_video):
 
 
 @pytest.fixture
-def dover(small_scorer, tmp_path):
-    small_scorer.model.save_pretrained(tmp_path / "checkpoint")
-    options = ["--model", str(tmp_path / "checkpoint"), "--device", "cpu"]
+def dover(checkpoint):
+    options = ["--model", checkpoint, "--device", "cpu"]
     return lambda *arguments: CliRunner().invoke(app, ["sanity", *map(str, arguments), *options])
 
 

@@ -70,14 +70,6 @@ def dover() -> Callable[..., Any]:
     return lambda *arguments: CliRunner().invoke(app, [*map(str, arguments)])
 
 
-@pytest.fixture(scope="session")
-def checkpoint(small_scorer: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder with a small model of random weights."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    small_scorer.model.save_pretrained(folder)
-    return str(folder)
-
-
 def write_clip(path: Path, frames: int = 24, rate: int = 12) -> Path:
     """A real file: a bright square that moves over noise."""
     from dover_eval.looking.media import write_mp4

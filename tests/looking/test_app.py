@@ -13,16 +13,11 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from tests.conftest import free_port
 from tests.looking.conftest import expect, write_clip
 
 if os.environ.get("CI") != "true":
     pytest.importorskip("gradio")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dover_eval.config import IMAGENET_MEAN, IMAGENET_STD
 from dover_eval.models.sights import COLOURS, HUES, MOTIONS, PLACES, SIGHTS, sights
+from tests.conftest import normalised
 
 SIDE, COUNT = 112, 16
 # RGB, and where it belongs among a place's colours: bright hues by thirds of a circle, dark ones, and greys.
@@ -21,13 +22,6 @@ NAMED = {
     "grey": ((120, 120, 120), 2 * HUES + 1),
     "white": ((245, 245, 245), 2 * HUES + 2),
 }
-
-
-def normalised(frames: np.ndarray, runs: int = 2) -> Tensor:
-    """(T,H,W,3) as (1,R,3,T/R,H,W)."""
-    mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    x = (torch.from_numpy(frames).permute(3, 0, 1, 2).float() / 255 - mean) / std
-    return x.unflatten(1, (runs, -1)).movedim(1, 0)[None]
 
 
 def scene(

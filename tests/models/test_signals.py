@@ -18,15 +18,9 @@ from dover_eval.models.signals import (
     pixel_statistics,
     video_signals,
 )
+from tests.conftest import normalised
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-
-
-def normalised(frames: np.ndarray, runs: int = 2) -> Tensor:
-    """(T,H,W,3) uint8 as (1,R,3,T/R,H,W)."""
-    mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    x = (torch.from_numpy(frames).permute(3, 0, 1, 2).float() / 255 - mean) / std
-    return x.unflatten(1, (runs, -1)).movedim(1, 0)[None]
 
 
 def sliding(step: tuple[float, float] = (0.0, 1.5), count: int = 16) -> np.ndarray:

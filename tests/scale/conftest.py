@@ -21,13 +21,6 @@ from dover_eval.cli import app
 Rows = list[dict[str, object]]
 
 
-@pytest.fixture(scope="session")
-def checkpoint(small_scorer, tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("checkpoint")
-    small_scorer.model.save_pretrained(folder)
-    return str(folder)
-
-
 @pytest.fixture
 def clips(write_video, moving_frames, tmp_path) -> Path:
     """A folder with three clips, of which one is of another size."""

@@ -14,13 +14,6 @@ def model(small_model):
     return small_model
 
 
-@pytest.fixture(scope="session")
-def checkpoint(model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint")
-    model.save_pretrained(folder)
-    return folder
-
-
 def make(model, **settings):
     """Clips as floats in 0-1, unless the settings say otherwise."""
     return DoverReward(model, **({"layout": "BTCHW", "value_range": (0, 1), "device": "cpu"} | settings))

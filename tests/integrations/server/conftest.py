@@ -19,13 +19,6 @@ def model(small_model):
     return small_model
 
 
-@pytest.fixture(scope="session")
-def checkpoint(model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint")
-    model.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def reward(model):
     return DoverReward(model, layout="BTCHW", value_range=(0, 255), device="cpu", nan_policy="nan")

@@ -13,6 +13,8 @@ import pytest
 import torch
 from dover_integrations.rewards import RewardError
 
+from tests.conftest import free_port
+
 
 def test_stopping_answers_what_was_accepted_and_takes_nothing_new(serve, client, slow_model, reward, videos, prompts):
     entered, go = slow_model
@@ -49,12 +51,6 @@ class Command:
         else:
             pytest.fail("the server did not start")
         threading.Thread(target=self.process.stderr.read, daemon=True).start()  # or its pipe fills up
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_a_client_outlives_a_server_that_is_killed_and_started_again(checkpoint, client, reward, videos, prompts):
