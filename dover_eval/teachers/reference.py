@@ -17,6 +17,7 @@ from dover_eval.distillation import Linear, Scale, requires
 from dover_eval.files import composed
 from dover_eval.inputs import of_clip
 from dover_eval.tables import TableError, read_rows, text
+from dover_eval.teachers import TEACHERS_EXTRA
 from dover_eval.video.decode import decode_clip
 
 METRICS = ("ssim", "ms-ssim")
@@ -45,7 +46,7 @@ class FullReference:
     scales: ClassVar[dict[str, Scale]] = {"Traditional": Linear(0.0, CEILING)}
 
     def __init__(self, references: str, metric: str = "ms-ssim", frames: int = 8) -> None:
-        with requires("pip install 'dover-eval[teachers]'", "MIT"):
+        with requires(TEACHERS_EXTRA, "MIT"):
             from pytorch_msssim import ms_ssim, ssim
         if metric not in METRICS:
             raise ValueError(f"expected a metric of {', '.join(METRICS)}, got {metric}")

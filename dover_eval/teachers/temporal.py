@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from dover_eval.distillation import Linear, Scale, requires
+from dover_eval.teachers import TEACHERS_EXTRA
 from dover_eval.video.decode import all_frames
 from dover_eval.video.pixels import LUMA
 
@@ -64,7 +65,7 @@ class OpticalFlow:
     halves: ClassVar[dict[str, float]] = {"flicker": 5.0, "stutter": 0.2, "jerk": 2.0}
 
     def __init__(self) -> None:
-        with requires("pip install 'dover-eval[teachers]'", "Apache-2.0"):
+        with requires(TEACHERS_EXTRA, "Apache-2.0"):
             import cv2
         cv2.setNumThreads(1)  # the workers are the parallel part
         self._flow: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
