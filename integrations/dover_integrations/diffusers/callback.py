@@ -96,7 +96,7 @@ class DoverCallback(PipelineCallback):
             raise ValueError("stop_after says when stop_below begins to hold: it needs stop_below")
         if isinstance(stop_after, float) and not 0 <= stop_after <= 1:
             raise ValueError(f"expected stop_after to be a fraction in [0,1] or a number of steps, got {stop_after}")
-        self.steps = () if steps is None else tuple(getattr(step, "item", lambda step=step: step)() for step in steps)
+        self.steps = () if steps is None else tuple(map(python_number, steps))
         if stop_below is not None and every is None and not self.steps:
             raise ValueError("stop_below needs every or steps: after the last step there is nothing to stop")
         self.scorer = scorer
@@ -314,6 +314,11 @@ def check_prompts_of_call(prompts: Sequence[str], call: Mapping[str, Any], batch
             told = f"scored against {mine[:60]!r}, while the pipeline was called with {theirs[:60]!r}"
             warnings.warn(told, stacklevel=3)
             return
+
+
+def python_number(value: Any) -> Any:
+    """A number of Python's of one of numpy's or torch's: whether it is a float decides what it means."""
+    return value.item() if hasattr(value, "item") else value
 
 
 def step_at_fraction(fraction: float, count: int) -> int:

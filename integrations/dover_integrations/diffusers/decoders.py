@@ -119,12 +119,8 @@ def _peek_noise(z: Tensor, generator: Any) -> Tensor:
     if generator is None:
         with torch.random.fork_rng(devices=[z.device] if z.is_cuda else []):
             return randn_tensor(z.shape, device=z.device, dtype=z.dtype)
-    copies = [torch.Generator(one.device) for one in (generator if isinstance(generator, list) else [generator])]
-    for copy, one in zip(copies, generator if isinstance(generator, list) else [generator], strict=True):
-        copy.set_state(one.get_state())
-    return randn_tensor(
-        z.shape, generator=copies if isinstance(generator, list) else copies[0], device=z.device, dtype=z.dtype
-    )
+    copies = [one.clone_state() for one in (generator if isinstance(generator, list) else [generator])]
+    return randn_tensor(z.shape, generator=copies, device=z.device, dtype=z.dtype)  # it takes one for all, too
 
 
 def _to_ltx(pipe: Any, z: Tensor, call: Call) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from dover_eval.opinion import SCORE_NAMES
 from dover_eval.scorer import VideoScorer
 from dover_eval.wording import without_nan
-from dover_integrations.diffusers.callback import DoverCallback, Scorer, step_at_fraction
+from dover_integrations.diffusers.callback import DoverCallback, Scorer, python_number, step_at_fraction
 from dover_integrations.diffusers.latents import FrameSelection
 from dover_integrations.diffusers.output import score_pipeline_output
 from dover_integrations.diffusers.running import number_of_steps
@@ -133,7 +133,7 @@ def best_of(
         RuntimeError: at one of these steps the scheduler has no clean estimate to judge by.
     """
     seeds = list(range(n)) if seeds is None else [int(seed) for seed in seeds]
-    keep = [getattr(share, "item", lambda share=share: share)() for share in keep]
+    keep = [python_number(share) for share in keep]
     _check(pipe, prompt, n, seeds, prune_at, keep, pipe_kwargs)
     if isinstance(scorer, VideoScorer):
         scorer.check_prompts([prompt])

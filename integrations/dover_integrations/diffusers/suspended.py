@@ -85,7 +85,7 @@ class SuspendedCall:
                 raise ValueError(
                     f"{type(pipe).__name__} does not call back after each timestep of {name}: take another"
                 )
-            return {"callback": lambda step, timestep, latents: self._stand(step, timestep, latents)}
+            return {"callback": self._stand}
         raise ValueError(f"{type(pipe).__name__} takes no callback: its call cannot be suspended")
 
     def _step(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:

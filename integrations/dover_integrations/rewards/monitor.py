@@ -117,9 +117,8 @@ class RewardMonitor:
         clips, count = self._reader.pixels(videos, MOST_CLIPS)
         if count != len(scores):
             raise ValueError(f"expected scores of the {count} videos, got {len(scores)} rows")
-        figures: dict[str, float] = {}
-        for name, values in _columns([frame_figures(clip) for clip in clips]).items():
-            figures[name] = _mean(values)
+        rows = [frame_figures(clip) for clip in clips]
+        figures = {name: _mean([row[name] for row in rows]) for name in (rows[0] if rows else ())}
         means = scores.detach().float().nanmean(dim=0).tolist()
         figures |= {f"score/{name}": mean for name, mean in zip(SCORE_NAMES, means, strict=True)}
         if groups is not None:
@@ -211,10 +210,6 @@ _RULES: dict[str, Callable[[RewardMonitor], str]] = {
     "group_std": _ratio_rule("group_std", "samples of a prompt grow alike", lambda r, limits: r < limits.spread),
     "prompt": _prompt_blind,
 }
-
-
-def _columns(rows: list[dict[str, float]]) -> dict[str, list[float]]:
-    return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
 
 
 def _mean(values: list[float]) -> float:

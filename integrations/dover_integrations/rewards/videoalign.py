@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 
 import torch
@@ -55,8 +54,7 @@ class VideoVLMRewardInference:
         asked = {"fps": fps, "num_frames": num_frames, "max_pixels": max_pixels}
         if any(value is not None for value in asked.values()):
             logger.warning("%s are not used: frames are sampled as the checkpoint was trained", asked)
-        paths = [video_paths] if isinstance(video_paths, str) else [os.fspath(path) for path in video_paths]
-        return [_as_videoalign(row, use_norm) for row in self.reward_model.scores(paths, prompts).tolist()]
+        return [_as_videoalign(row, use_norm) for row in self.reward_model.scores(video_paths, prompts).tolist()]
 
 
 def _as_videoalign(row: list[float], use_norm: bool) -> dict[str, float]:

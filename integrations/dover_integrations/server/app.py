@@ -199,7 +199,17 @@ async def _score_json(service: ScoringService, memory: Held, asked: ScoreRequest
 
 
 async def _answer(service: ScoringService, clips: Sequence[Tensor | Failure], prompts: Sequence[str]) -> ScoreResponse:
-    return _response(service, await service.score(clips, prompts))
+    results: list[dict[str, dict[str, float]]] = []
+    errors: list[dict[str, str]] = []
+    for row in await service.score(clips, prompts):
+        if isinstance(row, Failure):
+            results.append({})
+            errors.append({REWARD_NAME: row.reason})
+        else:
+            named = dict(zip(SCORE_NAMES, row.tolist(), strict=True))
+            results.append({REWARD_NAME: {name: named[name] for name in HEADLINE_FIRST}})
+            errors.append({})
+    return ScoreResponse(results=results, errors=errors, fingerprint=service.fingerprint)
 
 
 async def _decoded(memory: Held, read: Callable[[int], T], count: int) -> list[T]:
@@ -238,17 +248,6 @@ async def in_time(request: Request, work: Coroutine[Any, Any, T], seconds: float
     finally:
         working.cancel()
         leaving.cancel()
-
-
-def _response(service: ScoringService, rows: Sequence[Row]) -> ScoreResponse:
-    results: list[dict[str, dict[str, float]]] = []
-    errors: list[dict[str, str]] = []
-    for row in rows:
-        failed = isinstance(row, Failure)
-        named = {} if failed else dict(zip(SCORE_NAMES, row.tolist(), strict=True))  # type: ignore[union-attr]
-        results.append({} if failed else {REWARD_NAME: {name: named[name] for name in HEADLINE_FIRST}})
-        errors.append({REWARD_NAME: row.reason} if isinstance(row, Failure) else {})
-    return ScoreResponse(results=results, errors=errors, fingerprint=service.fingerprint)
 
 
 async def _read_form(request: Request, settings: ServerSettings) -> tuple[list[bytes], list[str]]:

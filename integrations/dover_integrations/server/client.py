@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -95,17 +96,13 @@ class DoverRewardClient(DoverReward):
         Raises RewardError where the server cannot be reached, refuses, answers with something else, or has another
         model than it had.
         """
-        rows: list[Tensor | Failure] = []
-        for item in self.reader.read(videos, prompts):
-            rows.append(item if isinstance(item, Failure) else _readable(item))  # type: ignore[arg-type]
-        requests = _requests(rows)  # type: ignore[arg-type]
+        items = [_readable(item) for item in self.reader.read(videos, prompts)]
+        requests = _requests(items)
         with ThreadPoolExecutor(REQUESTS_AT_ONCE) if len(requests) > 1 else nullcontext() as pool:
-            ask = lambda places: self._ask([rows[i] for i in places])
+            ask = lambda places: self._ask([items[i] for i in places])
             answers = list((pool.map if pool else map)(ask, requests))
-        for places, answer in zip(requests, answers, strict=True):
-            for i, row in zip(places, answer, strict=True):
-                rows[i] = row
-        return self._gather(rows)
+        rows = dict(zip(chain(*requests), chain(*answers), strict=True))
+        return self._gather([item if isinstance(item, Failure) else rows[i] for i, item in enumerate(items)])
 
     async def scores_async(self, videos: Any, prompts: str | Sequence[str]) -> Tensor:
         """`scores` for a coroutine."""
@@ -217,8 +214,8 @@ class DoverRewardClient(DoverReward):
         return f"DoverRewardClient({self.url}, {self.weights}, {self.reader})"
 
 
-def _readable(item: Item) -> Item | Failure:
-    if isinstance(item.clip, Path):
+def _readable(item: Item | Failure) -> Item | Failure:
+    if isinstance(item, Item) and isinstance(item.clip, Path):
         try:
             item.clip.open("rb").close()
         except OSError as error:
