@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -26,15 +26,31 @@ class RewardError(RuntimeError):
     """A reward that could not be given; the message names the item and the reason."""
 
 
+class Tenancy:
+    """What engines around one model share: the lock, and whether the model is offloaded. They move together."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.offloaded = False
+        self.engines: WeakSet[Engine] = WeakSet()
+
+
+_TENANCIES: WeakKeyDictionary[DOVERModel, Tenancy] = WeakKeyDictionary()
+
+
 class Engine:
     """A `VideoScorer` behind a micro-batching queue; what every reward of one checkpoint in a process shares."""
 
     def __init__(self, scorer: VideoScorer, batch_size: int) -> None:
         self.scorer = scorer
         self.batch_size = batch_size
-        self.home = scorer.device
-        self.offloaded = False
-        self._lock = Lock()
+        self._tenancy = _TENANCIES.setdefault(scorer.model, Tenancy())
+        self._tenancy.engines.add(self)
+        if self._tenancy.offloaded:
+            self.home = scorer.device
+            scorer.to("cpu")
+        else:
+            self.to(scorer.device)
         renew_in_children(self)
 
     def renew(self) -> None:
@@ -51,7 +67,7 @@ class Engine:
         `no_grad` and autocast belong to a thread; so both are set here, where the work is done.
         """
         rows: list[Tensor | Failure | None] = [None] * len(items)
-        with self._lock, torch.no_grad():
+        with self._tenancy.lock, torch.no_grad():
             self._check_loaded()
             frames, places = [], []
             for i, item in enumerate(items):
@@ -74,7 +90,7 @@ class Engine:
         if self.scorer.calibration is not None:
             raise RewardError("this scorer is calibrated, and a calibration has no gradients: use one without")
         rows = [torch.empty((0, len(SCORE_NAMES)), dtype=torch.float32, device=self.scorer.device)]
-        with self._lock:
+        with self._tenancy.lock:
             self._check_loaded()
             backbone = self.scorer.model.dover_model.backbone
             backbone.checkpoint_frames = checkpoint_frames
@@ -90,15 +106,18 @@ class Engine:
 
     def to(self, device: torch.device) -> None:
         """Make `device` the home of the model and bring it there."""
-        with self._lock:
-            self.scorer.to(device)
-            self.home, self.offloaded = device, False
+        with self._tenancy.lock:
+            for engine in self._tenancy.engines:
+                engine.scorer.to(device)
+                engine.home = device
+            self._tenancy.offloaded = False
 
     def offload(self) -> None:
         """Free the device: weights go to the CPU, and scoring is refused until `onload`."""
-        with self._lock:
-            self.scorer.to("cpu")
-            self.offloaded = True
+        with self._tenancy.lock:
+            for engine in self._tenancy.engines:
+                engine.scorer.to("cpu")
+            self._tenancy.offloaded = True
             if self.home.type == "cuda":
                 torch.cuda.empty_cache()
 
@@ -107,7 +126,7 @@ class Engine:
         self.to(self.home)
 
     def _check_loaded(self) -> None:
-        if self.offloaded:
+        if self._tenancy.offloaded:
             raise RewardError("the reward model is offloaded for all that share it: call onload() before asking")
 
     def _prepare(self, item: Item) -> Tensor:

@@ -221,12 +221,27 @@ def test_a_reward_made_after_the_model_has_moved_is_where_it_says(checkpoint, vi
     assert moved.scorer.device.type == "meta"
 
 
-def test_a_reward_made_while_the_model_is_offloaded_shares_that(checkpoint, videos, prompts):
-    one = make(checkpoint)
+@pytest.mark.parametrize("source", ["checkpoint", "model", "scorer"])
+def test_a_reward_made_while_the_model_is_offloaded_shares_that(source, checkpoint, model, videos, prompts):
+    source = {"checkpoint": checkpoint, "model": model, "scorer": VideoScorer(model, device="cpu")}[source]
+    one = make(source)
     expected = one(videos, prompts)
     one.offload()
-    other = make(checkpoint)
+    other = make(source)
     with pytest.raises(RewardError, match="offloaded for all that share it: call onload"):
         other(videos, prompts)
     other.onload()
     assert torch.equal(one(videos, prompts), expected)
+
+
+def test_rewards_of_one_model_move_together(model, videos, prompts):
+    one, other = make(model), make(model, batch_size=3)
+    expected = one(videos, prompts)
+    other(videos, prompts)
+    one.offload()
+    with pytest.raises(RewardError, match="offloaded for all that share it: call onload"):
+        other(videos, prompts)
+    other.onload()
+    assert torch.equal(one(videos, prompts), expected)
+    one.to("meta")
+    assert other.scorer.device.type == "meta"
