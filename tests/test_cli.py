@@ -220,3 +220,13 @@ def test_another_process_writes_the_same_bytes(dover, videos, checkpoint, tmp_pa
     )
     assert done.returncode == 0, done.stderr
     assert there.read_bytes() == here.read_bytes()
+
+
+def test_letters_that_a_terminal_lacks_are_escaped(videos, checkpoint):
+    command = [sys.executable, "-m", "dover_eval", "score", str(videos), "--prompt", "ein Häuschen"]
+    lacking = os.environ | {"PYTHONIOENCODING": "ascii:strict", "PYTHONUTF8": "0", "COLUMNS": "200"}
+    done = subprocess.run(
+        [*command, "--model", checkpoint, "--device", "cpu"], capture_output=True, text=True, check=False, env=lacking
+    )
+    assert done.returncode == 0, done.stderr
+    assert "ein H\\xe4uschen" in done.stdout

@@ -1,5 +1,7 @@
 """`dover-eval`: one file a command. A command's imports are its own, so that `--help` answers at once."""
 
+import io
+import sys
 from collections.abc import Callable
 
 import typer
@@ -46,4 +48,7 @@ for name, command in COMMANDS.items():
 
 def main() -> None:
     """The console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a finished run must not end on a letter that its terminal lacks
+            stream.reconfigure(errors="backslashreplace")
     app()

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 from dover_integrations.server.settings import MIB, ServerSettings
 
-from dover_eval.cli.exits import extra, failure, usage
+from dover_eval.cli.exits import extra, failure, needs, usage
 from dover_eval.cli.loading import check_device, loading
 from dover_eval.cli.options import BatchSize, Device, Model
 
@@ -56,9 +56,10 @@ def serve(
 ) -> None:
     """Serve rewards over HTTP: POST /score and /compute, GET /health, /metrics and /docs.
 
-    Exit status: 0 when it was stopped, 1 when the model cannot be loaded or the address not be listened on, 2 when the
-    command was not understood.
+    Exit status: 0 when it was stopped by Ctrl-C and 143 by SIGTERM, both after every accepted request was answered; 1
+    when the model cannot be loaded or the address is not available, 2 when the command was not understood.
     """
+    needs("server", "python_multipart")  # which FastAPI looks for when the first upload comes
     with extra("server"):
         from dover_integrations.rewards import DoverReward
         from dover_integrations.server import check_open, run

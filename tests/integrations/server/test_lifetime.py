@@ -71,7 +71,7 @@ def test_a_client_outlives_a_server_that_is_killed_and_started_again(checkpoint,
         thread.join(120)
         torch.testing.assert_close(results["found"], expected)
         command.process.send_signal(signal.SIGTERM)
-        assert command.process.wait(15) in (0, -signal.SIGTERM)
+        assert command.process.wait(15) == -signal.SIGTERM  # as uvicorn ends: 143 in a shell
     finally:
         command.process.kill()
         command.process.wait(10)
