@@ -45,6 +45,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     for status, description in {
         400: "an unreadable body, a prompt that is too long, frames of /compute that are no pictures or too many",
         401: "no valid bearer token",
+        403: "where no token is asked for: a Host that is a name, or a web page",
         408: "the body did not arrive in time",
         413: "the request is too large by itself: its body, the frames decoded from it, or its clips",
         415: "a content type that is not served",

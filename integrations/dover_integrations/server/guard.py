@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import ipaddress
 from collections.abc import Awaitable, Callable, Mapping
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -18,7 +20,7 @@ OPEN_PATHS = ("/health",)
 
 
 class Guard:
-    """ASGI middleware: bearer token, size of a body, seconds in which it must arrive, and bytes of all at once."""
+    """ASGI middleware: bearer token or no web page, size of a body, seconds in which it arrives, and bytes of all."""
 
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self.app = app
@@ -30,6 +32,9 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        if self.settings.token is None and (reason := _of_a_web_page(headers)):
+            await _refuse(403, f"without a token, {reason}")(scope, receive, send)
+            return
         if scope["path"] not in OPEN_PATHS and not self._is_known(headers.get("authorization", "")):
             await _refuse(401, "expected a valid bearer token", {"WWW-Authenticate": "Bearer"})(scope, receive, send)
             return
@@ -84,6 +89,31 @@ class Guard:
             return message
 
         return limited
+
+
+def _of_a_web_page(headers: Headers) -> str | None:
+    """Why this may be a web page that the user of this machine has open; None if it cannot be.
+
+    Loopback keeps no page out: a browser sends it requests for all of them, and lets a page whose name has come to mean
+    127.0.0.1 read the answers. Such a page's Host is a name, for that is what the browser was given. The server has no
+    pages of its own.
+    """
+    host = headers.get("host", "")
+    if not _is_address(host):
+        return f"expected an IP address or localhost as Host, got {host!r}"
+    if "origin" in headers:
+        return f"expected no web page to ask, got one of Origin {headers['origin']!r}"
+    site = headers.get("sec-fetch-site", "none")
+    return None if site in ("none", "same-origin") else f"expected no web page to ask, got Sec-Fetch-Site {site!r}"
+
+
+def _is_address(host: str) -> bool:
+    """Whether a Host, with or without a port, is an IP address or localhost."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False
 
 
 def _refuse(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:

@@ -39,7 +39,7 @@ def test_a_body_that_is_too_large_is_refused(serve, still_serves, chunked):
 def test_a_large_announcement_is_refused_before_the_body_comes(serve, still_serves):
     server = serve(max_body=100_000)
     with server.connect() as connection:
-        connection.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n")
+        connection.sendall(b"POST /score HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 99999999999\r\n\r\n")
         assert b" 413 " in connection.recv(4096)
     still_serves(server)
 
@@ -48,7 +48,7 @@ def test_a_body_that_never_ends_times_out(serve, still_serves):
     server = serve(body_timeout=0.3)
     with server.connect() as connection:
         connection.sendall(
-            b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+            b"POST /score HTTP/1.1\r\nHost: [::1]\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
         )
         assert b" 408 " in connection.recv(4096)
     still_serves(server)
@@ -58,7 +58,7 @@ def test_slow_clients_do_not_hold_up_others(serve, client, reward, videos, promp
     server = serve()
     slow = [server.connect() for _ in range(20)]
     for connection in slow:
-        head = f"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: {SAFETENSORS}\r\nContent-Length: 1000\r\n\r\nab"
+        head = f"POST /score HTTP/1.1\r\nHost: [::1]\r\nContent-Type: {SAFETENSORS}\r\nContent-Length: 1000\r\n\r\nab"
         connection.sendall(head.encode())
     start = time.monotonic()
     torch.testing.assert_close(client(server)(videos, prompts), reward(videos, prompts))
@@ -70,7 +70,7 @@ def test_slow_clients_do_not_hold_up_others(serve, client, reward, videos, promp
 def test_clients_that_hang_up_are_forgotten(serve, still_serves, videos, prompts):
     server = serve()
     body = encode_clips(list(videos), prompts)
-    head = f"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: {SAFETENSORS}\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"POST /score HTTP/1.1\r\nHost: [::1]\r\nContent-Type: {SAFETENSORS}\r\nContent-Length: {len(body)}\r\n\r\n"
     for sent in (head.encode()[:20], head.encode(), head.encode() + body[:5000], head.encode() + body):
         with server.connect() as connection:
             connection.sendall(sent)
@@ -167,7 +167,7 @@ def test_a_prompt_may_have_many_commas(serve, mp4):
 def start_of_a_body(server, sent, length="Content-Length: 60000"):
     """A connection on which this much of a body has come, and no more will."""
     connection = server.connect()
-    head = f"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: {SAFETENSORS}\r\n{length}\r\n\r\n"
+    head = f"POST /score HTTP/1.1\r\nHost: [::1]\r\nContent-Type: {SAFETENSORS}\r\n{length}\r\n\r\n"
     connection.sendall(head.encode() + sent)
     return connection
 

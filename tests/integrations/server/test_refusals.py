@@ -205,6 +205,38 @@ class TestToken:
             run(reward, ServerSettings(), host=host)
 
 
+class TestWebPages:
+    @pytest.mark.parametrize(
+        ("headers", "message"),
+        [
+            ({"Host": "evil.example"}, "expected an IP address or localhost as Host, got 'evil.example'"),
+            ({"Host": "localhost.evil.example:8000"}, "expected an IP address or localhost as Host"),
+            ({"Host": "[::1"}, "expected an IP address or localhost as Host"),
+            ({"Host": ""}, "expected an IP address or localhost as Host, got ''"),
+            ({"Origin": "http://evil.example"}, "expected no web page to ask, got one of Origin 'http://evil.example'"),
+            ({"Origin": "null"}, "expected no web page to ask"),
+            ({"Sec-Fetch-Site": "cross-site"}, "expected no web page to ask, got Sec-Fetch-Site 'cross-site'"),
+            ({"Sec-Fetch-Site": "same-site"}, "expected no web page to ask"),
+        ],
+    )
+    def test_without_a_token_they_are_kept_out(self, serve, mp4, headers, message):
+        form = {"files": [("videos", mp4.read_bytes())], "data": {"prompts": "a"}}
+        with serve().http(headers=headers) as http:
+            for answer in (http.get("/health"), http.post("/score", **form)):
+                assert answer.status_code == 403
+                assert answer.json()["detail"].startswith(f"without a token, {message}")
+
+    @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:80", "127.0.0.1", "[::1]:8000", "10.0.0.7:8000"])
+    def test_addresses_and_localhost_come_in(self, serve, host):
+        with serve().http(headers={"Host": host, "Sec-Fetch-Site": "none"}) as http:
+            assert http.get("/health").status_code == 200
+
+    def test_with_a_token_any_name_will_do(self, serve):
+        names = {"Host": "rewards.example", "Origin": "https://x.example"}
+        with serve(token="s3cret").http(headers=names | {"Authorization": "Bearer s3cret"}) as http:
+            assert http.get("/metrics").status_code == 200
+
+
 def test_exactly_one_source_of_a_video_is_asked_for(serve, mp4):
     video = base64.b64encode(mp4.read_bytes()).decode()
     items = [{"history": [{"text": "a", "video_b64": video, "video_path": "x"}]}, {"history": [{"text": "a"}]}]
