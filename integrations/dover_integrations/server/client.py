@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import random
 import re
@@ -20,7 +21,7 @@ import httpx
 import torch
 from torch import Tensor
 
-from dover_eval.opinion import SCORE_NAMES
+from dover_eval.opinion import MOS_MAX, MOS_MIN, SCORE_NAMES
 from dover_integrations.rewards.core import DoverReward
 from dover_integrations.rewards.engine import RewardError
 from dover_integrations.rewards.reading import Failure, Item, to_unit
@@ -34,7 +35,6 @@ CLIPS_PER_REQUEST = 16
 BYTES_PER_REQUEST = 64 * 2**20
 REQUESTS_AT_ONCE = 4
 LONGEST_WAIT = 16.0  # seconds before a request is sent again: who asks for many tries waits for a server, not for hours
-MOST = torch.finfo(torch.float32).max
 
 
 class _TooMuch(RewardError):
@@ -57,7 +57,8 @@ class DoverRewardClient(DoverReward):
         token: the server's bearer token.
         timeout: seconds that one answer may take; one that takes longer is not asked for again.
         retries: how often a request is sent again after a broken connection or an answer of 429, 502 or 503,
-            after 0.5, 1, 2, 4, 8, 16, 16, ... seconds or what the server asks for. Scoring again changes nothing.
+            after 0.5, 1, 2, 4, 8, 16, 16, ... seconds, or longer where the server asks, and at most 16.
+            Scoring again changes nothing.
 
     Attributes:
         fingerprint: of the server's model and sampling, from the first answer on; copies know it, too. Scores of
@@ -175,7 +176,7 @@ class DoverRewardClient(DoverReward):
     def _send(self, request: Callable[[httpx.Client], httpx.Response]) -> dict[str, Any]:
         problem = ""
         for attempt in range(self.retries + 1):
-            wait = min(0.5 * 2**attempt, LONGEST_WAIT) * random.uniform(0.8, 1.2)
+            wait = 0.5 * 2**attempt * random.uniform(0.8, 1.2)
             try:
                 response = request(self._client())
             except httpx.DecodingError as error:
@@ -194,7 +195,7 @@ class DoverRewardClient(DoverReward):
                     break
                 wait = max(wait, _seconds(response.headers.get("retry-after", "")))
             if attempt < self.retries:
-                time.sleep(wait)
+                time.sleep(min(wait, LONGEST_WAIT))
         raise RewardError(f"no rewards from {self.url}: {problem}")
 
     def _client(self) -> httpx.Client:
@@ -243,12 +244,13 @@ def _requests(items: Sequence[Item | Failure]) -> list[list[int]]:
 def _seconds(retry_after: str) -> float:
     """What the header Retry-After asks to wait: seconds, or until a date; 0 for anything else."""
     try:
-        return float(retry_after)
+        seconds = float(retry_after)
+        return seconds if math.isfinite(seconds) else 0.0
     except ValueError:
         pass
     try:
         return (parsedate_to_datetime(retry_after) - datetime.now(timezone.utc)).total_seconds()
-    except (ValueError, TypeError):  # no date, or one without a zone
+    except (ValueError, TypeError, OverflowError):  # no date, one without a zone, or of a year that is none
         return 0.0
 
 
@@ -291,7 +293,8 @@ def _rows(answer: dict[str, Any], count: int) -> list[Tensor | Failure]:
 
 def _row(found: Any) -> Tensor:
     scores: list[Any] = [found.get(name) for name in SCORE_NAMES] if isinstance(found, dict) else []
-    # JSON as Python reads it has NaN, and whole numbers of any length.
-    if not scores or not all(type(score) in (int, float) and abs(score) <= MOST for score in scores):
-        raise RewardError(f"expected a finite number for each of {SCORE_NAMES}, got {str(found)[:200]}")
+    # JSON as Python reads it has NaN. On another scale, scores would train another policy, and nobody would know.
+    if not scores or not all(type(score) in (int, float) and MOS_MIN <= score <= MOS_MAX for score in scores):
+        expected = f"expected a number from {MOS_MIN:g} to {MOS_MAX:g} for each of {SCORE_NAMES}"
+        raise RewardError(f"{expected}, got {str(found)[:200]}")
     return torch.tensor(scores, dtype=torch.float32)

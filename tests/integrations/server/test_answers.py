@@ -18,14 +18,14 @@ def stub():
     """Starts servers that give every request the same answer; `asked` counts the requests."""
     with contextlib.ExitStack() as stack:
 
-        def start(body, headers=(), wait=None):
+        def start(body, headers=(), wait=None, status=200):
             class Handler(BaseHTTPRequestHandler):
                 def do_POST(self):
                     self.server.asked += 1
                     self.rfile.read(int(self.headers["Content-Length"]))
                     if wait is not None:
                         wait.wait(20)
-                    self.send_response(200)
+                    self.send_response(status)
                     for name, value in (("Content-Length", str(len(body))), *headers):
                         self.send_header(name, value)
                     self.end_headers()
@@ -55,21 +55,22 @@ def answer(scores):
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (answer(SCORES | {"Overall": None}), "expected a finite number for each of .*'Overall': None"),
-        (answer(SCORES | {"Overall": float("nan")}), "expected a finite number for each of .*'Overall': nan"),
-        (answer(SCORES | {"Overall": 1e300}), "expected a finite number"),
-        (answer(SCORES | {"Overall": 10**400}), "expected a finite number"),
-        (answer(SCORES | {"Overall": "3"}), "expected a finite number for each of .*'Overall': '3'"),
-        (answer(SCORES | {"Overall": True}), "expected a finite number for each of .*'Overall': True"),
-        (answer({"Overall": 3.0}), "expected a finite number for each of .*got {'Overall': 3.0}"),
-        (answer(None), "expected a finite number for each of .*got None"),
+        (answer(SCORES | {"Overall": None}), "expected a number from 1 to 5 for each of .*'Overall': None"),
+        (answer(SCORES | {"Overall": float("nan")}), "expected a number from 1 to 5 for each of .*'Overall': nan"),
+        (answer(SCORES | {"Overall": 62.5}), "expected a number from 1 to 5 for each of .*'Overall': 62.5"),
+        (answer(SCORES | {"Overall": 0.5}), "expected a number from 1 to 5"),
+        (answer(SCORES | {"Overall": 10**400}), "expected a number from 1 to 5"),
+        (answer(SCORES | {"Overall": "3"}), "expected a number from 1 to 5 for each of .*'Overall': '3'"),
+        (answer(SCORES | {"Overall": True}), "expected a number from 1 to 5 for each of .*'Overall': True"),
+        (answer({"Overall": 3.0}), "expected a number from 1 to 5 for each of .*got {'Overall': 3.0}"),
+        (answer(None), "expected a number from 1 to 5 for each of .*got None"),
         (b'{"results": [null], "errors": [{}]}', "expected objects as result and error, got None and {}"),
         (b'{"results": [{}], "errors": ["no"]}', "expected objects as result and error, got {} and no"),
         (answer(SCORES), "expected a text as fingerprint from .*, got None"),
         (b"[" * 100_000, "expected JSON"),
     ],
     ids=[
-        *("null", "NaN", "beyond float32", "beyond float64", "text", "bool", "missing", "no scores"),
+        *("null", "NaN", "of a hundred", "below", "beyond float64", "text", "bool", "missing", "no scores"),
         *("null result", "text as error", "no fingerprint", "deep"),
     ],
 )
@@ -92,3 +93,16 @@ def test_an_answer_that_takes_too_long_is_not_asked_for_again(stub, client, vide
         client(server, timeout=0.2, retries=5)(videos[:1], prompts[:1])
     late.set()
     assert server.asked == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "longest"),
+    [("3", 3), ("30", 16), ("1e300", 16), ("Fri, 31 Dec 2100 00:00:00 GMT", 16), ("inf", 0.6), ("nan", 0.6)],
+)
+def test_a_server_may_ask_for_a_longer_wait_but_not_for_any(stub, client, monkeypatch, videos, asked, longest):
+    waits = []
+    monkeypatch.setattr("dover_integrations.server.client.time.sleep", waits.append)
+    server = stub(b"", [("Retry-After", asked)], status=503)
+    with pytest.raises(RewardError, match="503"):
+        client(server, retries=1)(videos[:1], "a cat")
+    assert waits == [longest] if longest > 1 else 0.4 <= waits[0] <= longest

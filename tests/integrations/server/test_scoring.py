@@ -126,7 +126,8 @@ def test_forked_children_do_not_speak_on_their_parents_connection(serve, client,
 
 
 def test_retry_after_is_seconds_or_a_date():
-    assert [_seconds(header) for header in ("3", "0.5", "", "soon")] == [3, 0.5, 0, 0]
+    assert [_seconds(header) for header in ("3", "0.5", "", "soon", "inf")] == [3, 0.5, 0, 0, 0]
+    assert _seconds(f"Fri, 31 Dec {'9' * 30} 00:00:00 GMT") == 0
     assert _seconds("Thu, 01 Jan 1970 00:00:00 GMT") < 0 < 1e6 < _seconds("Fri, 31 Dec 2100 00:00:00 GMT")
 
 
