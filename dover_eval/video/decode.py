@@ -11,11 +11,13 @@ import itertools
 import os
 import stat
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import av
 import torch
@@ -33,6 +35,8 @@ from dover_eval.video.truncation import lost_end
 PLAYLISTS = {"concat", "hls", "dash", "imf"}
 #: Transfer functions of HDR, by their numbers in ITU-T H.273.
 HDR = {16: "PQ", 18: "HLG"}
+#: For FFmpeg's decoders, within `frames_of_at_most`.
+_decoder_options: ContextVar[Mapping[str, str]] = ContextVar("decoder_options", default=MappingProxyType({}))
 
 
 class VideoError(ValueError):
@@ -158,13 +162,27 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 @contextmanager
+def frames_of_at_most(pixels: int) -> Iterator[None]:
+    """Within this, in this thread, FFmpeg takes no memory for a frame of more, whatever the file's header says.
+
+    For files of strangers: in some kilobytes can be a frame of gigabytes, which opening the file decodes. FFmpeg counts
+    sides in whole blocks, so up to 2^20 pixels more may pass: 64 for each along sides of 8192.
+    """
+    token = _decoder_options.set({"max_pixels": str(pixels + 2**20)})
+    try:
+        yield
+    finally:
+        _decoder_options.reset(token)
+
+
+@contextmanager
 def open_file(path: str | Path, **options: str) -> Iterator[av.container.InputContainer]:
     """A file in FFmpeg's hands, by its whole path: "a:b.mp4" would be taken for a protocol. From a file that has a path
     FFmpeg goes to no network.
 
-    options: of FFmpeg's demuxer; a PyAV older than 17.1 dies of any (a segmentation fault) where a format finds its
-    streams while it reads, as FLV does. Raises VideoError for a playlist, and FFmpeg's own errors.
+    options: of FFmpeg's demuxer. Raises VideoError for a playlist, and FFmpeg's own errors.
     """
+    options |= _decoder_options.get()  # for the frames by which FFmpeg finds out what is in the file
     with av.open(os.path.abspath(path), metadata_errors="replace", options=options) as container:
         if PLAYLISTS & set(container.format.name.split(",")):
             raise VideoError(f"{path}: a playlist of other files ({container.format.name}), expected a video")
@@ -182,6 +200,8 @@ def _open_video(container: av.container.InputContainer, path: Path) -> av.VideoS
         kinds = sorted({str(stream.type) for stream in container.streams if stream.type != "video"}) or ["nothing"]
         raise VideoError(f"{path}: no video stream, found {', '.join(kinds)}")
     stream = videos[0]
+    if stream.codec_context is not None:  # as of a codec that FFmpeg does not know, which decoding says
+        stream.codec_context.options = dict(_decoder_options.get())
     stream.thread_type = "AUTO"
     stream.thread_count = torch.get_num_threads()  # one in a worker process, which has others beside it
     return stream

@@ -72,6 +72,13 @@ def test_containers_and_codecs(write_video, name, codec):
     assert np.abs(np.array([frame.float().mean() for frame in clip.frames]) - [40, 80, 120, 160]).max() < 18
 
 
+def test_a_codec_that_ffmpeg_does_not_know_is_an_error(write_video):
+    path = write_video(grey_frames(LEVELS), "a.mp4", codec="mpeg4")
+    path.write_bytes(path.read_bytes().replace(b"mp4v", b"zzzz").replace(b"esds", b"zzzz"))
+    with pytest.raises(VideoError, match=r"a\.mp4: cannot be decoded as a video .*Decoder not found"):
+        decode_clip(path, 4)
+
+
 @pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.avi", "mpeg4")])
 @pytest.mark.parametrize("rate", [8, 24, 60])
 def test_a_file_is_sampled_as_a_tensor_of_its_frames_whatever_its_dates_are_rounded_to(write_video, name, codec, rate):

@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from dover_eval.scorer import VideoScorer
-from dover_eval.video.decode import VideoError, open_file, video_streams
+from dover_eval.video.decode import VideoError, frames_of_at_most, open_file, video_streams
 from dover_integrations.server.settings import ServerSettings
 from dover_integrations.server.wire import BadRequest
 
@@ -40,8 +40,11 @@ def clip_from_bytes(data: bytes, scorer: VideoScorer, settings: ServerSettings, 
         path = Path(folder) / "video"
         path.write_bytes(data)
         try:
-            take(scorer.config.num_frames * 3 * _pixels(path, settings, name))
-            frames = scorer.decode(path)
+            with frames_of_at_most(settings.max_pixels):
+                pixels = _pixels(path, settings, name)
+            take(scorer.config.num_frames * 3 * pixels)
+            with frames_of_at_most(pixels):
+                frames = scorer.decode(path)
         except (VideoError, BadRequest, av.error.FFmpegError) as error:
             reason = str(error).replace(str(path), name)
             raise BadRequest(f"{name}: {reason.removeprefix(f'{name}: ')}") from error
@@ -133,6 +136,8 @@ def _pixels(path: Path, settings: ServerSettings, name: str) -> int:
             width, height = stream.codec_context.width, stream.codec_context.height
             if width * height > settings.max_pixels:
                 raise BadRequest(f"{name}: expected at most {settings.max_pixels} pixels a frame, got {width}x{height}")
+            if not width * height:
+                raise BadRequest(f"{name}: found no frame of at most {settings.max_pixels} pixels, expected a video")
             # A packet is a frame; headers of Matroska, WebM and fragmented MP4 count none.
             frames = sum(packet.size > 0 for packet in container.demux(stream))
             if frames > settings.max_frames:

@@ -7,6 +7,7 @@ import socket
 import struct
 import threading
 import time
+from fractions import Fraction
 
 import av
 import httpx
@@ -385,6 +386,29 @@ def test_frames_that_no_header_counts_are_limited_too(serve, mp4, tmp_path, cont
     with serve(max_frames=5).http() as http:
         answer = http.post("/score", files=files, data={"prompts": "a"}).json()
     assert answer["errors"] == [{}]
+
+
+def avi_of_pngs(path, sides):
+    """Pictures of these sides, none of them compared with what the header says."""
+    with av.open(str(path), "w", "avi") as container:
+        stream = container.add_stream("png", rate=10, width=sides[0], height=sides[0], pix_fmt="rgb24")
+        stream.encode(av.VideoFrame(sides[0], sides[0], "rgb24"))  # opens it
+        for i, side in enumerate(sides):
+            data = io.BytesIO()
+            Image.new("RGB", (side, side)).save(data, "PNG")
+            packet = av.Packet(data.getvalue())
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, i, i, Fraction(1, 10)
+            container.mux(packet)
+    return path.read_bytes()
+
+
+def test_a_frame_larger_than_the_limits_is_not_even_decoded(serve, tmp_path):
+    grows, large = avi_of_pngs(tmp_path / "grows", [64, 64, 2000]), avi_of_pngs(tmp_path / "large", [2000] * 3)
+    with serve(max_pixels=2048 * 1024).http() as http:
+        files = [("videos", grows), ("videos", large)]
+        errors = http.post("/score", files=files, data={"prompts": ["a", "b"]}).json()["errors"]
+    assert "video 0: cannot be decoded as a video" in errors[0]["dover"]  # by us it would be "frames of 64x64 and ..."
+    assert errors[1]["dover"] == "video 1: found no frame of at most 2097152 pixels, expected a video"
 
 
 def test_a_cover_before_the_video_hides_nothing_from_the_limits(serve, mp4, tmp_path):
