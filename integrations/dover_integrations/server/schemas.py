@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from dover_integrations.server.wire import REWARD_NAME
+
+Entry = TypeVar("Entry")
+# Its first bad entry is enough: making an error of each of 190,000 stopped the server for two seconds.
+Entries = Annotated[list[Entry], FailFast()]
 
 IDENTITY = ("request_id", "sample_id", "group_id", "source_rank", "policy_version", "scorer_version", "idempotency_key")
 
@@ -26,8 +30,8 @@ class ScoreItem(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    history: list[Turn] = Field(min_length=1)
-    required_rewards: list[str] = Field(default_factory=lambda: [REWARD_NAME])
+    history: Entries[Turn] = Field(min_length=1)
+    required_rewards: Entries[str] = Field(default_factory=lambda: [REWARD_NAME])
 
 
 class ScoreRequest(BaseModel):
@@ -36,7 +40,7 @@ class ScoreRequest(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     protocol_version: str = "1"
-    requests: list[ScoreItem] = Field(min_length=1)
+    requests: Entries[ScoreItem] = Field(min_length=1)
 
 
 class ComputeRequest(BaseModel):
@@ -44,8 +48,8 @@ class ComputeRequest(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    prompt: list[str] = Field(min_length=1)
-    video: list[list[str]] = Field(min_length=1)
+    prompt: Entries[str] = Field(min_length=1)
+    video: Entries[Entries[str]] = Field(min_length=1)
 
 
 class ScoreResponse(BaseModel):

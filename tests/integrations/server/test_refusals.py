@@ -9,7 +9,9 @@ import pytest
 import torch
 from dover_integrations.rewards import DoverReward, RewardError
 from dover_integrations.server import ServerSettings, create_app, run
+from dover_integrations.server.schemas import ComputeRequest, ScoreRequest
 from dover_integrations.server.wire import SAFETENSORS
+from pydantic import ValidationError
 from safetensors.torch import save
 
 HEADERS = {"Content-Type": SAFETENSORS}
@@ -79,6 +81,23 @@ def test_json_of_another_form_is_refused(serve, still_serves, path, body, status
     assert answer.status_code == status
     assert message in answer.json()["detail"]
     still_serves(server)
+
+
+@pytest.mark.parametrize(
+    ("model", "body"),
+    [
+        (ScoreRequest, {"requests": [1, 1, 1]}),
+        (ScoreRequest, {"requests": [{"history": [1, 1, 1]}]}),
+        (ScoreRequest, {"requests": [{"history": [{"text": ""}], "required_rewards": [1, 1, 1]}]}),
+        (ComputeRequest, {"prompt": [1, 1, 1], "video": [["a"]]}),
+        (ComputeRequest, {"prompt": ["a"], "video": [1, 1, 1]}),
+        (ComputeRequest, {"prompt": ["a"], "video": [[1, 1, 1]]}),
+    ],
+)
+def test_the_first_bad_entry_of_a_list_is_the_last_that_is_looked_at(model, body):
+    with pytest.raises(ValidationError) as caught:
+        model.model_validate_json(json.dumps(body))
+    assert caught.value.error_count() == 1
 
 
 def test_forms_without_videos_or_prompts_are_refused(serve, still_serves, mp4):
