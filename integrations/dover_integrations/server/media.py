@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dover_eval.scorer import VideoScorer
 from dover_eval.video.decode import VideoError, frames_of_at_most, open_file, video_streams
+from dover_eval.video.layout import check_sides
 from dover_integrations.server.settings import ServerSettings
 from dover_integrations.server.wire import BadRequest
 
@@ -119,8 +120,9 @@ def bytes_from_path(text: str, settings: ServerSettings, take: Take) -> bytes:
 
 
 def check_clip_size(clip: Tensor, settings: ServerSettings, name: str) -> None:
-    """Raises BadRequest for a clip (T,3,H,W) beyond the limits."""
+    """Raises BadRequest for a clip (T,3,H,W) beyond the limits, or too thin."""
     frames, _, height, width = clip.shape
+    check_sides(width, height, name, BadRequest)
     if frames > settings.max_frames:
         raise BadRequest(f"{name}: expected at most {settings.max_frames} frames, got {frames}")
     if height * width > settings.max_pixels:

@@ -10,7 +10,7 @@ import torch
 from dover_integrations.rewards import DoverReward, RewardError
 from dover_integrations.server import ServerSettings, create_app, run
 from dover_integrations.server.schemas import ComputeRequest, ScoreRequest
-from dover_integrations.server.wire import SAFETENSORS
+from dover_integrations.server.wire import SAFETENSORS, encode_clips
 from pydantic import ValidationError
 from safetensors.torch import save
 
@@ -128,6 +128,15 @@ def test_tensors_beyond_the_limits_fail_alone(serve, client, reward):
         remote(clips, "a cat")
     with pytest.raises(RewardError, match=r"videos\[1\]: video 1: expected at most 2048 pixels a frame, got 32x128"):
         remote(clips[1:], "a cat")
+
+
+def test_a_clip_that_is_too_thin_fails_alone(serve):
+    body = encode_clips([torch.zeros(2, 3, 1, 9000, dtype=torch.uint8), CLIP[0]], ["a", "b"])
+    with serve().http() as http:
+        answer = http.post("/score", content=body, headers=HEADERS).json()
+    assert [list(result) for result in answer["results"]] == [[], ["dover"]]
+    reason = "video 0: expected one side at most 64 times the other, got frames of 9000x1"
+    assert answer["errors"] == [{"dover": reason}, {}]
 
 
 def test_a_file_that_is_no_video_has_its_reason_and_the_others_are_scored(serve, mp4):
