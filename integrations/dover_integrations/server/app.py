@@ -253,13 +253,16 @@ async def in_time(request: Request, work: Coroutine[Any, Any, T], seconds: float
 
 async def _read_form(request: Request, settings: ServerSettings) -> tuple[list[bytes], list[str]]:
     most = max(settings.max_clips, 1000)  # how many clips there may be is for `ScoringService.check` to say
-    async with request.form(max_files=most, max_fields=most) as form:
-        files, prompts = form.getlist("videos"), form.getlist("prompts")
-        if not files or not all(isinstance(file, UploadFile) for file in files):
-            raise BadRequest("expected one or more files in the field 'videos'")
-        if not all(isinstance(prompt, str) for prompt in prompts):
-            raise BadRequest("expected texts in the field 'prompts', got a file")
-        data = [await file.read() for file in files if isinstance(file, UploadFile)]
+    try:
+        async with request.form(max_files=most, max_fields=most) as form:
+            files, prompts = form.getlist("videos"), form.getlist("prompts")
+            if not files or not all(isinstance(file, UploadFile) for file in files):
+                raise BadRequest("expected one or more files in the field 'videos'")
+            if not all(isinstance(prompt, str) for prompt in prompts):
+                raise BadRequest("expected texts in the field 'prompts', got a file")
+            data = [await file.read() for file in files if isinstance(file, UploadFile)]
+    except UnicodeError as error:  # of the charset in its Content-Type
+        raise BadRequest(f"expected a form whose texts are in its charset: {error}") from error
     return data, [str(prompt) for prompt in prompts]
 
 

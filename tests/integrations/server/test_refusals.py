@@ -109,6 +109,13 @@ def test_forms_without_videos_or_prompts_are_refused(serve, still_serves, mp4):
             ({"files": [video]}, "expected 1 prompts"),
             ({"files": [video, ("prompts", b"a")]}, "got a file"),
             ({"content": b"--", "headers": {"Content-Type": "multipart/form-data"}}, "boundary"),
+            (
+                {
+                    "content": b'--x\r\nContent-Disposition: form-data; name="prompts"\r\n\r\na cat\r\n--x--\r\n',
+                    "headers": {"Content-Type": "multipart/form-data; boundary=x; charset=undefined"},
+                },
+                "expected a form whose texts are in its charset",
+            ),
         ]:
             answer = http.post("/score", **settings)
             assert answer.status_code == 400, answer.text
