@@ -54,7 +54,7 @@ def serve(
         typer.Option(help="What uvicorn logs at least."),
     ] = "info",
 ) -> None:
-    """Serve rewards over HTTP: POST /score and /compute, GET /health, /metrics and /docs.
+    """Serve rewards over HTTP: POST /score and /compute, GET /health, /metrics and /openapi.json.
 
     Exit status: 0 when it was stopped by Ctrl-C and 143 by SIGTERM, both after every accepted request was answered; 1
     when the model cannot be loaded or the address is not available, 2 when the command was not understood.

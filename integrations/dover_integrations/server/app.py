@@ -78,6 +78,8 @@ def create_app(reward: DoverReward, settings: ServerSettings | None = None) -> F
         description="Scores videos against their prompts: five mean-opinion scores from 1 to 5.",
         version=dover_eval.__version__,
         lifespan=lifespan,
+        docs_url=None,  # these pages' scripts come from elsewhere
+        redoc_url=None,
     )
     app.add_middleware(Guard, settings=settings)
     app.add_middleware(Counted, service=service)
