@@ -75,7 +75,9 @@ def clip_from_frames(frames: Sequence[str], settings: ServerSettings, take: Take
                 if size != tuple(clip.shape[2:]):
                     raise BadRequest(f"{name}: expected frames of one size, got {size} and {tuple(clip.shape[2:])}")
                 clip[i] = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except UnidentifiedImageError:  # whose text has an address in this process
+            raise BadRequest(f"{name}: frame {i} is no PNG or JPEG image") from None
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             if isinstance(error, BadRequest):
                 raise
             raise BadRequest(f"{name}: frame {i} is no PNG or JPEG image: {error}") from error

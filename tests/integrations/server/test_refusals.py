@@ -71,6 +71,7 @@ def test_a_bad_body_is_refused_with_its_reason(serve, still_serves, body, messag
         ("/score", b'{"requests": [{"history": [{"text": "\xff"}]}]}', 422, ""),
         ("/compute", b'{"prompt": ["a"], "video": [[]]}', 400, "expected 1 to 1024 frames, got 0"),
         ("/compute", b'{"prompt": ["a"], "video": [["%%%"]]}', 400, "not base64"),
+        ("/compute", b'{"prompt": ["a"], "video": [["aGVsbG8="]]}', 400, "frame 0 is no PNG or JPEG image"),
         ("/compute", b'{"prompt": ["a"]}', 422, "video: Field required"),
     ],
 )
@@ -80,6 +81,7 @@ def test_json_of_another_form_is_refused(serve, still_serves, path, body, status
         answer = http.post(path, content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == status
     assert message in answer.json()["detail"]
+    assert " object at 0x" not in answer.json()["detail"]
     still_serves(server)
 
 
