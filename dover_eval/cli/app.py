@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from typing import Annotated
 
 import typer
@@ -30,11 +32,14 @@ def app(
     if auth is None and not is_loopback(host):
         usage(f"--host {host} is open to others: give --auth NAME:PASSWORD as well")
     needs("app", "gradio", "jinja2", "vl_convert")
-    from dover_eval.looking.app import launch_options, make_app
+    with tempfile.TemporaryDirectory(prefix="dover-eval-app-") as uploads:
+        # Gradio's own folder is one for all users of a machine, who can look into it. It asks when it is imported, too.
+        os.environ.setdefault("GRADIO_TEMP_DIR", uploads)
+        from dover_eval.looking.app import launch_options, make_app
 
-    scorer = load_scorer(model, device)
-    page = make_app(scorer)
-    try:
-        page.launch(**launch_options(host, port, (name, password) if auth else None))
-    except OSError as error:
-        failure(f"nothing listens on {host} port {port}: {error}")
+        scorer = load_scorer(model, device)
+        page = make_app(scorer)
+        try:
+            page.launch(**launch_options(host, port, (name, password) if auth else None))
+        except OSError as error:
+            failure(f"nothing listens on {host} port {port}: {error}")

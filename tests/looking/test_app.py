@@ -122,6 +122,21 @@ def test_it_listens_on_loopback_alone(address):
         pass
 
 
+def test_uploads_lie_in_a_folder_of_this_user_and_go_with_the_app(dover, checkpoint, monkeypatch):
+    import gradio as gr
+    from gradio.utils import get_upload_folder
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # so that it is put back
+    monkeypatch.delenv("GRADIO_TEMP_DIR")
+    modes = []
+    monkeypatch.setattr(
+        gr.Blocks, "launch", lambda *_, **__: modes.append(os.stat(get_upload_folder()).st_mode & 0o777)
+    )
+    result = dover("app", "--model", checkpoint)
+    assert (result.exit_code, modes) == (0, [0o700])
+    assert not os.path.exists(get_upload_folder())
+
+
 def test_a_taken_port_is_a_failure_with_its_reason(dover, checkpoint):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
