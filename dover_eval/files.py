@@ -162,6 +162,8 @@ def identity(clip: Clip) -> str | None:
             return None
         except OSError as error:
             raise FileError(f"{clip.video}: cannot be read ({error.strerror})") from error
+        except ValueError as error:  # a name with a NUL
+            raise FileError(f"{clip.video!r}: cannot be read ({error})") from error
         found = f"{status.st_size} {status.st_mtime_ns}"
     return f"{found} {clip.shard.offset}+{clip.shard.size}" if clip.shard else found
 
@@ -175,7 +177,8 @@ def local_file(clip: Clip) -> Iterator[Path]:
     if clip.shard is None and clip.is_local:
         yield Path(clip.place)
         return
-    with tempfile.NamedTemporaryFile(prefix="dover-eval-", suffix=PurePosixPath(own_path(clip.video)).suffix) as copy:
+    suffix = PurePosixPath(own_path(clip.video)).suffix.replace("\0", "")  # which no file's name can hold
+    with tempfile.NamedTemporaryFile(prefix="dover-eval-", suffix=suffix) as copy:
         try:
             if clip.shard is not None and clip.is_local:
                 with open(clip.place, "rb") as shard:

@@ -21,6 +21,8 @@ from dover_eval.scale.runlog import RunError
 from dover_eval.video.decode import VideoError
 
 AHEAD = 2  # clips a worker
+# Clips of one worker, in a row, that shared memory does not take: it is too small then, and they are not too large.
+MISFITS = 8
 # What a DataLoader raises, or what its pipes do, when a worker is gone.
 WORKER_LOST = (RuntimeError, ConnectionError, EOFError, FileNotFoundError)
 
@@ -78,7 +80,9 @@ def decode_ahead(
     A file that kills its decoder, or makes the system kill it, becomes a row with that reason: the clips that were
     under way are decoded again one by one, each in a process of its own.
 
-    Raises RunError where frames do not fit into the memory that processes share, or copies onto this machine's disk.
+    So does one whose frames do not fit into the memory that processes share.
+
+    Raises RunError where those of `MISFITS` clips on end do not, or copies onto this machine's disk.
     """
     at = 0
     while at < len(order):
@@ -149,19 +153,25 @@ def _as_it_is(found: Any) -> Any:
 class _Files(Dataset[Decoded | RunError]):
     def __init__(self, clips: Sequence[Clip], decode: Decode) -> None:
         self.clips, self.decode = clips, decode
+        self.misfits = 0
 
     def __getitem__(self, index: int) -> Decoded | RunError:
         try:
             found = decode_file(self.clips[index], self.decode)
         except RunError as error:
             return error
-        if found.frames is not None:
-            try:
-                found.frames.share_memory_()
-            except RuntimeError as error:
-                size = found.frames.numel() / 1e6
-                return RunError(
-                    f"{self.clips[index].video}: {size:.0f} MB of frames do not fit into shared memory ({error}); "
-                    "take fewer --workers, or make /dev/shm larger (docker run --shm-size)"
-                )
+        if found.frames is None:
+            return found
+        try:
+            found.frames.share_memory_()
+        except RuntimeError as error:
+            self.misfits += 1
+            reason = (
+                f"{self.clips[index].video}: {found.frames.numel() / 1e6:.0f} MB of frames do not fit into shared "
+                f"memory ({error}); take fewer --workers, or make /dev/shm larger (docker run --shm-size)"
+            )
+            if self.misfits == MISFITS:
+                return RunError(f"{reason}; nor did the clips before it: go on with --resume --retry-failed")
+            return Decoded(None, reason, found.file)
+        self.misfits = 0
         return found

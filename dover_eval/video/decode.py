@@ -30,6 +30,7 @@ from dover_eval.video.layout import check_sides
 from dover_eval.video.pixels import rgb_planes
 from dover_eval.video.sample import sample_indices, sample_times, tolerance
 from dover_eval.video.truncation import lost_end
+from dover_eval.wording import one_line
 
 #: What FFmpeg calls formats that name other files.
 PLAYLISTS = {"concat", "hls", "dash", "imf"}
@@ -69,22 +70,23 @@ def decode_clip(path: str | Path, num_frames: int, windows: int = 1) -> SampledC
     the last sampled one that FFmpeg finds damaged (of HEVC, VP8 and VP9 it seldom tells), and a truncated file where
     its container tells: MP4, MOV and AVI count their frames (MP4 in fragments the bytes of each), Matroska and WebM
     (but for live streams) and WMV their bytes, FLV where its writer did, a GIF has an end. Of MPEG streams none does,
-    nor MP4 that is cut exactly between two fragments.
+    nor MP4 that is cut exactly between two fragments. Frames that memory cannot hold are a VideoError as well.
     """
     path = Path(path)
-    times, end = frame_times(path)
-    start = times[0]
-    moments = sample_moments(times, end, num_frames, windows)
-    rising = sorted(set(moments))
     frames: Tensor | None = None
     dates: dict[float, float] = {}
-    for moment, (frame, time) in zip(rising, frames_at(path, rising), strict=False):
-        if frames is None:
-            check_sides(frame.shape[2], frame.shape[1], str(path), VideoError)
-            # Filled as frames come, and not stacked at the end: 16 of 4K are 400 MB, once.
-            frames = frame.new_empty((num_frames, *frame.shape))
-        frames[[i for i, chosen in enumerate(moments) if chosen == moment]] = frame
-        dates[moment] = time
+    with _reading(path):
+        times, end = _frame_times(path)
+        start = times[0]
+        moments = sample_moments(times, end, num_frames, windows)
+        rising = sorted(set(moments))
+        for moment, (frame, time) in zip(rising, _frames_on_screen(path, rising), strict=False):
+            if frames is None:
+                check_sides(frame.shape[2], frame.shape[1], str(path), VideoError)
+                # Filled as frames come, and not stacked at the end: 16 of 4K are 400 MB, once.
+                frames = frame.new_empty((num_frames, *frame.shape))
+            frames[[i for i, chosen in enumerate(moments) if chosen == moment]] = frame
+            dates[moment] = time
     if frames is None or len(dates) < len(rising):
         raise VideoError(f"{path}: no frame could be decoded, expected a video")
     return SampledClip(frames, tuple(dates[moment] - start for moment in moments), end - start)
@@ -137,7 +139,7 @@ def all_frames(path: str | Path) -> Iterator[tuple[Tensor, float]]:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Refuses what is no file, and gives FFmpeg's errors the file's name."""
+    """Refuses what is no file, and gives what a file can cause, of FFmpeg or of numbers in it, the file's name."""
     try:
         status = path.stat()
     except ValueError as error:  # a name with a NUL
@@ -153,12 +155,16 @@ def _reading(path: Path) -> Iterator[None]:
         raise VideoError(f"{path}: an empty file, expected a video")
     try:
         yield
-    except (av.error.FFmpegError, EOFError, OSError) as error:
-        raise VideoError(f"{path}: cannot be decoded as a video ({error})") from error
     except VideoError as error:
         if str(path) in str(error):
             raise
         raise VideoError(f"{path}: {error}") from error
+    except (av.error.FFmpegError, EOFError, OSError, ValueError, OverflowError, MemoryError) as error:
+        raise VideoError(f"{path}: cannot be decoded as a video ({one_line(error)})") from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        raise VideoError(f"{path}: its frames do not fit into memory ({one_line(error)})") from error
 
 
 @contextmanager

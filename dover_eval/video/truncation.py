@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from pathlib import Path
 from typing import BinaryIO
@@ -109,7 +110,7 @@ def _flv_bytes(header: bytes) -> int:
     if place < 9 or len(header) < place + 8:
         return 0
     (size,) = struct.unpack_from(">d", header, place)
-    return int(size) if size > 0 else 0
+    return int(size) if 0 < size < math.inf else 0
 
 
 def _number(file: BinaryIO) -> tuple[bytes, int | None]:

@@ -6,6 +6,7 @@ import errno
 import itertools
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import torch
 
 from dover_eval.files import Clip, FileError, identity
 from dover_eval.inputs import list_clips
-from dover_eval.scale.decoding import decode_ahead
+from dover_eval.scale.decoding import MISFITS, decode_ahead
 from dover_eval.scale.local import score_batches
 from dover_eval.scale.run import Share, score_set
 from dover_eval.scale.runlog import RunError, RunLog, Scored
@@ -54,6 +55,44 @@ def test_a_file_that_kills_its_decoder_is_a_row_and_the_others_go_on(tmp_path, w
     found = list(decode_ahead(clips, range(7), deadly, workers))
     assert [None if one.frames is None else int(one.frames[0, 0, 0, 0]) for one in found] == [0, 1, None, 3, 4, 5, 6]
     assert "deadly: it ended the process that decoded it" in found[2].error
+
+
+def white(path: Path) -> torch.Tensor:
+    """As many pixels as the file's name says."""
+    return torch.full((1, 3, 1, int(path.name)), 255, dtype=torch.uint8)
+
+
+@pytest.fixture
+def little_shared_memory():
+    """Which counts against the size of files."""
+    limit, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    signal.signal(signal.SIGXFSZ, ignored)
+
+
+@pytest.mark.usefixtures("little_shared_memory")
+def test_a_clip_too_large_for_shared_memory_is_a_row_and_many_on_end_end_the_run(tmp_path):
+    for name in ("1", "30000"):
+        (tmp_path / name).write_text(name)
+    small, large = (Clip(str(tmp_path / name), "x") for name in ("1", "30000"))
+    clips = [small, *[large] * (MISFITS - 1), small, *[large] * MISFITS]
+    found = []
+    with pytest.raises(RunError, match="nor did the clips before it: go on with --resume --retry-failed"):
+        found.extend(one.error for one in decode_ahead(clips, range(len(clips)), white, 1))
+    assert [error is None for error in found] == [clip is small for clip in clips[:-1]]
+    assert "30000: 0 MB of frames do not fit into shared memory" in found[1]
+
+
+def test_names_that_no_file_can_have_are_rows(dover, clips, tmp_path):
+    rows = ["a\0.mp4", "memory://a.mp\x004", "a.mp4"]
+    (clips / "set.jsonl").write_text("".join(json.dumps({"video": name, "Prompt": "x"}) + "\n" for name in rows))
+    assert dover(clips / "set.jsonl", "-o", tmp_path / "r.jsonl").exit_code == 1
+    nul, remote, good = (row["error"] for row in read_lines(tmp_path / "r.jsonl"))
+    assert "cannot be read (embedded null byte)" in nul
+    assert "no such file" in remote
+    assert good is None
 
 
 def test_an_error_of_the_program_is_no_row(tmp_path):

@@ -244,6 +244,13 @@ def test_a_file_that_cannot_be_reached_is_a_row_s_error_too(tmp_path):
         decode_clip(tmp_path / "pipe.mp4", 4)
 
 
+def test_frames_that_memory_cannot_hold_are_the_clip_s_error(write_video, monkeypatch):
+    path = write_video(grey_frames(LEVELS))
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *_: torch.empty(1 << 60))
+    with pytest.raises(VideoError, match=r"clip\.mp4: its frames do not fit into memory .*can't allocate memory"):
+        decode_clip(path, 4)
+
+
 @pytest.mark.parametrize("content", ["missing", "folder", "empty", "text", "audio", "truncated", "cut", "no frames"])
 def test_bad_files_are_refused_by_name(content, tmp_path, write_video, moving_frames):
     path = tmp_path / "bad.mp4"

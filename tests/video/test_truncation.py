@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import struct
+
 import av
 import numpy as np
 import pytest
@@ -71,6 +74,14 @@ def test_a_file_that_tells_its_bytes_or_its_end_is_found_truncated_wherever_it_i
         with pytest.raises(VideoError):
             decode_clip(path, 4)
     path.write_bytes(data + b"what a transfer appended")
+    assert len(decode_clip(path, 4).frames) == 4
+
+
+def test_an_flv_that_tells_an_endless_size_tells_nothing(write_video):
+    path = write_video(grey_frames(LEVELS), "a.flv", codec="flv1")
+    data = bytearray(path.read_bytes())
+    struct.pack_into(">d", data, data.index(b"filesize\0") + 9, math.inf)
+    path.write_bytes(data)
     assert len(decode_clip(path, 4).frames) == 4
 
 
