@@ -1,4 +1,4 @@
-"""One clip's bytes, wherever they lie: a path, anything that fsspec reaches, or a member of a tar shard."""
+"""One clip's bytes, wherever they lie: a path, a URL that fsspec reaches, or a member of a tar shard."""
 
 from __future__ import annotations
 
@@ -29,6 +29,11 @@ REVISIONS = (
     *("LastModified", "last_modified", "Last-Modified", "mtime", "created"),
 )
 WEB = ("http://", "https://")
+# What a row may name: files, stores and archives. Others of fsspec run templates, log in elsewhere or start processes.
+PROTOCOLS = (
+    *("file", "local", "memory", "tar", "zip"),
+    *("http", "https", "hf", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"),
+)
 # A fault of this machine and of no clip: no room for a copy, or no file left to open.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
 
@@ -95,10 +100,15 @@ def composed(name: str) -> str:
 def locate(url: str) -> tuple[Any, str]:
     """fsspec's file system for a URL, and what that calls it: a member's name alone, in an archive.
 
-    Raises FileError where its package is missing or its address means nothing.
+    Raises FileError for a protocol that is none of `PROTOCOLS`, in any part of a chain, where its package is missing,
+    and where its address means nothing.
     """
     import fsspec
 
+    for part in url.split("::"):
+        protocol, colons, _ = part.partition("://")
+        if (colons or re.fullmatch(r"[\w+-]+", part)) and protocol not in PROTOCOLS:  # fsspec takes "zip" for zip://
+            raise FileError(f"{url}: expected a protocol of {', '.join(PROTOCOLS)}, found {protocol!r}")
     try:
         return fsspec.core.url_to_fs(url)
     except ImportError as error:

@@ -38,7 +38,7 @@ def score(
         list[str],
         typer.Argument(
             help="Videos, folders, quoted patterns such as 'out/**/*.mp4', manifests (.csv, .jsonl, .parquet), "
-            "WebDataset shards (.tar); here or at s3://, hf://, https:// and whatever fsspec reaches."
+            "WebDataset shards (.tar); here or at s3://, hf://, https:// and other stores (docs/scale.md)."
         ),
     ],
     prompt: Annotated[str | None, typer.Option(help="One prompt for every clip that brings none.")] = None,

@@ -166,6 +166,21 @@ def test_a_bucket_that_is_not_to_be_reached(dover, bucket, clips, tmp_path, monk
     assert "s3://no-such-bucket/b.mp4: " in rows[1]["error"]
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["reference://::file:///refs.json", "tar://a.mp4::github://o:r@main/s.tar", "tar://a::reference", "sftp://h/a.mp4"],
+)
+def test_a_row_reaches_files_stores_and_archives_alone(dover, clips, tmp_path, url, monkeypatch):
+    monkeypatch.setattr("fsspec.core.url_to_fs", None)
+    rows = [{"video": video, "Prompt": "x"} for video in (str(clips / "a.mp4"), url)]
+    table = write_table(tmp_path / "m.jsonl", rows)
+    assert dover(table, "-o", tmp_path / "r.jsonl").exit_code == 1
+    good, refused = (row["error"] for row in read_lines(tmp_path / "r.jsonl"))
+    assert good is None
+    assert f"{url}: expected a protocol of file, local," in refused
+    assert dover(url, "--prompt", "x").exit_code != 0
+
+
 def test_a_protocol_without_its_package_says_what_to_install(dover):
     result = dover("gs://bucket/set/", "--prompt", "x")
     assert result.exit_code == 2
