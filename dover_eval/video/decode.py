@@ -70,7 +70,8 @@ def decode_clip(path: str | Path, num_frames: int, windows: int = 1) -> SampledC
     the last sampled one that FFmpeg finds damaged (of HEVC, VP8 and VP9 it seldom tells), and a truncated file where
     its container tells: MP4, MOV and AVI count their frames (MP4 in fragments the bytes of each), Matroska and WebM
     (but for live streams) and WMV their bytes, FLV where its writer did, a GIF has an end. Of MPEG streams none does,
-    nor MP4 that is cut exactly between two fragments. Frames that memory cannot hold are a VideoError as well.
+    nor MP4 that is cut exactly between two fragments, nor Matroska or MP4 behind its first 100,000 elements.
+    Frames that memory cannot hold are a VideoError as well.
     """
     path = Path(path)
     frames: Tensor | None = None

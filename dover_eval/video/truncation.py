@@ -13,6 +13,9 @@ SEGMENT = b"\x18\x53\x80\x67"
 ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 #: Bytes in which the headers of ASF and FLV are looked for.
 HEADER = 1 << 16
+#: Elements or boxes, one behind the other, that are looked at: those of hours of video, where millions of empty ones
+#: would take minutes. Whether a file of more is cut is not told.
+MOST = 100_000
 #: The boxes of MP4 that have frames, or tell where they are.
 MEDIA = {b"moov", b"moof", b"mdat"}
 
@@ -38,7 +41,12 @@ def _lost_matroska(file: BinaryIO, size: int) -> str | None:
     """By its segment, which has the sound too; nothing where the writer left its length open, as for a live stream. The
     duration is no measure: it counts what the last frame is held for."""
     end = 0
-    while identifier := _number(file)[0]:
+    for _ in range(MOST):
+        place = file.tell()
+        if end and place >= end:
+            return None
+        if not (identifier := _number(file)[0]):
+            return f"zeros from byte {place} of {size}" if end else None
         length = _number(file)[1]
         if length is None:
             return None
@@ -46,17 +54,16 @@ def _lost_matroska(file: BinaryIO, size: int) -> str | None:
             file.seek(length, 1)
         elif size < (end := file.tell() + length):
             return f"found {size} of {end} bytes"
-        place = file.tell()
-        if end and place >= end:
-            return None
-    return f"zeros from byte {place} of {size}" if end else None
+    return None
 
 
 def _mp4_bytes(file: BinaryIO, size: int) -> int:
     """How long a file of `size` bytes must be for its last box: MP4, MOV and their kin are boxes, and one in fragments,
     which counts no frames in front, is cut in one of them, unless it is cut between two."""
     end = 0
-    while size - end >= 8:
+    for _ in range(MOST):
+        if size - end < 8:
+            break
         file.seek(end)
         header = file.read(16)
         length, kind = int.from_bytes(header[:4], "big"), header[4:8]

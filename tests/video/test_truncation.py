@@ -12,6 +12,7 @@ from PIL import Image
 
 from dover_eval import VideoError
 from dover_eval.video.decode import decode_clip
+from dover_eval.video.truncation import lost_end
 from tests.video.conftest import LEVELS, grey_frames
 
 
@@ -75,6 +76,22 @@ def test_a_file_that_tells_its_bytes_or_its_end_is_found_truncated_wherever_it_i
             decode_clip(path, 4)
     path.write_bytes(data + b"what a transfer appended")
     assert len(decode_clip(path, 4).frames) == 4
+
+
+@pytest.mark.parametrize(
+    ("container", "head", "empty", "cut"),
+    [
+        ("matroska,webm", b"\x18\x53\x80\x67\x50\0", b"\xec\x80", bytes(9000)),
+        ("mov,mp4", b"", b"\0\0\0\x08free", b"\0\1\0\0mdat"),
+    ],
+)
+def test_so_many_elements_are_looked_at_and_no_more(tmp_path, monkeypatch, container, head, empty, cut):
+    """Millions of empty ones would take minutes."""
+    path = tmp_path / "clip"
+    path.write_bytes(head + 1000 * empty + cut)
+    assert lost_end(path, container)
+    monkeypatch.setattr("dover_eval.video.truncation.MOST", 1000)
+    assert lost_end(path, container) is None
 
 
 def test_an_flv_that_tells_an_endless_size_tells_nothing(write_video):
