@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dover_eval.scores import Fingerprint
 
 Vector = NDArray[np.float64]
+Source = Literal["logistic", "isotonic", "pairs", "none"]
 #: What of a scorer's fingerprint a calibration belongs to.
 BOUND_TO = (
     "weights",
@@ -56,7 +57,7 @@ class AspectCalibration:
     """
 
     knots: tuple[tuple[float, float], ...] = ()
-    source: Literal["logistic", "isotonic", "pairs", "none"] = "none"
+    source: Source = "none"
     count: int = 0
     margin: float | None = None
     level: float | None = None
@@ -71,9 +72,12 @@ class AspectCalibration:
             raise CalibrationError("expected knots of rising scores and of calibrated scores that never fall")
         if knots[:, 1].min() < MOS_MIN or knots[:, 1].max() > MOS_MAX:
             raise CalibrationError(f"expected calibrated scores within {MOS_MIN:g}-{MOS_MAX:g}, got {self.knots}")
-        for name in ("margin", "tie_threshold"):
+        if self.source not in get_args(Source):
+            raise CalibrationError(f"expected a source of {', '.join(get_args(Source))}, got {self.source!r}")
+        for name in ("count", "margin", "level", "tie_threshold"):
             found = getattr(self, name)
-            if found is not None and not (isinstance(found, int | float) and 0 <= found < math.inf):
+            is_number = isinstance(found, int | float) and not isinstance(found, bool) and 0 <= found < math.inf
+            if not is_number and (found is not None or name == "count"):
                 raise CalibrationError(f"expected a {name} of at least 0, or none, got {found!r}")
         reference = np.array(self.reference, float)
         if not np.isfinite(reference).all() or (np.diff(reference) < 0).any():
@@ -178,7 +182,7 @@ class Calibration:
             }
             tuples = {name: tuple(found[name]) for name in ("frame_size", "views")}
             return cls(**found | {"aspects": aspects} | tuples)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise CalibrationError(f"{path}: expected a calibration ({error})") from error
 
     def _has_map(self, name: str) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SIGNALS = ("rgb", "highpass", "difference", "global_difference")
+MOST = 16_384  # of any whole number; sizes beyond would be made until memory ends
 VIEWS = ("squash", "fragments", "pictures")
 
 QUARTERS = 4  # of a picture, which take the places of as many frames
@@ -105,6 +106,9 @@ class DOVERConfig:
                 object.__setattr__(self, field.name, value)
             if not _is_like(value, field.default):
                 raise ValueError(f"expected {field.name} in the manner of {field.default!r}, got {value!r}")
+            numbers = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(number, int) and abs(number) > MOST for number in numbers):
+                raise ValueError(f"expected {field.name} of at most {MOST}, got {reprlib.repr(value)}")
         for name in ("mean", "std", "token_grid"):
             if len(getattr(self, name)) != 3:
                 raise ValueError(f"expected three numbers in {name}, got {getattr(self, name)}")
@@ -158,7 +162,7 @@ class DOVERConfig:
             if not isinstance(fields, dict):
                 raise ValueError(f"expected an object, got {reprlib.repr(fields)}")
             return cls.resolve(fields)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: {error}") from error
 
     @classmethod

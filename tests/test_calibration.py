@@ -249,11 +249,13 @@ def test_another_rating_scale_is_said_and_one_bad_aspect_leaves_the_others(score
     assert left_out["Traditional"] == "7: 101 is beyond the scale, worst 0 to best 100; rating_range sets the ends"
 
 
+DEEP = "[" * 100_000
+HUGE = f'{{"aspects": {{"Overall": {{"knots": [], "reference": [{10**400}]}}}}}}'
 RAGGED = '{"aspects": {"Overall": {"knots": [[1, 2], [3]], "reference": []}}}'
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", '{"aspects": {}}', '{"aspects": {"Traditional": 3}}', RAGGED, "\xff\xfe"]
+    "content", ["{", "[]", '{"aspects": {}}', '{"aspects": {"Traditional": 3}}', RAGGED, DEEP, HUGE, "\xff\xfe"]
 )
 def test_a_file_that_is_no_calibration(tmp_path, content):
     (tmp_path / "c.json").write_text(content, encoding="latin-1")
@@ -269,7 +271,10 @@ def test_a_map_that_falls_or_leaves_the_scale_is_refused(knots):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("margin", -1.0), ("margin", float("nan")), ("margin", "0.1"), ("tie_threshold", -0.1), ("reference", (2.0, 1.0))],
+    [
+        *(("margin", -1.0), ("margin", float("nan")), ("margin", "0.1"), ("margin", True), ("tie_threshold", -0.1)),
+        *(("level", "x"), ("count", None), ("source", {}), ("reference", (2.0, 1.0))),
+    ],
 )
 def test_figures_that_mean_nothing_are_refused(name, value):
     with pytest.raises(CalibrationError, match=f"expected .*{name}"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
@@ -22,7 +23,8 @@ def read_yaml(path: Path) -> Any:
 
     try:
         return yaml.load(path.read_text(encoding="utf-8"), _unique_keys())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    # PyYAML lets through what Python says of a date that is none, of a number or a word that is none, and of depth.
+    except (OSError, yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise SettingsError(f"{path}: cannot be read ({one_line(error)})") from error
 
 
@@ -32,11 +34,13 @@ def parse(kind: Any, found: Any, key: str, source: str) -> Any:
     `key` is where in the file `source` it stands. A dataclass's own ValueError becomes a SettingsError of that place.
     """
     refuse = lambda text: SettingsError(f"{source}: {key + ': ' if key else ''}{text}")
+    # Not its whole repr: a few aliases of YAML can stand for millions of words.
+    unlike = lambda wanted: refuse(f"expected {wanted}, got {reprlib.repr(found):.200}")
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         if not isinstance(found, Mapping):
-            raise refuse(f"expected a mapping with {', '.join(hints)}, got {found!r}")
+            raise unlike(f"a mapping with {', '.join(hints)}")
         path = lambda name: f"{key}.{name}" if key else str(name)
         for name in found:
             if name not in hints:
@@ -57,19 +61,19 @@ def parse(kind: Any, found: Any, key: str, source: str) -> Any:
         return parse(inner, found, key, source)
     if origin is tuple:
         if not isinstance(found, list | tuple):
-            raise refuse(f"expected a list, got {found!r}")
+            raise unlike("a list")
         if arguments[-1] is not Ellipsis and len(found) != len(arguments):
             raise refuse(f"expected {len(arguments)} values, got {len(found)}")
         inner = arguments[:1] * len(found) if arguments[-1] is Ellipsis else arguments
         return tuple(parse(t, v, f"{key}[{i}]", source) for i, (t, v) in enumerate(zip(inner, found, strict=True)))
     if origin is Literal:
         if found not in arguments:
-            raise refuse(f"expected one of {', '.join(map(str, arguments))}, got {found!r}")
+            raise unlike(f"one of {', '.join(map(str, arguments))}")
         return found
     if kind is float and not isinstance(found, bool) and isinstance(found, int | float | str):
         try:
             return float(found)  # YAML reads 1e-4, which lacks a point, as a text
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     elif origin is not None and issubclass(origin, Mapping):
         if isinstance(found, Mapping):
@@ -77,7 +81,7 @@ def parse(kind: Any, found: Any, key: str, source: str) -> Any:
     elif isinstance(found, kind) and (kind is bool or not isinstance(found, bool)):
         return found
     wanted = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}.get(kind, "a mapping")
-    raise refuse(f"expected {wanted}, got {found!r}")
+    raise unlike(wanted)
 
 
 def _unique_keys() -> Any:

@@ -200,6 +200,10 @@ def test_a_checkpoint_that_lacks_a_key_is_refused(small_model, tmp_path):
         ('{"statistics": "no"}', "expected statistics in the manner of False, got 'no'"),
         ('{"mean": [0.5]}', r"expected three numbers in mean, got \(0.5,\)"),
         ('{"size": 3}', "unknown fields"),
+        ("[" * 100_000, "maximum recursion depth"),
+        (f'{{"layer_scale_init": {10**400}}}', "expected layer_scale_init of at most 16384, got 1000"),
+        ('{"depths": [2, 2, 1000000000, 2]}', r"expected depths of at most 16384, got \(2, 2, 1000000000, 2\)"),
+        ('{"num_frames": 1000000000}', "expected num_frames of at most 16384"),
     ],
 )
 def test_a_configuration_that_is_none_is_refused_by_its_path(small_model, tmp_path, text, words):

@@ -5,6 +5,7 @@ import yaml
 
 from dover_eval import DOVERConfig
 from dover_eval.config import PRESETS
+from dover_eval.training.parse import parse, read_yaml
 from dover_eval.training.settings import SettingsError, TrainSettings
 
 SMALLEST = {
@@ -131,12 +132,26 @@ def test_published_dover_weights_keep_their_licence():
     assert TrainSettings.parse(other).start.kind == "dover"
 
 
-@pytest.mark.parametrize("text", ["output: [", "output: a\noutput: b\n", "- a\n- b\n", "? [a, b]\n: c\n", ""])
-def test_what_is_no_mapping_is_refused(tmp_path, text):
+NO_MAPPINGS = ("output: [", "output: a\noutput: b\n", "- a\n- b\n", "? [a, b]\n: c\n", "")
+NO_VALUES = ("2001-99-99", "9" * 5000, "!!int zz", "!!bool q", "[" * 5000)
+
+
+@pytest.mark.parametrize("text", [*NO_MAPPINGS, *(f"output: {value}" for value in NO_VALUES)])
+def test_what_is_no_mapping_or_no_value_is_refused(tmp_path, text):
     path = tmp_path / "run.yaml"
     path.write_text(text)
     with pytest.raises(SettingsError, match=str(path)):
         TrainSettings.load(path)
+
+
+def test_a_value_of_many_aliases_is_shown_in_part(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "output:\n- &a0 [x]\n" + "".join(f"- &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 6))
+    )
+    with pytest.raises(SettingsError, match="output: expected a text, got") as caught:
+        parse(str, read_yaml(path)["output"], "output", str(path))
+    assert len(str(caught.value)) < 400 + len(str(path))
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
