@@ -15,6 +15,7 @@ from dover_eval.files import VIDEO_SUFFIXES, InputError, Shard, opened
 from dover_eval.tables import text_cell
 
 MOST_LINKS = 40  # to follow, as on Linux
+LONGEST_TEXT = 1 << 20  # bytes of a shard's text, which may be a hole of any size
 PROMPTS = ("Prompt", "prompt", "caption", "text")
 
 
@@ -57,8 +58,10 @@ def _members(name: str, raw: IO[bytes]) -> tuple[dict[str, Shard], dict[str, str
                     raise InputError(f"{name}: {member.name!r}: expected a name without / in front and without ::")
                 named[member.name] = member
             elif suffix in (".txt", ".json") and (data := archive.extractfile(member)):
-                stem = _stem(member.name)
-                text = _prompt(f"{name}: {member.name}", data.read().decode(), suffix)
+                stem, content = _stem(member.name), data.read(LONGEST_TEXT + 1)
+                if len(content) > LONGEST_TEXT:
+                    raise InputError(f"{name}: {member.name}: expected a text of at most {LONGEST_TEXT:,} bytes")
+                text = _prompt(f"{name}: {member.name}", content.decode(), suffix)
                 texts[stem] = text or texts.get(stem, "")
         _check_end(name, raw, archive.offset)
         # Files last: tar may write a file that is named twice as a link to itself.
@@ -86,7 +89,7 @@ def _check_end(name: str, raw: IO[bytes], end: int) -> None:
 
 
 def _behind_links(shard: str, member: tarfile.TarInfo, members: Mapping[str, tarfile.TarInfo]) -> tarfile.TarInfo:
-    """The member that has the bytes. Raises InputError for a link that leads to none."""
+    """The member that has the bytes. Raises InputError for a link that leads to none, and a file without its holes."""
     found: tarfile.TarInfo | None = member
     for _ in range(MOST_LINKS):
         if found is None or found.isfile():
@@ -95,6 +98,8 @@ def _behind_links(shard: str, member: tarfile.TarInfo, members: Mapping[str, tar
         found = members.get(posixpath.normpath(posixpath.join(folder, found.linkname)))
     if found is None or not found.isfile():
         raise InputError(f"{shard}: {member.name} is a link to {member.linkname}, which is no file of this shard")
+    if found.issparse():
+        raise InputError(f"{shard}: {found.name} is stored without its holes (tar -S), expected all of its bytes")
     return found
 
 

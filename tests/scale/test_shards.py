@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tarfile
 from pathlib import Path
 
@@ -137,6 +138,24 @@ def test_links_of_a_shard_that_lead_nowhere_are_refused_by_name(tmp_path, links,
 def test_a_member_that_no_url_can_name_is_refused(tmp_path, member):
     with pytest.raises(InputError, match=f"'{member}': expected a name without / in front and without ::"):
         list_clips([str(write_shard(tmp_path / "s.tar", {member: b"x"}))], "x")
+
+
+def test_a_sparse_member_is_refused_by_name(tmp_path):
+    """Its bytes are not where it lies."""
+    header = {"major": "1", "minor": "0", "name": "a.mp4", "realsize": "9000"}
+    data = b"1\n0\n4\n".ljust(tarfile.BLOCKSIZE, b"\0") + b"clip"
+    with tarfile.open(tmp_path / "s.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo("GNUSparseFile.0/a.mp4")
+        info.size, info.pax_headers = len(data), {f"GNU.sparse.{key}": value for key, value in header.items()}
+        archive.addfile(info, io.BytesIO(data))
+    with pytest.raises(InputError, match=r"s\.tar: a\.mp4 is stored without its holes"):
+        list_clips([str(tmp_path / "s.tar")], "x")
+
+
+def test_a_text_of_more_than_a_mebibyte_is_refused_by_name(tmp_path):
+    shard = write_shard(tmp_path / "s.tar", {"a.mp4": b"x", "a.txt": b"x" * ((1 << 20) + 1)})
+    with pytest.raises(InputError, match=r"s\.tar: a\.txt: expected a text of at most 1,048,576 bytes"):
+        list_clips([str(shard)])
 
 
 def test_a_shard_s_text_may_have_any_name(tmp_path):
