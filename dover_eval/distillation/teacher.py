@@ -100,12 +100,12 @@ class Teacher(Protocol):
 
 
 def load_teacher(name: str, options: Mapping[str, Any]) -> Teacher:
-    """The teacher `module:callable`; `options` go to a class. Raises TeacherError."""
+    """The teacher `module:callable`, installed or in this folder; `options` go to a class. Raises TeacherError."""
     module_name, colon, attribute = name.partition(":")
     if not (module_name and colon and attribute):
         raise TeacherError(f"expected a teacher as module:callable, got {name!r}")
-    if os.getcwd() not in sys.path:  # as `python -m` has it, and a console script has not
-        sys.path.insert(0, os.getcwd())
+    if os.getcwd() not in sys.path:  # behind what is installed: a folder of clips may hold a cv2.py of somebody's
+        sys.path.append(os.getcwd())
     try:
         found = importlib.import_module(module_name)
     except ImportError as error:

@@ -18,6 +18,7 @@ import pytest
 
 from dover_eval.distillation import Labels, LabelsError, Linear, TeacherError, label
 from dover_eval.distillation.label import journal_of
+from dover_eval.distillation.teacher import load_teacher
 
 REPOSITORY = Path(__file__).parents[2]
 CLIPS = REPOSITORY / "examples" / "clips"
@@ -155,6 +156,17 @@ def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[st
 def rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def test_a_teacher_is_of_what_is_installed_and_then_of_the_current_folder(tmp_path, monkeypatch):
+    for name in ("mine_alone", "wave"):
+        (tmp_path / f"{name}.py").write_text("def score(path, prompt):\n    return {}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*filter(None, sys.path)])
+    monkeypatch.delitem(sys.modules, "wave", raising=False)
+    assert load_teacher("mine_alone:score", {})("a.mp4", "x") == {}
+    with pytest.raises(TeacherError, match="wave has no callable score"):
+        load_teacher("wave:score", {})
 
 
 COUNTING = ("--teacher", "toys:Counting", "--videos", "clips", "--prompt", "a heart", "-o", "table.csv")
