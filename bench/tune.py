@@ -13,10 +13,10 @@ programs; another must be faster for eight clips as well, since the table has no
 configurations are compiled, those that spill or do not compile are dropped, and the best by the compiler's figures are
 timed.
 
-Each is first compiled, and checked in fp64, in a process of its own: one that the GPU breaks at takes no other along.
-The fastest must also agree, at full size, with the standard, and gain more than noise. When the time is up nothing more
-is begun, and the kernel whose configurations were not all timed is left to the next run. Needs a GPU that Triton
-compiles for.
+Each is first compiled, and checked in fp64, in a process of its own: one that crashes the GPU does not affect the
+others. The fastest must also agree, at full size, with the standard, and gain more than noise. When the time is up
+nothing more is begun, and the kernel whose configurations were not all timed is left to the next run. Needs a GPU that
+Triton compiles for.
 """
 
 import argparse

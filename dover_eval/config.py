@@ -27,7 +27,7 @@ EFFICIENTNET_LITE0 = "efficientnet-lite0"
 def usual_batch_size(device: str) -> int:
     """Clips that go through the model together, on a kind of device such as "cuda", where nobody says how many.
 
-    One on a CPU: eight took 1.1 to 1.4 times as long a clip there, and two now less, now more
+    One on a CPU: eight took 1.1 to 1.4 times as long a clip there, and two sometimes less, sometimes more
     (bench/results/score-by-batch-amd-epyc--2-threads.json).
     """
     return 1 if device == "cpu" else 8
@@ -105,7 +105,7 @@ class DOVERConfig:
                 value = tuple(value)
                 object.__setattr__(self, field.name, value)
             if not _is_like(value, field.default):
-                raise ValueError(f"expected {field.name} in the manner of {field.default!r}, got {value!r}")
+                raise ValueError(f"expected {field.name} of the same type as {field.default!r}, got {value!r}")
             numbers = value if isinstance(value, tuple) else (value,)
             if any(isinstance(number, int) and abs(number) > MOST for number in numbers):
                 raise ValueError(f"expected {field.name} of at most {MOST}, got {reprlib.repr(value)}")

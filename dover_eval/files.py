@@ -23,7 +23,7 @@ VIDEO_SUFFIXES = frozenset(
         *(".mxf", ".nut", ".ogv", ".qt", ".rm", ".ts", ".vob", ".webm", ".wmv", ".wtv", ".y4m"),
     )
 )
-# What file systems call that which changes when a file does, surest first.
+# Metadata keys that change with a file's content, most reliable first.
 REVISIONS = (
     *("ETag", "etag", "e_tag", "blob_id", "checksum", "md5", "Content-MD5", "Digest"),
     *("LastModified", "last_modified", "Last-Modified", "mtime", "created"),
@@ -34,7 +34,7 @@ PROTOCOLS = (
     *("file", "local", "memory", "tar", "zip"),
     *("http", "https", "hf", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"),
 )
-# A fault of this machine and of no clip: no room for a copy, or no file left to open.
+# Errors of this machine, not of a clip: no room for a copy, or no file left to open.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
 
 
@@ -46,7 +46,7 @@ class InputError(TableError):
 
 
 class FileError(InputError):
-    """A file that cannot be had; the message names it and says why."""
+    """A file that cannot be reached; the message names it and says why."""
 
 
 class Shard(NamedTuple):

@@ -7,7 +7,7 @@ import os
 
 
 def file_sha256(*paths: str | os.PathLike[str]) -> str:
-    """Of a file's bytes, or of several files' one after another, in hexadecimal; a file is never in memory whole.
+    """Of a file's bytes, or of several files' one after another, in hexadecimal; files are read in blocks.
 
     Raises OSError where one cannot be read.
     """

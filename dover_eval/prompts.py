@@ -8,7 +8,7 @@ from typing import Any
 
 
 def prompt_fault(prompt: Any) -> str | None:
-    """Why `prompt` is none; None where it is one."""
+    """Why `prompt` is not a valid prompt, or None if it is."""
     if not isinstance(prompt, str):
         return f"a {type(prompt).__name__}"
     try:

@@ -121,7 +121,7 @@ def load_clip(path: Path, decode: Callable[[Path], Tensor]) -> Frames:
 
 
 def drawn_clips(count: int, num_frames: int, seed: int = 0) -> tuple[list[Frames], list[str]]:
-    """Moving drawn scenes and their captions, for who has no clips at hand."""
+    """Moving drawn scenes and their captions, for users without clips at hand."""
     from dover_eval.training.synthetic import Scene, caption, draw, random_scene
 
     rng = np.random.default_rng(seed)

@@ -32,7 +32,7 @@ from dover_eval.weights import WeightsError
 if TYPE_CHECKING:
     from dover_eval.explain import Explanation
 
-# Of a configuration: what only names things, only initialises them or only trains them.
+# Configuration fields that cannot affect a score: names, initialisation, training.
 NOT_OF_A_SCORE = {
     *("text_encoder_name", "text_encoder_sha256", "text_encoder_trained"),
     *("semantic_encoder_name", "semantic_encoder_sha256", "layer_scale_init", "drop_path_rate"),
@@ -221,7 +221,7 @@ class VideoScorer:
         )
 
     def _weights_digest(self) -> str:
-        """Counted again where a weight has been replaced or written to since; what is written through `.data` counts as
+        """Recomputed when a weight has been replaced or written to since; what is written through `.data` counts as
         no new version of a tensor, but shows in its norm or its sum."""
         tensors = [*self.model.parameters(), *self.model.buffers()]
         floats = [t.detach().float() for t in tensors]

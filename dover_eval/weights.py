@@ -140,7 +140,7 @@ def load_checkpoint_file(path: str | Path) -> dict[str, Tensor]:
 
 
 def _what_it_is(path: Path) -> str | None:
-    """Of what a download may leave in place of a checkpoint."""
+    """What a failed download left instead of a checkpoint, if recognised."""
     with path.open("rb") as file:
         beginning = file.read(64).lstrip().lower()
     if beginning.startswith(b"version https://git-lfs"):

@@ -41,7 +41,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
 }
 for name, command in COMMANDS.items():
-    # The source's line ends are none of the terminal's.
+    # Line breaks in the source must not appear in the help.
     paragraphs = [" ".join(part.split()) for part in (command.__doc__ or "").split("\n\n")]
     app.command(name, help="\n\n".join(paragraphs))(command)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def compare(
-    a: Annotated[Path, typer.Argument(help="The results that B is held against: .parquet, .jsonl, .csv, .json.")],
+    a: Annotated[Path, typer.Argument(help="The baseline results: .parquet, .jsonl, .csv, .json.")],
     b: Annotated[Path, typer.Argument(help="Another generator's results, on the same prompts and by the same model.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write a page as well: .html.")] = None,
     folder_a: Annotated[

@@ -1,4 +1,4 @@
-"""How a command ends before its time: with a line on standard error that says why, and a status."""
+"""How a command exits early: with a line on standard error that says why, and a status."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dover_eval.inputs import check_name
 from dover_eval.prompts import prompt_fault
 from dover_eval.replacing import replacing
 
-#: Not everything that was asked for could be had; the command was not understood.
+#: Something that was asked for failed; the command was not understood.
 EXIT_FAILED, EXIT_USAGE = 1, 2
 
 
@@ -29,7 +29,7 @@ def usage(message: object) -> NoReturn:
 
 
 def failure(message: object) -> NoReturn:
-    """What was asked for cannot be had."""
+    """What was asked for failed."""
     say(f"dover-eval: {message}", err=True)
     raise typer.Exit(EXIT_FAILED)
 

@@ -17,7 +17,7 @@ def info(
     model: Model = None,
     device: Device = None,
 ) -> None:
-    """Tell versions, device, decoder, kernel and text encoder in use, and why each."""
+    """Tell versions, device, decoder, kernel and text encoder in use, and why each was chosen."""
     import platform
 
     import av

@@ -37,7 +37,7 @@ def label(
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes, each with a teacher of its own.")] = 1,
     device: Annotated[list[str] | None, typer.Option(help="Given to the workers in turn; repeatable.")] = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds that a clip may take; by default any.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds that a clip may take; unlimited by default.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Neither summary nor progress.")] = False,
     list_teachers: Annotated[bool, typer.Option("--list", help="Tell the teachers that come along.")] = False,
 ) -> None:
@@ -45,7 +45,7 @@ def label(
 
     Run again, it continues: after a kill, with new clips, with those that failed or have changed. A clip that the
     teacher cannot judge is a row with its error; the others go on. Exit status: 0 when every clip has its verdict, 1
-    when some have not or the teacher cannot be had, 2 when the command was not understood or the table is another
+    when some have not or the teacher cannot be loaded, 2 when the command was not understood or the table is another
     teacher's.
     """
     if list_teachers:
@@ -146,7 +146,7 @@ def _report(done: Labels, output: Path) -> None:
     for aspect, given in done.teacher.scales.items():
         told = ", ".join(f"{name} {value:g}" for name, value in given.items() if name != "kind")
         say(f"{aspect}: {given['kind'].lower()}, {told}")
-    untold = f", {done.untold} of which the teacher could tell nothing" if done.untold else ""
+    untold = f", {done.untold} that the teacher could not judge" if done.untold else ""
     say(
         f"{output}: {done.judged + done.kept} clips, {done.kept} of them from before, {len(done.errors)} failed"
         f"{untold}; teacher {done.teacher.fingerprint}"

@@ -25,7 +25,7 @@ class _StandardError(logging.Handler):
 
 
 def show_warnings() -> None:
-    """Our own ones alone: other packages have handlers of their own, and would say everything twice."""
+    """Only our own loggers: other packages have handlers and would print everything twice."""
     for name in ("dover_eval", "dover_integrations"):
         logger = logging.getLogger(name)
         if not logger.handlers:

@@ -31,7 +31,7 @@ def said(text: str, style: str = "") -> Text:
 
 
 def plain_table(**options: Any) -> Table:
-    """A table of rich without lines at its sides; its options are rich's."""
+    """A rich table without side borders; its options are rich's."""
     from rich import box
     from rich.table import Table
 

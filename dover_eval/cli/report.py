@@ -12,7 +12,7 @@ from dover_eval.cli.output import say
 from dover_eval.cli.progress import progress_bar
 from dover_eval.wording import plural
 
-#: Of a page.
+#: Suffixes of a page.
 SUFFIXES = (".html", ".htm")
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def sanity(
     videos: Annotated[list[str] | None, typer.Option(help="Files, folders or patterns; drawn clips if none.")] = None,
     prompts: Prompts = None,
-    defect: Annotated[list[str] | None, typer.Option(help="Of the defects, this alone; may be repeated.")] = None,
+    defect: Annotated[list[str] | None, typer.Option(help="Check only this defect; may be repeated.")] = None,
     count: Annotated[int, typer.Option(min=1, help="How many clips to use at most.")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Of the defects' random parts, and of the drawn clips.")] = 0,
     plot: Annotated[Path | None, typer.Option(help="Draw the scores by strength: .png, .svg or .pdf.")] = None,

@@ -45,7 +45,9 @@ def score(
     prompts: Prompts = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help=f"Write {', '.join(SUFFIXES)} as well.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a run into --output was stopped.")] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="With --resume: errors once more.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="With --resume, score rows with errors again.")
+    ] = False,
     model: Model = None,
     device: Device = None,
     calibration: CalibrationFile = None,

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 def train(
     config: Annotated[Path, typer.Argument(help="The run's settings, in YAML; docs/training.md has an example.")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, if there is one.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Read and decode all, tell the split, stop.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read and decode everything, print the split and stop.")
+    ] = False,
 ) -> None:
     """Turn ratings and preferences into a checkpoint.
 

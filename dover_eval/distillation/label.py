@@ -1,7 +1,7 @@
 """Fills a rating table with a teacher's verdicts: in parallel, to be resumed after any end, and never of two teachers.
 
 Every answer goes at once into a journal beside the table, a line each after one that tells the teacher; the table is
-made from it when all clips are done. So a run that was killed loses the clips that it was at, and nothing else.
+made from it when all clips are done. So a run that was killed loses only the clips in progress.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class LabelsError(ValueError):
 @dataclass(frozen=True)
 class Labels:
     """What a run did. judged, kept: rows that it asked for, and that were there already. errors: by (clip, prompt).
-    untold: rows without an error and without a score, of which the teacher could tell nothing. earlier: rows of earlier
+    untold: rows without an error and without a score, that the teacher could not judge. earlier: rows of earlier
     runs that this one did not ask for, and that the table has as well."""
 
     teacher: Description
@@ -78,13 +78,14 @@ def label(
         scales: by score name, for a teacher that declares none; they come before its own.
         workers: processes, each with a teacher.
         devices: given to the workers in turn as the option `device`.
-        timeout: seconds that a clip may take, after which it has failed and its worker is replaced; by default any.
+        timeout: seconds that a clip may take, after which it has failed and its worker is replaced; by default
+            unlimited.
         progress: called with 1 for each clip that is done.
 
     Raises:
         LabelsError: the table is another teacher's or has no journal, another run is writing it, its name has no known
-            ending, a clip with its prompt comes twice, or there are to be no workers or no time.
-        TeacherError: the teacher cannot be had.
+            ending, a clip with its prompt comes twice, or workers or timeout is not positive.
+        TeacherError: the teacher cannot be loaded.
         OSError: the table or its journal cannot be written.
         ValueError: a name is not UTF-8 or has a space at an end, or a prompt has nothing to read in it.
     """
@@ -95,7 +96,7 @@ def label(
         raise LabelsError(f"expected at least one worker and a timeout above 0 s, got {workers} and {timeout}")
     asked = dict.fromkeys((name, prompt) for name, _, prompt in clips)
     if len(asked) < len(clips):
-        raise LabelsError(f"{len(clips) - len(asked)} clips come twice with the same prompt")
+        raise LabelsError(f"{len(clips) - len(asked)} clips are listed twice with the same prompt")
     _check_texts(asked)
     devices = devices or [""]
     setups = [

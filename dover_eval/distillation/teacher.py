@@ -20,7 +20,7 @@ from dover_eval.opinion import SCORE_NAMES, to_mos
 
 
 class TeacherError(RuntimeError):
-    """A teacher that cannot be had; the message says why, and how to get it."""
+    """A teacher that cannot be loaded; the message says why, and how to get it."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def describe(teacher: Teacher, name: str, options: Mapping[str, Any], scales: Ma
 
 def _source(teacher: Any, name: str) -> str | None:
     """sha256 of the file that defines a teacher, under its decorators and what else is wrapped around it, and of the
-    module by whose name it was asked for, if that is another one. None of what an extension made."""
+    module by whose name it was asked for, if that is another one. None for what a compiled extension defines."""
     code = inspect.unwrap(teacher)
     while isinstance(code, functools.partial):
         code = inspect.unwrap(code.func)

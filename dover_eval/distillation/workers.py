@@ -1,6 +1,6 @@
 """Worker processes, each with a teacher of its own; the death of one costs the clip that it was at.
 
-Of our own because concurrent.futures gives all jobs up when a process dies, without a word on which clip did it, and
+Of our own because concurrent.futures gives all jobs up when a process dies, without saying which clip caused it, and
 codecs and models do crash.
 """
 
@@ -100,9 +100,9 @@ class _Worker:
 class Workers:
     """Processes that judge clips. Use as a context manager; `description` is known once it is entered.
 
-    timeout: seconds that a clip may take; a worker that is longer at it is killed, and another takes its place.
+    timeout: seconds that a clip may take; a worker that takes longer is killed, and another takes its place.
 
-    Raises TeacherError where the teacher cannot be had, or is another one in another process.
+    Raises TeacherError where the teacher cannot be loaded, or is another one in another process.
     """
 
     def __init__(self, setups: Sequence[Setup], timeout: float) -> None:
@@ -191,7 +191,7 @@ class Workers:
         return Answer(job.digest, {}, f"the worker died on this clip ({worker.death})")
 
     def _another(self, setup: Setup) -> _Worker | None:
-        """A worker in place of a dead one; None where it cannot be had, and the others go on without it."""
+        """A worker in place of a dead one; None where it cannot be loaded, and the others go on without it."""
         fresh = _Worker(setup)
         self._workers.append(fresh)
         try:

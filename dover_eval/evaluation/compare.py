@@ -252,7 +252,7 @@ def _nearest(results: Results, rows: tuple[int, ...], scores: NDArray[np.float64
 
 
 def _win_rate(wins: int, ties: int, count: int) -> Interval:
-    """Wilson's score interval, written out, for with half ties the wins are no whole number."""
+    """Wilson's score interval, written out because half ties make the number of wins fractional."""
     rate = (wins + ties / 2) / count
     z = stats.norm.ppf((1 + LEVEL) / 2)
     middle = (rate + z**2 / (2 * count)) / (1 + z**2 / count)

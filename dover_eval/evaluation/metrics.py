@@ -105,8 +105,8 @@ def pair_metrics(
     """Differences score(A) - score(B) (N,) against verdicts (N,): 1 for A, -1 for B, 0 for a tie.
 
     `tie_threshold`: None chooses the best on these pairs, on each resample anew. Candidates are none at all and the
-    differences that occur, as in the benchmark's own script; where several are equal they count as one, which that
-    script, going pair by pair, depends on the order for. `groups` are resampled as in `rating_metrics`.
+    differences that occur, as in the benchmark's own script; where several are equal they count as one, whereas that
+    script's result depends on the order of the pairs. `groups` are resampled as in `rating_metrics`.
     """
     d, h = _paired(differences, verdicts, "differences", "verdicts", fewest=1)
     if not np.isin(h, (-1, 0, 1)).all():
@@ -140,9 +140,9 @@ def best_tie_threshold(differences: Vector, verdicts: Vector) -> float:
 def fit_logistic(scores: ArrayLike, ratings: ArrayLike, start: Logistic | None = None) -> Logistic:
     """Least squares of b2 + (b1 - b2) / (1 + exp(-(x - b3) / |b4|)), the usual map from scores to ratings.
 
-    Constant scores or ratings give the flat map. Where the best curve has no end within reach (one that is nearly
-    exponential) the search stops close to it, and what it has found counts; only one that ran into NaN is NaN
-    everywhere. No scale makes a difference. Raises ValueError for fewer than five, other shapes or NaN.
+    Constant scores or ratings give the flat map. Where the optimum lies at infinity (a nearly exponential curve) the
+    search stops near it, and its result is used; only one that ran into NaN is NaN everywhere. No scale makes a
+    difference. Raises ValueError for fewer than five, other shapes or NaN.
     """
     x, y = _paired(scores, ratings, "scores", "ratings", fewest=FEWEST_RATINGS)
     if np.ptp(x) == 0 or np.ptp(y) == 0:
@@ -220,7 +220,7 @@ def _rating_figures(x: Vector, y: Vector, start: Logistic) -> tuple[float, ...]:
 
 
 def _pearson(x: Vector, y: Vector) -> float:
-    """numpy's, for scipy's tests each of thousands of resamples for significance; NaN where either is constant."""
+    """numpy's, because scipy's also runs a significance test on each resample; NaN where either is constant."""
     if not np.isfinite(x).all() or np.allclose(x, x[0], rtol=1e-12, atol=0) or np.ptp(y) == 0:
         return math.nan
     return float(np.corrcoef(x / np.ptp(x), y / np.ptp(y))[0, 1])  # squares of tiny numbers would be zero

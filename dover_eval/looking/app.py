@@ -76,7 +76,7 @@ def _video(label: str, name: str) -> gr.Video:
 
 @contextmanager
 def _asked(scorer: VideoScorer, prompt: str, videos: dict[str, str | None]) -> Iterator[list[str]]:
-    """The clips; around all that reads them, pages too, for a page shows frames that were not sampled."""
+    """The clips. It wraps all that reads them, pages included: a page decodes frames that scoring did not."""
     clips = [video for video in videos.values() if video]
     for name, video in videos.items():
         if not video:

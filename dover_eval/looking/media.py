@@ -72,7 +72,7 @@ def write_mp4(
     """Frames (H,W,3) uint8 of one even size, with their presentation times in seconds, rising, as H.264 in MP4.
 
     end: until when the last one is on screen, in seconds; by default for 1/25 s.
-    In a file of its own the player's index comes first, so that a browser starts before the end is there.
+    A file on disk gets its index first (faststart), so that a browser starts before the end is there.
     """
     options = {"movflags": "+faststart"} if isinstance(file, str) else {}
     with av.open(file, "w", format="mp4", options=options) as container:
@@ -104,7 +104,7 @@ def write_mp4(
 def _lasting(
     frames: Iterable[tuple[NDArray[np.uint8], float]], end: float | None
 ) -> Iterator[tuple[NDArray[np.uint8], int, int]]:
-    """Times and durations in ticks; a frame that does not come after the one before is not on screen and falls away."""
+    """Times and durations in ticks; a frame that does not come after the one before is never shown and is dropped."""
     shown: tuple[NDArray[np.uint8], int] | None = None
     for image, time in frames:
         ticks = round(time * TICKS)

@@ -92,8 +92,8 @@ def make_previews(paths: Sequence[Path], progress: Callable[[int, int], None] | 
 
 
 def columns(values: np.ndarray) -> list[float | None]:
-    """Scores as a page holds them, which sorts and subtracts them: with a float32's decimals, for only what is shown is
-    to be rounded; None for NaN, which JSON does not know."""
+    """Scores as a page holds them, which sorts and subtracts them: with a float32's decimals, because only displayed
+    values are rounded; None for NaN, which JSON does not know."""
     return [None if value != value else round(value, 6) for value in values.tolist()]
 
 

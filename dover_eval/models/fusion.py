@@ -76,8 +76,8 @@ class QualityAwareFusion(nn.Module):
 
         `dover_features` (B,dover_dim) or (B,N,dover_dim); `text_features` (B,text_dim) or (B,L,text_dim). Masks (B,N)
         and (B,L) are true where a token counts. The pooled vectors default to the masked means of the sequences.
-        `semantics` (B,semantic_dim) go with a fusion that was made for them. What standardises them does not follow
-        them here: a batch may be asked about several prompts, and is one batch (`DOVERModel.semantics`).
+        `semantics` (B,semantic_dim) go with a fusion that was made for them. The running statistics are not updated
+        here: a batch may be asked about several prompts, and is one batch (`DOVERModel.semantics`).
         """
         video, video_mask = _as_sequence("dover_features", dover_features, dover_mask)
         text, text_mask = _as_sequence("text_features", text_features, text_mask)

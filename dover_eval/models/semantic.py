@@ -64,7 +64,7 @@ class SemanticEncoder(nn.Module):
     @classmethod
     @float32_by_default()
     def load(cls, name: str, config: DOVERConfig) -> SemanticEncoder:
-        """The encoder `name`. Raises SemanticEncoderError with the reason where it cannot be had."""
+        """The encoder `name`. Raises SemanticEncoderError with the reason where it cannot be loaded."""
         return _load_efficientnet(config) if name == EFFICIENTNET_LITE0 else _load_clip(name, config)
 
     def train(self, mode: bool = True) -> SemanticEncoder:

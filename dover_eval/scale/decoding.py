@@ -140,8 +140,8 @@ def _loading(
     try:
         yield loaded
     finally:
-        # How a worker ends after its clips were taken, or given up, is no news; left to the garbage collector, a worker
-        # that ends badly would be reported there, in the middle of something else.
+        # A worker's exit status does not matter once its clips are taken or abandoned; left to the garbage collector, a
+        # worker that ends badly would be reported there, in the middle of something else.
         with suppress(RuntimeError):
             loaded._shutdown_workers()
 

@@ -278,7 +278,7 @@ class RunLog:
     def _open(self) -> None:
         """Begin, or go on as it was begun, with this rank's file without a half-written end."""
         if differing := _differences(self._agree(RUN, self._settings), self._settings):
-            raise RunError(f"{self.output}: this run was begun otherwise ({differing}); go on as it was begun")
+            raise RunError(f"{self.output}: this run was begun with other settings ({differing}); resume it with those")
         self._descriptor = os.open(self._own, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         size = os.fstat(self._descriptor).st_size
         end = os.pread(self._descriptor, LONGEST_LINE, max(size - LONGEST_LINE, 0))

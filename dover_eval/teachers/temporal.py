@@ -25,7 +25,7 @@ Grey = NDArray[np.float32]
 HEIGHT = 120  # pixels of the shorter side that is looked at
 FRAMES = 240
 STILL, LEAST = 0.1, 0.5  # a frame repeats the last one if it changes by less than these: of a lively frame's, of 255
-DARK = 8.0  # a frame with so many times less light than the others is as good as black
+DARK = 8.0  # a frame this many times darker than the others is as good as black
 SMALLEST = 32  # pixels of the shorter side, below which OpenCV's flow may crash
 STEADY = 1.25  # how much further two frames go than one, in steady movement; measured: 1.3 to 2
 

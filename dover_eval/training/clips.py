@@ -64,7 +64,7 @@ class ClipStore:
         return self._clips.get(self._key(sha256), make)["frames"]
 
     def identify(self, path: str) -> ClipIdentity:
-        """Who the file is; decodes it, and keeps that, where it was not seen before. Raises VideoError."""
+        """The file's identity; an unseen file is decoded and cached. Raises VideoError."""
         sha256 = file_sha256(path)
         decoded: list[Tensor] = []
 

@@ -136,9 +136,9 @@ def set_steps(arguments: Any, settings: LoopSettings, corpus: Corpus) -> None:
 
 
 class LookAtTheLoss(TrainerCallback):
-    """Has the loss logged, and so found to be a number, before it is validated or saved what it led to.
+    """Logs the loss, and so checks that it is finite, before its result is validated or saved.
 
-    At every step that would be waiting for the device.
+    Doing so at every step would synchronise with the device.
     """
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -94,7 +94,7 @@ def _unique_keys() -> Any:
             seen = set()
             for name, _ in node.value:
                 if not isinstance(name, yaml.ScalarNode):
-                    raise yaml.constructor.ConstructorError(None, None, "a key that is no word", name.start_mark)
+                    raise yaml.constructor.ConstructorError(None, None, "a key that is not a scalar", name.start_mark)
                 if name.value in seen:
                     raise yaml.constructor.ConstructorError(None, None, f"{name.value!r} twice", name.start_mark)
                 seen.add(name.value)

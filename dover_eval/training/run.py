@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINTS, BEGUN = "checkpoints", "run.json"
 RESAMPLES = 1000
-# What a resumed run may change: nothing of it decides a weight. So may it where its files are, see `_kept`.
+# What a resumed run may change: nothing of it decides a weight. The location of its files may change too, see `_kept`.
 FREE = {"card", "data.cache", "data.cache_gigabytes", "data.workers", "training.keep", "training.log_every"}
 FREE |= {"training.report_to", "output"}
 T = TypeVar("T")
@@ -78,7 +78,7 @@ def train(settings: TrainSettings, *, resume: bool = False) -> TrainResult | Non
     Raises:
         SettingsError: the settings do not fit together, or with the run to resume.
         TableError, SplitError: the data cannot be used. See `collect`.
-        WeightsError, FileNotFoundError, TextEncoderError, SemanticEncoderError: the start cannot be had.
+        WeightsError, FileNotFoundError, TextEncoderError, SemanticEncoderError: the start cannot be loaded.
         VideoError: a clip has gone or changed while the run trained.
         FloatingPointError: the loss is no number any more.
     """
@@ -202,7 +202,7 @@ def _kept(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _by_name(value: Any) -> Any:
-    """Of every absolute path its name alone: the folders of this machine are nothing for others."""
+    """Of every absolute path its name alone: folders of this machine mean nothing elsewhere."""
     if isinstance(value, Mapping):
         return {_by_name(key): _by_name(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -184,8 +184,8 @@ def frames_of_at_most(pixels: int) -> Iterator[None]:
 
 @contextmanager
 def open_file(path: str | Path, **options: str) -> Iterator[av.container.InputContainer]:
-    """A file in FFmpeg's hands, by its whole path: "a:b.mp4" would be taken for a protocol. From a file that has a path
-    FFmpeg goes to no network.
+    """Open a file with FFmpeg, by its absolute path: "a:b.mp4" would be taken for a protocol. From a file that has a
+    path FFmpeg goes to no network.
 
     options: of FFmpeg's demuxer. Raises VideoError for a playlist, and FFmpeg's own errors.
     """

@@ -22,7 +22,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def as_list(videos: Any) -> Any:
     """A path, or an iterable of paths or of clips (a generator, a pandas Series, an array of texts), as a list.
 
-    An array or a tensor of pixels stays as it is, and so does what has no order, or is nothing to iterate over.
+    An array or a tensor of pixels stays as it is, and so does anything unordered or not iterable.
     """
     if isinstance(videos, str | os.PathLike):
         return [videos]
@@ -38,7 +38,7 @@ def as_path(video: str | os.PathLike[str]) -> Path:
 
 
 def as_paths(videos: Any) -> list[Path] | None:
-    """The paths, where `videos` is a list of paths, of none too. Raises TypeError where it is one of some."""
+    """The paths if `videos` is a list of paths (or empty), None otherwise; TypeError for a mixture."""
     if not isinstance(videos, list):
         return None
     others = [i for i, video in enumerate(videos) if not isinstance(video, str | os.PathLike)]

@@ -227,7 +227,7 @@ def _scored_by(
             pauses = {step_at_fraction(at, count) for at in prune_at}
             if len(pauses) < len(prune_at) or count - 1 in pauses:
                 raise ValueError(
-                    f"{count} steps are too few to prune at {tuple(prune_at)}: two of these, or the end, meet"
+                    f"{count} steps are too few to prune at {tuple(prune_at)}: two coincide, or one is the last"
                 )
         if step == count - 1 and not latents.isfinite().all():
             on_broken()
@@ -284,7 +284,7 @@ def _finish(
     finals = _best_first(finals, rank_by)
     winner = finals[0][0]
     if math.isnan(finals[0][1][rank_by]):
-        warnings.warn(f"no seed has a finished video with a score: seed {winner.seed} wins nothing", stacklevel=3)
+        warnings.warn(f"no seed has a finished video with a score: {winner.seed} is returned unscored", stacklevel=3)
     for rank, (run, named) in enumerate(finals, start=1):
         steps = number_of_steps(run.call.pipe)
         run.judgements.append(Judgement(steps, steps, named, "pipeline output", rank, len(finals), run is winner))

@@ -289,8 +289,8 @@ def input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
 
 
 class Pointers(NamedTuple):
-    """The tensors of a march beside x and the taps, in the kernel's order. For one that nothing meets any may stand:
-    with `flip` the bias, without `norm` all but the bias and y."""
+    """The tensors of a march beside x and the taps, in the kernel's order. Any tensor may stand in for one that the
+    kernel does not read: with `flip` the bias, without `norm` all but the bias and y."""
 
     bias: Tensor
     ln_weight: Tensor
