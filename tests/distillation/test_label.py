@@ -417,7 +417,7 @@ def test_a_table_without_its_journal_or_with_a_damaged_one_is_left_alone(place):
 @pytest.mark.parametrize(
     ("clips", "reason"),
     [
-        ([("a", "a.mp4", "x"), ("a", "b.mp4", "x")], "1 clips come twice"),
+        ([("a", "a.mp4", "x"), ("a", "b.mp4", "x")], "1 clips are listed twice"),
         ([(" a.mp4", "a.mp4", "x")], "begins or ends with a space"),
         ([("a\udcff.mp4", "a\udcff.mp4", "x")], "name that is not UTF-8"),
         ([("a", "a.mp4", "\ud800")], r"expected a text for its prompt, got .* \(not UTF-8"),
@@ -557,7 +557,7 @@ def test_clips_of_which_the_teacher_can_tell_nothing_are_counted(place):
     shutil.copy(CLIPS / "star_clean.mp4", place / "clips" / "silent.mp4")
     done = run(*COUNTING, log="log")
     assert done.returncode == 0
-    assert "0 failed, 1 of which the teacher could tell nothing" in done.stdout
+    assert "0 failed, 1 that the teacher could not judge" in done.stdout
 
 
 def test_the_commands_front_door_stays_light():
