@@ -1,6 +1,7 @@
 """One model for many: threads, coroutines, forked and pickled rewards, and a model that is moved or offloaded."""
 
 import asyncio
+import copy
 import os
 import pickle
 import threading
@@ -235,6 +236,7 @@ def test_a_reward_made_while_the_model_is_offloaded_shares_that(source, checkpoi
 
 
 def test_rewards_of_one_model_move_together(model, videos, prompts):
+    model = copy.deepcopy(model)
     one, other = make(model), make(model, batch_size=3)
     expected = one(videos, prompts)
     other(videos, prompts)
