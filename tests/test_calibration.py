@@ -64,6 +64,19 @@ def test_rows_of_one_clip_stay_on_one_side():
         fit_ratings(scores, ratings, ["same.mp4"] * 40)
 
 
+def test_one_clip_under_many_prompts_is_one_clip(scored):
+    _, _, scores, ratings, _ = scored
+    keys = [("0", f"prompt {i}") for i in range(60)]
+    rated = [RatedClip(*key, rating.ratings) for key, rating in zip(keys, ratings, strict=True)]
+    assert calibrate(rated, keys, scores)[1]["Temporal"].startswith("60 ratings of 1 clips")
+
+
+def test_of_equal_scores_each_rating_counts_in_isotonic_regression():
+    """A few low ratings of a better score pull a hundred others down a little, not half the way."""
+    scores, ratings = np.repeat([[2.0, 2.5, 4.0], [3.0, 1.0, 5.0]], [100, 8, 100], axis=1)
+    assert fit_ratings(scores, ratings, method="isotonic")(2.0) == pytest.approx(2.85, abs=0.1)
+
+
 @pytest.mark.parametrize(
     ("scores", "ratings", "words"),
     [
@@ -91,6 +104,13 @@ def test_preferences_spread_scores_over_the_scale_and_keep_their_order():
     fitted = fit_pairs(a, b, verdicts)
     assert fitted([2.9, 3.0, 3.1]) == pytest.approx([1.0, 3.0, 5.0], abs=0.25)
     assert (np.diff(fitted(np.linspace(1, 5, 50))) >= 0).all()
+
+
+def test_the_middle_of_a_map_of_preferences_is_that_of_all_clips_winners_and_losers():
+    rng = np.random.default_rng(0)
+    winners, losers = rng.normal(3.2, 0.05, 200), rng.normal(2.8, 0.05, 200)
+    fitted = fit_pairs(winners, losers, np.where(rng.random(200) < 0.9, 1, -1))
+    assert fitted(np.concatenate([winners, losers])).mean() == pytest.approx(3, abs=0.05)
 
 
 def test_a_map_is_as_fine_as_the_band_that_the_scores_lie_in():
@@ -180,6 +200,25 @@ def test_intervals_percentiles_and_ties_of_calibrated_scores(scored):
     assert not calibration.ties(values, values)[:, 0].any()  # no pairs on Traditional, so no tie is known
 
 
+def test_a_tie_is_as_far_apart_as_tells_most_verdicts_rightly(scored):
+    """One tie that is further apart than all the preferences makes none of these a tie."""
+    _, keys, scores, _, _ = scored
+    values = scores.values.clone()
+    values[:, 4] = 3 + torch.arange(60) / 60
+    verdicts = dict.fromkeys(range(2, 59), 1) | {1: 0, 59: 0}  # on each of them and the worst one
+    pairs = [JudgedPair(keys[i][0], keys[0][0], "a square", {"Overall": verdict}) for i, verdict in verdicts.items()]
+    calibration, _ = calibrate(pairs, keys, replace(scores, values=values))
+    final = calibration.apply(values, scores.quality_weights)
+    assert calibration.ties(final[[0, 0, 0]], final[[1, 2, 30]])[:, 4].tolist() == [True, False, False]
+
+
+def test_a_difference_of_exactly_the_threshold_is_a_tie(small_scorer):
+    bound = {name: getattr(small_scorer.fingerprint, name) for name in BOUND_TO}
+    calibration = Calibration({"Overall": AspectCalibration(tie_threshold=0.5)}, **bound)
+    for score, tie in ((3.5, True), (3.75, False)):
+        assert calibration.ties(torch.full((1, 5), 3.0), torch.full((1, 5), score))[0, 4] == tie
+
+
 def test_several_raters_of_a_clip_count_as_their_mean(scored):
     """Raters who stray by a whole point either way agree in the mean: the margin is about that."""
     _, keys, scores, ratings, _ = scored
@@ -212,6 +251,12 @@ def test_a_clip_that_failed_stays_nan_and_takes_no_part(small_scorer, scored, tm
     found = VideoScorer(small_scorer.model, device="cpu", calibration=calibration).score(broken, "a square")
     assert found.values.isnan().all()
     assert calibration.percentiles(found.values).isnan().all()
+
+    values, errors = scores.values.clone(), list(scores.errors)
+    values[7], errors[7] = torch.nan, "broken"
+    without_it, left_out = calibrate(ratings, keys, replace(scores, values=values, errors=tuple(errors)))
+    assert left_out == {}
+    assert without_it.aspects["Temporal"].count == 59
 
 
 def test_it_belongs_to_its_weights_and_its_sampling(small_scorer, scored):
@@ -331,10 +376,10 @@ def test_the_command_writes_beside_the_checkpoint_and_score_uses_it(small_scorer
 def test_a_scorer_that_looks_elsewhere_is_refused(small_scorer):
     calibration = Calibration({}, **{name: getattr(small_scorer.fingerprint, name) for name in BOUND_TO})
     calibration.check(small_scorer.fingerprint)
-    for change in ({"windows": 2}, {"views": ("squash", "fragments")}, {"semantic_encoder": "b2"}):
-        (name,) = change
+    elsewhere = {"frame_size": (64, 64), "windows": 2, "views": ("squash", "fragments")}
+    for name, value in (elsewhere | {"configuration": "d", "semantic_encoder": "b2"}).items():
         with pytest.raises(CalibrationError, match=f"fitted with {name}"):
-            calibration.check(replace(small_scorer.fingerprint, **change))
+            calibration.check(replace(small_scorer.fingerprint, **{name: value}))
 
 
 def test_a_map_that_makes_all_scores_alike_is_none():

@@ -92,6 +92,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
         ([1, 2, 3], [1, 2], "got shapes"),
         ([1, 2, 3], [1, 2, 3], "at least 5 ratings, got 3"),
         ([1, 2, 3, 4, math.nan], [1, 2, 3, 4, 5], "NaN"),
+        ([1, 2, 3, 4, 5], [1, 2, math.nan, 4, 5], "NaN"),
     ],
 )
 def test_what_is_no_table_is_refused(scores, ratings, words):
@@ -126,6 +127,7 @@ def test_no_ties_at_all_is_a_threshold_too():
     found = pair_metrics([1.0] * 9 + [-1.0], [1] * 10, resamples=0)
     assert (found.with_ties.value, found.tie_threshold) == (0.9, 0.0)
     assert pair_metrics([0.0, 1.0], [1, 1], resamples=0).tie_threshold == 0.0  # equal scores are a tie all the same
+    assert pair_metrics([0.1, 0.2, 1, 2], [1, 0, 1, 1], resamples=0).tie_threshold == 0  # 0.2 wins a tie, loses a pair
 
 
 def test_what_shares_a_group_is_resampled_together(rated):
@@ -196,6 +198,15 @@ def test_a_threshold_from_elsewhere_is_used_as_it_is():
     assert (found.tie_threshold, found.calibrated) == (0.1, False)
     with pytest.raises(ValueError, match="at least 0, got -1"):
         pair_metrics([0.5], [1], tie_threshold=-1)
+
+
+def test_each_resample_has_the_best_threshold_of_its_own():
+    rng = np.random.default_rng(0)
+    differences, verdicts = rng.normal(size=12), rng.integers(-1, 2, 12)
+    found = pair_metrics(differences, verdicts, resamples=300)
+    fixed = pair_metrics(differences, verdicts, tie_threshold=found.tie_threshold, resamples=300)
+    assert found.with_ties.value == fixed.with_ties.value
+    assert found.with_ties.low > fixed.with_ties.low
 
 
 def test_identical_scores_are_no_better_than_calling_all_pairs_ties():

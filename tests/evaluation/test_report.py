@@ -162,6 +162,7 @@ def test_why_a_correlation_is_no_number_is_said(score, rating, what):
     report = evaluate(items, {(f"{i}", "p"): all_at(3.0 + score * i) for i in range(6)}, resamples=0)
     assert np.isnan(report.aspects["Overall"].srocc.value)
     assert report.left_out == {"Overall": f"every {what} is 3, which correlates with nothing"}
+    assert not report.complete
 
 
 def test_a_tie_threshold_of_a_calibration_is_used():
