@@ -18,6 +18,8 @@ import torch
 from dover_eval import DOVERModel, VideoScorer, VideoScores
 from dover_eval.config import usual_batch_size
 from dover_eval.models.convnext3d import ConvNeXtBlock3D
+from dover_eval.scorer import placement
+from dover_eval.weights import WeightsError
 
 PROMPTS = ["a red circle", "a dog in the snow, in slow motion", "two birds", "a city at night", "rain"]
 
@@ -202,6 +204,28 @@ def test_a_tilde_is_the_home_folder_unless_a_file_is_called_so(
     assert small_scorer.score("~/a.mp4", "a cat").errors == (None,)
 
 
+def test_a_gpu_computes_in_bfloat16_by_default_and_a_cpu_in_float32():
+    assert placement("cuda", None) == (torch.device("cuda"), torch.bfloat16)
+    assert placement("cpu", None) == (torch.device("cpu"), torch.float32)
+
+
+def test_a_model_with_parts_that_were_never_trained_makes_no_scorer(small_model, monkeypatch):
+    monkeypatch.setattr(DOVERModel, "untrained", ("fusion", "mos_predictor"))
+    with pytest.raises(WeightsError, match="no weights for fusion, mos_predictor: this model cannot score yet"):
+        VideoScorer(small_model, device="cpu")
+
+
+def test_a_model_straight_from_training_is_put_into_eval_mode(small_model, small_scorer, clips):
+    scorer = VideoScorer(copy.deepcopy(small_model).train(), device="cpu")
+    found, want = (each.score(clips[:1], PROMPTS[:1], layout="TCHW") for each in (scorer, small_scorer))
+    assert torch.equal(found.values, want.values)
+
+
+def test_frames_that_ask_for_gradients_leave_no_graph_behind(small_scorer, clips):
+    asking = (clips[0] / 255).requires_grad_()
+    assert not small_scorer.score([asking], PROMPTS[:1], layout="TCHW").values.requires_grad
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int8])
 def test_a_dtype_that_it_does_not_compute_in_is_refused(small_model, dtype):
     with pytest.raises(ValueError, match=f"float32, bfloat16 or float16, got {dtype}"):
@@ -213,12 +237,11 @@ def test_the_fingerprint_holds_what_decides_a_score(small_model, small_scorer):
     assert again == small_scorer.fingerprint
     half = VideoScorer(small_model, device="cpu", dtype=torch.bfloat16).fingerprint
     assert half.digest != again.digest
-    assert {field.name for field in dataclasses.fields(again)} >= {
-        "weights",
-        "text_encoder",
-        "num_frames",
-        "frame_size",
-    }
+    assert (again.text_encoder, again.decoder) == (small_model.text_encoder.sha256, av.__version__)
+    assert (again.num_frames, again.frame_size) == (small_model.config.num_frames, small_model.config.frame_size)
+    shorter = copy.deepcopy(small_model)
+    shorter.text_encoder.max_length = 5
+    assert VideoScorer(shorter, device="cpu").fingerprint.configuration != again.configuration
 
 
 def test_every_layer_tells_which_kernel_it_takes(small_model, small_scorer, monkeypatch):
@@ -292,6 +315,9 @@ def test_the_fingerprint_follows_where_the_model_is_and_what_is_written_to_it(sm
     assert scorer.fingerprint.weights != before.weights
     scorer.model.load_state_dict(small_model.state_dict())
     assert scorer.fingerprint == before
+    scorer.model.dover_model.statistics.center.add_(1)
+    assert scorer.fingerprint != before
+    scorer.model.load_state_dict(small_model.state_dict())
     with torch.no_grad():
         weight = next(scorer.model.mos_predictor.parameters())
         weight.data.mul_(1.01)  # as moving averages copy theirs

@@ -64,9 +64,33 @@ def test_statistics_are_not_fitted_to_one_clip():
         StatisticsPool(2).fit(torch.randn(1, 2))
 
 
-def test_statistics_of_one_frame_are_finite():
+def test_statistics_of_one_frame_are_finite_and_say_that_nothing_moves():
     pool = StatisticsPool(6 * 3).train()
-    assert pool(pool.raw([torch.randn(1, 3, 1, 4, 4)])).isfinite().all()
+    raw = pool.raw([torch.randn(1, 3, 1, 4, 4)])
+    assert pool(raw).isfinite().all()
+    still = pool.raw([torch.randn(1, 3, 1, 4, 4).expand(-1, -1, 4, -1, -1)])
+    assert torch.equal(raw[:, 9:], still[:, 9:])  # differences in time of three channels
+
+
+def test_moments_that_are_alike_in_all_clips_divide_by_no_zero():
+    pool = StatisticsPool(1).eval()
+    pool.fit(torch.full((3, 1), 2.0))
+    assert pool.standardise(torch.tensor([[2.05]])).item() == pytest.approx(5, abs=1e-3)
+
+
+def test_the_first_single_clip_tells_nothing_of_the_scale():
+    pool = StatisticsPool(2).train()
+    pool.follow(torch.tensor([[1000.0, -1000.0]]))
+    assert pool.center.tolist() == [1000, -1000]
+    assert pool.scale.tolist() == [1, 1]
+
+
+def test_scores_are_finer_than_the_half_precision_of_the_features():
+    head, fused = MOSPredictor(16, 8), torch.randn(64, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, scores = head.aspect_logits(fused), head(fused)
+    assert logits.dtype == torch.bfloat16
+    torch.testing.assert_close(scores[:, :4], 1 + 4 * logits.float().sigmoid())
 
 
 def test_the_prompts_half_of_the_features_moves_alignment_alone() -> None:

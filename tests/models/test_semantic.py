@@ -67,6 +67,22 @@ def test_it_is_frozen_but_passes_gradients(efficientnet):
     assert not any(parameter.requires_grad for parameter in efficientnet.parameters())
 
 
+@torch.no_grad()
+def test_it_computes_in_fp32_in_any_autocast(efficientnet):
+    pictures = torch.randn(1, 3, 64, 64)
+    want = efficientnet(pictures)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(efficientnet(pictures), want)
+
+
+def test_large_pictures_are_shrunk_without_aliasing(efficientnet, monkeypatch):
+    noise, seen = torch.rand(1, 3, 448, 448), []
+    monkeypatch.setattr(efficientnet, "_read", lambda net, x: seen.append(x) or x)
+    efficientnet(noise)
+    shrunk = (seen[0] - efficientnet.offset) / efficientnet.gain
+    assert shrunk.std() < 0.4 * noise.std()  # without, each is the mean of four pixels: half of it
+
+
 def test_a_clip_model_from_a_folder(clip_folder):
     encoder = SemanticEncoder.load(str(clip_folder), DOVERConfig())
     found = encoder(torch.randn(3, 3, 50, 40))
@@ -108,6 +124,15 @@ def test_a_model_with_one_listens_to_it(semantic_config, frames):
         model.fusion.agreement.weight.mul_(50)
         after = model(frames, ["a dog", "a cat"])
     assert not torch.allclose(before, after)
+
+
+def test_without_pictures_it_looks_at_the_middle_frame_of_each_run(semantic_config, monkeypatch):
+    model, seen = DOVERModel(None, config=semantic_config.replace(num_frames=8)).eval(), []
+    read = model.semantic_encoder.forward
+    monkeypatch.setattr(model.semantic_encoder, "forward", lambda pictures: seen.append(pictures) or read(pictures))
+    frames = torch.randn(1, 3, 8, 32, 48)
+    model.semantics(frames)
+    assert torch.equal(seen[0], frames[0, :, [2, 6]].transpose(0, 1))
 
 
 def test_a_checkpoint_remembers_its_encoder_and_refuses_another(semantic_config, frames, tmp_path):

@@ -48,6 +48,15 @@ def test_a_prompt_has_the_same_bits_in_any_company(encoder):
         assert torch.equal(alone.tokens[0], together.tokens[i, :length])
 
 
+def test_a_prompt_has_the_same_bits_in_any_autocast(encoder):
+    want = encoder(PROMPTS[:1])
+    encoder._forget()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = encoder(PROMPTS[:1])
+    assert torch.equal(found.pooled, want.pooled)
+    assert torch.equal(found.tokens, want.tokens)
+
+
 def test_the_cache_is_used_and_bounded(encoder, monkeypatch):
     tokens = encoder(["prompt 0"]).tokens.nbytes
     monkeypatch.setattr(text, "CACHED_BYTES", 3 * tokens)
@@ -58,6 +67,28 @@ def test_the_cache_is_used_and_bounded(encoder, monkeypatch):
     monkeypatch.setattr(encoder, "_encode", lambda batch: seen.append(batch))
     encoder(["prompt 7", "prompt 6"])
     assert not seen
+
+
+def test_the_cache_lets_go_of_what_was_not_asked_for_longest(encoder, monkeypatch):
+    own = copy.deepcopy(encoder)
+    monkeypatch.setattr(text, "CACHED_BYTES", 2 * own(["prompt 0"]).tokens.nbytes)
+    for i in (1, 0, 2):
+        own([f"prompt {i}"])
+    assert list(own._cache) == ["prompt 0", "prompt 2"]
+
+
+def test_a_prompt_that_two_threads_read_at_a_time_is_held_and_counted_once(encoder, monkeypatch):
+    own = copy.deepcopy(encoder)
+    encode, begun = own._encode, []
+
+    def read_meanwhile(batch):
+        if not begun:
+            begun.append(1)
+            own(["a cat"])
+        return encode(batch)
+
+    monkeypatch.setattr(own, "_encode", read_meanwhile)
+    assert own(["a cat"]).tokens.nbytes == own._cached_bytes
 
 
 def test_threads_agree(encoder):
@@ -139,7 +170,9 @@ def test_trained_on_request(encoder):
     trainable = TextEncoder.load(MINILM, trainable=True)
     trainable(["a cat"]).pooled.sum().backward()
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in trainable.parameters())
+    assert trainable.train().model.training
     assert not any(p.requires_grad for p in encoder.parameters())
+    assert not encoder.train().model.training  # frozen: without dropout, whatever trains around it
 
 
 def test_the_package_s_weights_are_where_we_think():
