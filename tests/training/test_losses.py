@@ -41,6 +41,8 @@ def test_masked_smooth_l1_is_the_loop():
             off = abs(p - t)
             losses.append(off**2 / (2 * 0.5) if off < 0.5 else off - 0.25)
     assert masked_smooth_l1(*ratings()).item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    one = torch.ones(1, 1)
+    assert masked_smooth_l1(3 * one, 4 * one, one > 0, beta=2.0).item() == pytest.approx(0.25)
 
 
 def test_scale_loss_is_the_loop():
@@ -49,6 +51,9 @@ def test_scale_loss_is_the_loop():
         for p, t in zip(predicted, target, strict=True):
             losses.append(((p - t) * (1.5 if t < 2.5 or t > 4 else 1)) ** 2)
     assert scale_loss(*ratings()).item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    one = torch.ones(1, 1)
+    ends = [scale_loss(target * one + 1, target * one, one > 0).item() for target in (2.4, 2.5, 4.0, 4.1)]
+    assert ends == pytest.approx([2.25, 1, 1, 2.25])
 
 
 def standardised(values):
@@ -91,6 +96,16 @@ def test_dover_rank_loss_is_the_loop():
         ]
         losses.append(sum(pairs) / (n * (n - 1)) / (1 + max(pairs)))
     assert dover_rank_loss(*ratings()).item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+
+@pytest.mark.parametrize(("loss", "ratings"), [(plcc_loss, [3, 3, 3]), (dover_rank_loss, [3, math.nan, math.nan])])
+def test_a_column_that_cannot_be_compared_takes_no_part(loss, ratings):
+    predicted = torch.tensor([[1.0, 1.0], [3.0, 2.0], [2.0, 4.0]])
+    target = torch.tensor([[1.0, 2.0, 4.0], ratings]).T
+    rated = ~target.isnan()
+    alone = loss(predicted[:, :1], target[:, :1], rated[:, :1])
+    assert alone > 0
+    torch.testing.assert_close(loss(predicted, target, rated), alone)
 
 
 PREFERENCES = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [0.7, 0.3, 0], [0.2, 0.3, 0.5]])
@@ -146,12 +161,13 @@ def test_contrast_loss_is_the_loop():
 
 
 def test_contrast_moves_alignment_down_and_nothing_else_from_where_it_is():
-    own = torch.full((2, 4), 3.0, requires_grad=True)
-    other = torch.full((2, 4), 3.0, requires_grad=True)
+    own = torch.tensor([[3.0, 3.0, 3.0, 3.0], [3.0, 4.0, 3.0, 3.0]], requires_grad=True)
+    other = torch.tensor([[3.0, 3.0, 3.0, 3.0], [2.0, 4.0, 4.5, 1.0]], requires_grad=True)
     contrast_loss(own, other, torch.tensor([True, True])).backward()
     assert (other.grad[:, 1] > 0).all()  # descent lowers it
     assert (own.grad[:, 1] < 0).all()
-    assert (other.grad[:, [0, 2, 3]] == 0).all()
+    assert (other.grad[0, [0, 2, 3]] == 0).all()
+    assert other.grad[1, [0, 2, 3]].sign().tolist() == [-1, 1, -1]  # back to where the own prompt has them
     assert (own.grad[:, [0, 2, 3]] == 0).all()
 
 

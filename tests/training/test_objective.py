@@ -5,11 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from dover_eval import DOVERModel
 from dover_eval.config import EFFICIENTNET_LITE0
 from dover_eval.evaluation import JudgedPair, RatedClip
 from dover_eval.models.heads import StatisticsPool
+from dover_eval.opinion import ASPECTS
 from dover_eval.prompts import next_different
 from dover_eval.training.batches import collate
 from dover_eval.training.losses import bradley_terry_ties_loss, masked_smooth_l1
@@ -57,6 +59,41 @@ def test_losses_are_those_of_the_scores(model, batch):
     odds = (scores[1] - scores[2])[[3, 4]] / 0.5
     want = bradley_terry_ties_loss(odds, torch.tensor([[0.0, 0, 1], [0.8, 0.2, 0]]))
     torch.testing.assert_close(found["loss"], 2 * want)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "value"),
+    [("smooth_l1", "smooth_l1_beta", 2.0), ("preference", "tie_width", 1.5), ("contrast", "contrast_margin", 2.5)],
+)
+def test_a_loss_has_the_settings_it_is_given(model, batch, name, setting, value):
+    weights = ONLY | {name: 1.0}
+    usual, other = (
+        Objective(model, LossSettings(**weights, **settings)).eval()(**batch)[name].item()
+        for settings in ({}, {setting: value})
+    )
+    assert usual != pytest.approx(other, rel=1e-3)
+
+
+def test_the_two_heads_learn_aesthetic_and_technical_quality_from_the_scores_and_teach_them_nothing(model, batch):
+    settings = LossSettings(**(ONLY | {"heads": 1.0}), smooth_l1_beta=0.1)
+    found = Objective(model, settings).eval()(**batch)["heads"]
+    scores, video = model(batch["frames"], batch["prompts"]), model.dover_model(batch["frames"])
+    heads = torch.cat([video["aesthetic_score"], video["technical_score"]], dim=1)
+    wanted = scores[:, [ASPECTS.index("Aesthetic"), ASPECTS.index("Traditional")]] - 3
+    torch.testing.assert_close(found, F.smooth_l1_loss(heads, wanted, beta=0.1))
+    found.backward()
+    assert all(p.grad is None for p in model.mos_predictor.parameters())
+
+
+def test_another_prompt_is_read_to_its_own_end(model, batch, monkeypatch):
+    batch["prompts"][-1] = "a blue boat in the rain, at night, beside a lighthouse"
+    objective, read = Objective(model, LossSettings()).eval(), []
+    scores = objective._scores
+    monkeypatch.setattr(objective, "_scores", lambda *given: read.append(given[-1].mask.sum(dim=1)) or scores(*given))
+    objective(**batch)
+    own, other = read
+    assert len(set(own.tolist())) > 1
+    assert torch.equal(other, own[next_different(batch["prompts"])])
 
 
 def test_all_losses_together_reach_every_parameter(model, batch):
