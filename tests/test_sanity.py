@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from dover_eval.cli import app
 from dover_eval.opinion import SCORE_NAMES
-from dover_eval.sanity import check_scorer, contradict, defect_names, drawn_clips, load_clip
+from dover_eval.sanity import RANK, _judge, check_scorer, contradict, defect_names, drawn_clips, load_clip
 from dover_eval.video.decode import decode_clip
 
 CHECKED = ("blur", "flicker", "darken")
@@ -161,9 +161,68 @@ def test_a_score_that_jumps_about_fails(drawn):
     assert "not steadily" in blur.reason
 
 
+def judged(traditional, temporal=(3, 3), rank=1.0):
+    """The verdict on Traditional scores (clips, levels) under blur, beside Temporal ones; the others stand still."""
+    table = np.full((len(traditional), 2, 5), 3.0)
+    table[:, :, SCORE_NAMES.index("Traditional")] = traditional
+    table[:, :, SCORE_NAMES.index("Temporal")] = temporal
+    return _judge("blur", "Traditional", ("none", "1"), table, rank, RANK, "not steadily ({:.2f})")
+
+
+def test_a_score_must_fall_by_more_than_a_twentieth_of_a_point():
+    assert judged([(3, 2.96)]).reason == "falls by 0.04, not by 0.05"
+    assert judged([(3, 2.94)]).status == "pass"
+
+
+def test_a_score_must_fall_in_step_with_the_defect():
+    assert judged([(3, 2)], rank=0.79).reason == "not steadily (0.79)"
+    assert judged([(3, 2)], rank=0.8).status == "pass"
+
+
+@pytest.mark.parametrize("moved", [2, 4], ids=["down", "up"])
+def test_another_score_that_moves_further_either_way_fails(moved):
+    assert judged([(3, 2.5)], temporal=(3, moved)).reason == "Temporal moves further"
+
+
+def test_scores_are_identical_where_those_of_no_clip_move():
+    assert "identical" not in judged([(3, 2), (3, 3)]).reason
+    assert "identical" in judged([(3, 3), (2, 2)]).reason
+
+
+def test_a_stronger_defect_is_more_of_the_same_draw(drawn, monkeypatch):
+    draws = []
+
+    def spoil(clip, name, strength, rng):
+        draws.append(rng.integers(1 << 30))
+        return clip // 2
+
+    monkeypatch.setattr("dover_eval.sanity.distort", spoil)
+    for _ in range(2):
+        check_scorer(Measuring(), drawn[0][:2], None, defects=["noise"])
+    first, second = draws[:4], draws[4:8]
+    assert len(set(first)) == len(set(second)) == 1
+    assert first != second
+    assert draws[8:] == first + second
+
+
+@pytest.mark.parametrize(("won", "status"), [(3, "pass"), (2, "fail")])
+def test_the_right_prompt_must_win_for_three_clips_of_four(won, status):
+    clips = [np.full((8, 8, 8, 3), 60 * i + 40, np.uint8) for i in range(4)]
+    prompts = list("abcd")
+
+    class Knowing(Measuring):
+        def row(self, clip, prompt):
+            fits = prompt == self.own_prompt(clip) and prompt in prompts[:won]
+            return [clip.mean() / 100, 4 if fits else 2, 3, 3, 3]
+
+    check = by_name(check_scorer(Knowing(clips, prompts), clips, prompts, defects=[]))["another's prompt"]
+    assert (check.rank, check.status) == (won / 4, status)
+
+
 def test_a_scorer_that_ignores_prompts_fails_all_three_prompt_checks(drawn):
     checks = by_name(check_scorer(Measuring(refuse_empty=False), *drawn, defects=["blur"]))
-    assert [checks[n].status for n in ("another's prompt", "contradiction", "empty prompt")] == ["fail"] * 3
+    three = [checks[name] for name in ("another's prompt", "contradiction", "empty prompt")]
+    assert [(check.status, check.rank) for check in three] == [("fail", 0)] * 3  # the right prompt wins for no clip
 
 
 def test_defects_that_change_nothing_are_skipped_and_not_passed(drawn):
@@ -279,3 +338,5 @@ def test_more_light_in_the_dark_is_no_overexposure(drawn):
     (check,) = check_scorer(Measuring(clips, prompts), dark, prompts, defects=["overexpose"]).checks[:1]
     assert check.status == "skipped"
     assert "are they bright?" in check.reason
+    white = [np.full_like(clip, 252) for clip in clips]
+    assert check_scorer(Measuring(), white, None, defects=["overexpose"]).checks[0].status == "skipped"
