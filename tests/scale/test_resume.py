@@ -12,9 +12,10 @@ import sys
 
 import pytest
 
+from dover_eval.calibration import BOUND_TO, AspectCalibration, Calibration
 from dover_eval.files import Clip
 from dover_eval.results import COLUMNS, read_results, write_results
-from dover_eval.scale.run import Share, score_set
+from dover_eval.scale.run import Share, score_in_memory, score_set, what_is_asked
 from dover_eval.scale.runlog import RunError, RunLog, Scored
 from tests.scale.conftest import exit_status, logged_lines, read_lines, wait_for
 
@@ -88,6 +89,31 @@ def test_a_finished_set_is_told_to_be_finished_without_the_model(dover, clips, t
     assert result.exit_code == 0, result.output
     assert "c.mp4" in result.stdout
     assert output.stat() == before
+
+
+def test_a_finished_set_is_not_told_to_be_finished_with_another_calibration(dover, small_scorer, clips, tmp_path):
+    output, told = tmp_path / "r.jsonl", tmp_path / "calibration.json"
+    made_for = {name: getattr(small_scorer.fingerprint, name) for name in BOUND_TO}
+    harsher = AspectCalibration(knots=((1, 1), (5, 3)), source="logistic", count=9)
+    Calibration({"Alignment": harsher}, **made_for).save(told)
+    assert dover(clips, "--prompt", "a square", "-o", output).exit_code == 0
+    result = dover(clips, "--prompt", "a square", "-o", output, "--resume", "--calibration", told)
+    assert result.exit_code == 1
+    assert "calibration" in result.stderr
+    assert "choose another --output" in result.stderr
+
+
+def test_all_that_makes_scores_tells_a_finished_set_from_another(tmp_path, monkeypatch):
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    one.write_text("1")
+    two.write_text("2")
+    told = [what_is_asked(None, *given) for given in ((None, None), ("cuda", None), (None, one), (None, two))]
+    for at in ("version", "__version__"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"dover_eval.scale.run.{at}", (lambda name: "0") if at == "version" else "0")
+            told.append(what_is_asked(None, None, None))
+    assert what_is_asked(None, None, None) == told[0]
+    assert len({json.dumps(asked) for asked in told}) == len(told)
 
 
 def test_a_lost_or_damaged_results_file_is_written_again_from_the_log(dover, clips, tmp_path):
@@ -189,6 +215,39 @@ def test_the_last_attempt_counts_whichever_rank_s_log_it_is_in(tmp_path):
         assert [row["error"] for row in reader.rows([Clip("0.mp4", "x"), Clip("1.mp4", "x")])] == [None, error]
         assert reader.failed == (error is not None)
         reader.close()
+
+
+def test_a_finished_run_that_was_added_to_is_unfinished(tmp_path):
+    output, settings = tmp_path / "r.jsonl", {}
+    clips = [Clip(f"{i}.mp4", "x") for i in range(2)]
+    log = RunLog(output, 1, 1, settings, resume=True)
+    log.append(scored(0, "0.mp4"))
+    log.finish(clips[:1], None)
+    log.close()
+    log = RunLog(output, 2, 1, settings, resume=True)
+    log.append(scored(1, "1.mp4"))
+    log.close()  # killed before the results file is written
+    with pytest.raises(RunError, match="did not finish: go on with --resume"):
+        RunLog(output, 2, 1, settings)
+
+
+def test_another_fingerprint_is_refused_though_what_it_was_made_of_is_lost(tmp_path):
+    log = RunLog(tmp_path / "r.jsonl", 2, 1, {}, resume=True)
+    log.claim({"weights": "w"}, "f")
+    log.append(scored(0, "0.mp4"))
+    (log.folder / "made_with.json").unlink()
+    with pytest.raises(RunError, match=r"another fingerprint than .* \(f then, g now\)"):
+        log.claim({"weights": "v"}, "g")
+    log.close()
+
+
+def test_rows_in_memory_are_in_the_order_of_the_clips_whatever_the_engine_s():
+    def engine(batches, claim):
+        claim({}, "f")
+        yield from (scored(i, f"{i}.mp4") for i in reversed(batches))
+
+    rows = score_in_memory(3, engine, batch_size=1).rows
+    assert [row["video_name"] for row in rows] == ["0.mp4", "1.mp4", "2.mp4"]
 
 
 def test_failed_rows_of_several_ranks_once_more(dover, write_video, moving_frames, clips, tmp_path, monkeypatch):
