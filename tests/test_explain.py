@@ -183,7 +183,8 @@ def test_frames_at_given_times_are_those_on_screen(write_video, moving_frames):
     path = write_video(moving_frames, rate=8)
     everything = list(all_frames(path))
     assert [time for _, time in everything] == pytest.approx(frame_times(path)[0])
-    (first, a), (same, b), (later, c) = frames_at(path, [0.01, 0.11, 1.3])
+    (first, a), (same, b), (next_one, c), (later, d) = frames_at(path, [0.01, 0.11, 0.125, 1.3])
     assert first is same
-    assert (a, b, c) == pytest.approx((0, 0, 1.25))
+    assert (a, b, c, d) == pytest.approx((0, 0, 0.125, 1.25))
+    assert torch.equal(next_one, everything[1][0])
     assert torch.equal(later, everything[10][0])

@@ -353,14 +353,17 @@ def test_the_same_weights_in_another_configuration_are_another_fingerprint(small
     assert first.weights == second.weights
 
 
-def test_files_whose_frames_change_size_and_frames_like_threads_fail_alone(small_scorer, write_video, tmp_path):
+@pytest.mark.parametrize(("width", "height"), [(64, 32), (32, 48)])
+def test_files_whose_frames_change_size_and_frames_like_threads_fail_alone(
+    small_scorer, write_video, tmp_path, width, height
+):
     path = tmp_path / "changing.mkv"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mjpeg", rate=8, width=64, height=48, pix_fmt="yuvj420p")
         small = av.CodecContext.create("mjpeg", "w")
-        small.width, small.height, small.pix_fmt, small.time_base = 32, 32, "yuvj420p", Fraction(1, 8)
+        small.width, small.height, small.pix_fmt, small.time_base = width, height, "yuvj420p", Fraction(1, 8)
         for t in range(8):
-            size = (48, 64) if t < 4 else (32, 32)
+            size = (48, 64) if t < 4 else (height, width)
             frame = av.VideoFrame.from_ndarray(np.full((*size, 3), 30 * t, np.uint8)).reformat(format="yuvj420p")
             frame.pts = t
             for packet in stream.encode(frame) if t < 4 else small.encode(frame):
@@ -370,7 +373,7 @@ def test_files_whose_frames_change_size_and_frames_like_threads_fail_alone(small
     thread = write_video(np.zeros((4, 2, 400, 3), np.uint8), "thread.mp4")
     scores = small_scorer.score([path, good, thread], "a cat")
     assert scores.values.isnan().any(dim=1).tolist() == [True, False, True]
-    assert "frames of 64x48 and 32x32, expected one size" in scores.errors[0]
+    assert f"frames of 64x48 and {width}x{height}, expected one size" in scores.errors[0]
     assert "at most 64 times the other, got frames of 400x2" in scores.errors[2]
     with pytest.raises(ValueError, match=r"videos\[0\]: expected one side at most 64 times"):
         small_scorer.score(torch.zeros(1, 1, 3, 1, 65), "a cat", layout="BTCHW")

@@ -67,6 +67,7 @@ REFUSED_PAIRS = {
     "another aspect": (("a.mp4", "b.mp4", "Beauty", "A", ""), "in aspect, found 'Beauty'"),
     "a clip against itself": (("a.mp4", "a.mp4", "Overall", "A", ""), "a.mp4 is compared with itself"),
     "votes against the label": (("a.mp4", "b.mp4", "Overall", "A", 0.2), "a share of 0.2 for A contradicts the label"),
+    "votes against B": (("a.mp4", "b.mp4", "Overall", "B", 0.8), "a share of 0.8 for A contradicts the label"),
     "votes for a tie": (("a.mp4", "b.mp4", "Overall", "tie", 0.7), "contradicts the label"),
     "a share that is none": (("a.mp4", "b.mp4", "Overall", "A", 90), "expected a share in 0-1, found 90"),
 }

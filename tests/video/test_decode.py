@@ -66,6 +66,12 @@ def test_variable_frame_rates_are_sampled_by_time(write_video):
     assert levels_of(decode_clip(path, 10)) == [40] + [80] * 8 + [120]
 
 
+def test_frames_that_come_unevenly_by_a_third_of_a_step_are_sampled_by_time():
+    times = [0, 0.14, 0.2, 0.3]
+    moments = sample_moments(times, 0.4, 8)
+    assert [sum(time <= moment for time in times) - 1 for moment in moments] == [0, 0, 0, 1, 2, 2, 3, 3]
+
+
 @pytest.mark.parametrize(("name", "codec"), [("a.webm", "libvpx-vp9"), ("a.mkv", "libx264"), ("a.avi", "mpeg4")])
 def test_containers_and_codecs(write_video, name, codec):
     clip = decode_clip(write_video(grey_frames(LEVELS), name, codec=codec), 4)

@@ -88,6 +88,12 @@ def test_an_array_that_is_read_backwards_is_taken_as_it_reads():
     assert torch.equal(split_clips(CLIP.numpy()[::-1], "TCHW")[0], CLIP.flip(0))
 
 
+def test_a_field_of_records_is_taken_as_it_reads():
+    records = np.zeros(CLIP.shape, dtype=[("tag", np.uint8), ("value", np.float32)])
+    records["value"] = CLIP / 255
+    assert torch.equal(split_clips(records["value"], "TCHW")[0], CLIP / 255)
+
+
 def test_a_clip_may_be_held_to_another_range() -> None:
     clip = torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1).expand(2, 3, 4, 4)
     assert check_clip(clip, "TCHW", "clip", (-1, 1)) is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -65,13 +66,18 @@ def test_no_colour_is_darker_in_the_mean():
     assert np.abs((found - expected).mean(axis=0)).max() < 0.1
 
 
-@pytest.mark.parametrize("pixel_format", ["gray", "gray10le", "gray12le"])
+@pytest.mark.parametrize("pixel_format", ["gray", "gray10le", "gray12le", "ya8"])
 def test_monochrome_of_limited_range_is_black_to_white(pixel_format):
     levels = [
         [int(rgb_planes(flat([luma], pixel_format, colour_range=tagged)).max()) for luma in (16, 126, 235)]
         for tagged in (ColorRange.MPEG, ColorRange.JPEG, ColorRange.UNSPECIFIED)
     ]
     assert levels == [[0, 128, 255], [16, 126, 235], [16, 126, 235]]  # untagged, FFmpeg's writers mean full range
+
+
+def test_monochrome_of_limited_range_is_rounded_to_the_nearest_level():
+    found = [int(rgb_planes(flat([luma], "gray")).max()) for luma in range(16, 236)]
+    assert found == [math.floor((luma - 16) * 255 / 219 + 0.5) for luma in range(16, 236)]
 
 
 @pytest.mark.parametrize("pixel_format", ["rgb24", "bgra", "gbrp", "rgb0"])

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from dover_eval import VideoError
-from dover_eval.video.decode import decode_clip
-from dover_eval.video.truncation import lost_end
-from tests.video.conftest import LEVELS, grey_frames
+from dover_eval.video.decode import all_frames, decode_clip
+from dover_eval.video.truncation import ASF_PROPERTIES, lost_end
+from tests.video.conftest import LEVELS, grey_frames, levels_of
 
 
 def test_a_damaged_frame_is_refused(write_video, moving_frames):
@@ -48,6 +48,15 @@ def test_a_damaged_frame_between_those_that_are_sampled_is_refused(write_video, 
         data[at : at + 12] = bytes(12)
     path.write_bytes(data)
     with pytest.raises(VideoError, match="damaged in"):
+        decode_clip(path, 2)
+
+
+def test_a_transport_stream_that_lacks_a_packet_is_refused(write_video, moving_frames):
+    path = write_video(np.tile(moving_frames, (5, 1, 1, 1)), "a.ts", codec="mpeg2video", options={"g": "60", "b": "4M"})
+    data = path.read_bytes()
+    middle = len(data) // 188 // 2 * 188
+    path.write_bytes(data[:middle] + data[middle + 188 :])
+    with pytest.raises(VideoError, match=r"truncated or damaged in packet \d+"):
         decode_clip(path, 2)
 
 
@@ -94,6 +103,28 @@ def test_so_many_elements_are_looked_at_and_no_more(tmp_path, monkeypatch, conta
     assert lost_end(path, container) is None
 
 
+def test_a_box_that_tells_its_length_in_64_bits_is_found_cut(tmp_path):
+    path = tmp_path / "large.mp4"
+    path.write_bytes(struct.pack(">I4sQ", 1, b"mdat", 100) + bytes(20))
+    assert lost_end(path, "mov,mp4") == "found 36 of 100 bytes"
+
+
+def test_an_mp4_is_whole_though_a_box_behind_it_that_has_no_frames_is_cut(write_video):
+    path = write_video(grey_frames(LEVELS))
+    path.write_bytes(path.read_bytes() + struct.pack(">I4s", 1000, b"free") + bytes(10))
+    assert levels_of(decode_clip(path, 8)) == LEVELS
+
+
+def test_of_a_broadcast_the_bytes_told_are_not_its_length(write_video):
+    path = write_video(grey_frames(LEVELS), "a.wmv", codec="wmv2")
+    data = bytearray(path.read_bytes()[:-100])
+    path.write_bytes(data)
+    assert "found" in lost_end(path, "asf")
+    data[data.index(ASF_PROPERTIES) + 88] |= 1
+    path.write_bytes(data)
+    assert lost_end(path, "asf") is None
+
+
 def test_an_flv_that_tells_an_endless_size_tells_nothing(write_video):
     path = write_video(grey_frames(LEVELS), "a.flv", codec="flv1")
     data = bytearray(path.read_bytes())
@@ -112,6 +143,8 @@ def test_containers_that_count_no_frames_are_found_truncated_too(write_video, na
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(VideoError, match="truncated"):
         decode_clip(path, 8)
+    with pytest.raises(VideoError, match="truncated"):  # before any of its frames is used
+        next(all_frames(path))
 
 
 @pytest.mark.parametrize(
