@@ -129,8 +129,9 @@ def test_settings_that_make_no_sense_are_refused(model, settings, message):
 
 def test_floats_in_0_1_that_were_announced_as_0_255_raise_a_suspicion_once(model, videos, prompts, caplog):
     reward = make(model, value_range=(0, 255))
-    reward(videos, prompts)
-    reward(videos, prompts)
+    clip = videos[3:] / videos[3:].max()  # with white in it
+    reward(clip, prompts[3:])
+    reward(clip, prompts[3:])
     assert caplog.text.count("is its range 0-1?") == 1
 
 
@@ -139,9 +140,12 @@ def test_an_empty_prompt_is_refused(reward, videos):
         reward(videos[:2], ["a boat", " "])
 
 
-def test_frames_with_nan_raise_or_become_nan_and_the_others_are_scored(model, reward, videos, prompts, caplog):
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_frames_with_no_numbers_raise_or_become_nan_and_the_others_are_scored(
+    model, reward, videos, prompts, caplog, value
+):
     broken = videos.clone()
-    broken[1, 2, 0, 3, 3] = torch.nan
+    broken[1, 2, 0, 3, 3] = value
     with pytest.raises(RewardError, match=r"videos\[1\]: frames .* hold NaN"):
         reward(broken, prompts)
     found = make(model, nan_policy="nan")(broken, prompts)
@@ -227,6 +231,11 @@ def test_one_item_that_fails_in_a_batch_fails_alone():
     assert [future.result(20) for future in (futures[0], futures[2])] == ["A", "B"]
     with pytest.raises(ArithmeticError, match="bad among 1"):
         futures[1].result(20)
+
+
+def test_a_batch_of_too_few_results_leaves_nobody_waiting():
+    with pytest.raises(RuntimeError, match="expected 1 results, got 0"):
+        MicroBatcher(lambda items: [], 4).submit([1, 2, 3])[2].result(20)
 
 
 def test_uint8_stays_uint8_until_it_is_prepared(model, videos, prompts, monkeypatch):

@@ -13,6 +13,8 @@ def test_it_gives_the_rewards_of_a_plain_call_and_a_gradient_at_every_clip(rewar
     torch.testing.assert_close(rewards.detach(), reward(videos, prompts))
     rewards.sum().backward()
     assert (frames.grad.flatten(1).norm(dim=1) > 1e-6).all()
+    with torch.autocast("cpu", torch.bfloat16):  # the trainer's, which is none of the reward's
+        assert torch.equal(reward.differentiable(frames, prompts), rewards)
 
 
 @pytest.mark.parametrize("slice_frames", [1, 3, 4, 100])
@@ -62,6 +64,15 @@ def test_a_step_along_the_gradient_raises_the_reward(reward, videos, prompts):
 def test_the_models_own_weights_get_no_gradient(reward, videos, prompts):
     reward.differentiable(videos.clone().requires_grad_(), prompts).sum().backward()
     assert all(parameter.grad is None for parameter in reward.scorer.model.parameters())
+
+
+def test_checkpointing_ends_with_its_call_for_all_that_share_the_model(reward, videos, prompts):
+    backbone = reward.scorer.model.dover_model.backbone
+    reward.differentiable(videos, prompts, checkpoint_frames=2)
+    assert backbone.checkpoint_frames is None
+    with pytest.raises(RewardError, match="no such file"):
+        reward.differentiable(["nowhere.mp4"], "a boat", checkpoint_frames=2)
+    assert backbone.checkpoint_frames is None
 
 
 def test_checkpointing_keeps_fewer_activations(model, videos, prompts):

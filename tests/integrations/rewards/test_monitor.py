@@ -58,6 +58,14 @@ def raise_contrast(clips, progress):
     return mean + (clips - mean) * (1 + 2 * progress)
 
 
+def fade_to_grey(clips, progress):
+    return torch.lerp(clips, clips.mean(2, keepdim=True).expand_as(clips), progress)
+
+
+def lower_contrast(clips, progress):
+    return torch.lerp(clips, clips.mean((3, 4), keepdim=True).expand_as(clips), progress)
+
+
 def draw_grid(clips, progress):
     clips = clips.clone()
     clips[..., ::8] += 0.3 * progress
@@ -92,7 +100,9 @@ def test_healthy_runs_raise_no_alarm(caplog):
     [
         (freeze, "motion"),
         (saturate, "saturation"),
+        (fade_to_grey, "saturation"),
         (raise_contrast, "contrast"),
+        (lower_contrast, "contrast"),
         (draw_grid, "grid"),
         (draw_checkerboard, "grid"),
     ],
@@ -129,6 +139,30 @@ def test_scores_that_rise_together_are_no_alarm():
     assert run(change_scores=lambda scores, progress: scores + 1.5 * progress).alarms == {}
 
 
+@pytest.mark.parametrize(("rise", "alarms"), [(0.03, set()), (0.06, {"aspects"})])
+def test_a_rise_within_the_limit_is_none_whatever_falls(rise, alarms):
+    monitor = RewardMonitor(layout="BTCHW", value_range=(0, 1))
+    clips, scores = healthy_clips(0), torch.full((4, 5), 3.0)
+    for step in range(15):
+        monitor.update(clips, scores + (step >= 10) * torch.tensor([0.0, 0.0, 0.0, -0.5, rise]))
+    assert set(monitor.alarms) == alarms
+
+
+def test_an_alarm_waits_for_its_window_and_a_step_without_the_figure_is_no_part_of_it():
+    monitor = RewardMonitor(layout="BTCHW", value_range=(0, 1), baseline=10, window=5)
+    for step in range(16):
+        clips = freeze(healthy_clips(step), float(step > 10))
+        monitor.update(clips[:, :1] if step == 5 else clips, healthy_scores(step))  # one frame has no motion
+        assert ("motion" in monitor.alarms) == (step == 15)
+
+
+def test_a_failed_clip_moves_no_mean_score():
+    scores = torch.full((4, 5), 3.0)
+    scores[1] = torch.nan
+    figures = RewardMonitor(layout="BTCHW", value_range=(0, 1)).update(healthy_clips(0), scores)
+    assert figures["score/Overall"] == 3
+
+
 def test_a_reward_that_is_blind_to_the_prompt_is_found(caplog):
     monitor = RewardMonitor(layout="BTCHW", value_range=(0, 1))
     clips = healthy_clips(0)
@@ -147,10 +181,31 @@ def test_a_reward_that_reads_the_prompt_is_not(reward, videos, prompts):
     assert figures["alarm/prompt"] == 0
 
 
-def test_the_gap_is_matched_less_shuffled():
+def test_the_latest_probe_alone_counts():
     monitor = RewardMonitor(layout="BTCHW", value_range=(0, 1))
-    right = lambda videos, prompts: torch.tensor([float(p == q) for p, q in zip(prompts, GROUPS, strict=True)])
-    assert monitor.probe(right, healthy_clips(0), GROUPS)["prompt_gap"] == 1
+    reads, blind = (lambda videos, prompts: torch.tensor([float(p == "a") for p in prompts])), lambda *_: torch.ones(4)
+    for reward, alarms in ((reads, set()), (blind, {"prompt"}), (reads, set())):
+        monitor.probe(reward, healthy_clips(0), GROUPS)
+        assert set(monitor.alarms) == alarms
+
+
+@pytest.mark.parametrize(("prompts", "kept"), [("aabb", 0), ("aaab", 2), ("baca", 0)])
+def test_the_gap_is_matched_less_shuffled_of_clips_that_another_prompt_is_left_for(prompts, kept):
+    asked = []
+
+    def right(videos, given):
+        asked.append(given)
+        return torch.tensor([float(p == q) for p, q in zip(given, prompts, strict=True)])
+
+    monitor = RewardMonitor(layout="BTCHW", value_range=(0, 1))
+    assert monitor.probe(right, healthy_clips(0), list(prompts))["prompt_gap"] == 1
+    assert sum(p == q for p, q in zip(*asked, strict=True)) == kept
+
+
+def test_sensitivity_is_in_units_of_the_rewards_own_scatter():
+    by_prompt = lambda videos, prompts: torch.tensor([{"a": 1.0, "b": 3.0}[prompt] for prompt in prompts])
+    figures = RewardMonitor(layout="BTCHW", value_range=(0, 1)).probe(by_prompt, healthy_clips(0, 2), ["a", "b"])
+    assert figures["prompt_sensitivity"] == pytest.approx(2)  # of rewards that are 1 from their mean
 
 
 def test_one_prompt_cannot_be_shuffled(reward, videos):
@@ -170,6 +225,15 @@ def test_the_state_survives_a_checkpoint():
             monitor.update(clips, healthy_scores(step), GROUPS)
     assert resumed.alarms == whole.alarms
     assert "motion" in resumed.alarms
+
+
+def test_alarms_that_hold_are_raised_again_after_a_checkpoint(caplog):
+    monitor = run(change_clips=freeze)
+    caplog.clear()
+    monitor.load_state_dict(monitor.state_dict())
+    assert monitor.alarms == {}
+    monitor.update(freeze(healthy_clips(STEPS), 1.0), healthy_scores(STEPS))
+    assert "reward hacking? motion: " in caplog.text
 
 
 @pytest.mark.parametrize(("layout", "move"), [("BCTHW", (0, 2, 1, 3, 4)), ("BTCHW", (0, 1, 2, 3, 4))])

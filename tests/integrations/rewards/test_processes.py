@@ -4,6 +4,8 @@ import asyncio
 import copy
 import os
 import pickle
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -62,6 +64,39 @@ def test_a_forked_child_can_ask_after_its_parent_has(reward, videos, prompts, in
     expected = reward(videos[:1], prompts[:1])
     found = in_forked_child(lambda: reward(videos[:1], prompts[:1]).tolist())
     assert found == pytest.approx(expected.tolist())
+
+
+def test_a_queue_that_nobody_renews_works_in_a_forked_child_too(in_forked_child):
+    queue = MicroBatcher(lambda items: items, 4)
+    assert queue.submit([1])[0].result(20) == 1
+    assert in_forked_child(lambda: queue.submit([2])[0].result(20)) == 2
+
+
+def test_a_program_that_is_done_does_not_wait_for_its_idle_queue():
+    code = "from dover_integrations.rewards import queue; queue.IDLE = 600; "
+    code += "queue.MicroBatcher(lambda items: items, 1).submit([1])[0].result(20)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
+
+
+def test_time_spent_waiting_for_an_earlier_batch_counts(monkeypatch):
+    monkeypatch.setattr("dover_integrations.rewards.queue.LINGER", 1.0)
+    entered, go, begun = threading.Event(), threading.Event(), []
+
+    def run(items):
+        begun.append(time.monotonic())
+        entered.set()
+        assert go.wait(20)
+        return items
+
+    queue = MicroBatcher(run, 2)
+    queue.submit([0, 0])
+    assert entered.wait(20)
+    late = queue.submit([1])[0]
+    time.sleep(1.1)
+    released = time.monotonic()
+    go.set()
+    late.result(20)
+    assert begun[1] - released < 0.8
 
 
 def test_a_child_forked_while_a_thread_is_being_scored_can_ask_too(

@@ -77,8 +77,9 @@ def test_clipping_holds_outliers_down():
         clip_advantages(torch.zeros(1), 0)
 
 
-def test_running_figures_are_those_of_all_rewards_and_survive_a_checkpoint():
-    rewards = torch.randn(1000, dtype=torch.float64) * 0.01 + 1000
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_running_figures_are_those_of_all_rewards_and_survive_a_checkpoint(dtype):
+    rewards = (torch.randn(1000, dtype=torch.float64) * 0.01 + 1000).to(dtype)
     norm = RunningNorm()
     for part in rewards[:600].split(37):
         norm.update(part)
@@ -86,6 +87,7 @@ def test_running_figures_are_those_of_all_rewards_and_survive_a_checkpoint():
     restored.load_state_dict(norm.state_dict())
     for part in rewards[600:].split(7):
         restored.update(part)
+    rewards = rewards.double()
     assert restored.mean == pytest.approx(rewards.mean().item(), rel=1e-12)
     assert restored.std == pytest.approx(rewards.std(correction=0).item(), rel=1e-6)
     assert restored(rewards).std(correction=0).item() == pytest.approx(1, rel=1e-6)
@@ -98,8 +100,8 @@ def test_running_figures_leave_out_nan():
     assert (norm.count, norm.mean, norm.std) == (2, 2, 1)
 
 
-def test_the_spread_within_groups_ignores_that_between_them():
-    assert within_group_std(torch.tensor([0.0, 2.0, 100.0, 102.0]), list("aabb")) == pytest.approx(1)
+def test_the_spread_within_groups_ignores_that_between_them_and_groups_of_one():
+    assert within_group_std(torch.tensor([0.0, 2.0, 100.0, 102.0, 7.0]), list("aabbc")) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
