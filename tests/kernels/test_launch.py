@@ -23,6 +23,13 @@ def test_configurations_tile_the_channels_and_are_at_most_four(role, itemsize):
             assert tile.NC == 1 or (role == "inference" and tile.NC * tile.BC == C), (C, tile)
 
 
+@pytest.mark.parametrize("role", ["inference", "training"])
+@pytest.mark.parametrize("C", [8, 16, 32])
+def test_configurations_that_take_layernorm_along_add_in_one_order(C, role):
+    """Timing chooses among them, and the bits must not depend on it."""
+    assert len({(tile.BP, tile.per_sm) for tile in launch.candidates(role, C, 3, 4)}) == 1
+
+
 @pytest.mark.parametrize(("W", "R"), [(160, 10), (56, 8), (28, 7), (7, 7), (11, 7)])
 def test_a_strip_that_divides_the_row_is_preferred_then_the_narrowest(W, R):
     assert launch.fits(launch.candidates("training", 96, 3, 2), W)[0].R == R

@@ -276,6 +276,8 @@ def _finish(
         evaluations.of(run)
         run.call.advance()
         finished = scorer.none if run.seed in broken else score_pipeline_output(run.call.output, prompt, scorer)
+        if rank_by not in finished.names:
+            raise ValueError(f"expected one of {', '.join(finished.names)}, got {rank_by!r}")
         values = torch.as_tensor(finished.values)[0].tolist()
         finals.append((run, dict(zip(finished.names, values, strict=True))))
         if _best_first(finals, rank_by)[0][0] is run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -211,9 +212,11 @@ def test_a_decoder_of_the_users_own_gets_unpacked_latents_in_the_denoisers_scale
     assert torch.equal(output, tiny(name)())
 
 
-def test_what_the_users_decoder_returns_is_looked_at(tiny: Any) -> None:
-    with pytest.raises(ValueError, match=r"expected decode to return \(1,T,3,H,W\), got \(1, 3, 4, 4\)"):
-        decoded_at_the_end(tiny("wan"), decode=lambda z: torch.zeros(1, 3, 4, 4))
+@pytest.mark.parametrize("shape", [(1, 3, 4, 4), (1, 2, 4, 4, 4), (2, 2, 3, 4, 4)])
+def test_what_the_users_decoder_returns_is_looked_at(tiny: Any, shape: tuple[int, ...]) -> None:
+    message = re.escape(f"expected decode to return (1,T,3,H,W), got {shape}")
+    with pytest.raises(ValueError, match=message):
+        decoded_at_the_end(tiny("wan"), decode=lambda z: torch.zeros(shape))
 
 
 def test_an_unknown_pipeline_is_told_how_to_register(tiny: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from types import SimpleNamespace
@@ -85,7 +86,7 @@ def test_the_survivors_frames_are_those_of_its_seed_alone(tiny: Any, name: str) 
     [
         ((0.3, 0.6), (0.5, 0.5), [10, 6, 3, 3]),
         ((0.5,), (1,), [10, 5, 5, 5]),
-        ((0.2,), (0.75,), [10, 10, 10, 2]),
+        ((0.2,), (0.7,), [10, 10, 10, 2]),
         ((0.1, 0.2, 0.9), (3, 2, 1), [10, 9, 2, 1]),
         ((), (), [10, 10, 10, 10]),
     ],
@@ -275,6 +276,27 @@ def test_autocast_reaches_the_suspended_call(tiny: Any) -> None:
     assert not torch.equal(cast, alone(pipeline, 1))
 
 
+def test_a_dropped_call_ends_in_a_pipeline_that_catches_exceptions_too() -> None:
+    class Catching:
+        components: dict[str, Any] = {}  # noqa: RUF012
+        _progress_bar_config = {"desc": "mine"}  # noqa: RUF012
+
+        def set_progress_bar_config(self, **config: Any) -> None:
+            self._progress_bar_config = config
+
+        def __call__(self, callback_on_step_end: Any) -> str:
+            for step in range(3):
+                with contextlib.suppress(Exception):
+                    callback_on_step_end(self, step, 0, {"latents": torch.zeros(1)})
+            return "the end"
+
+    call = SuspendedCall(Catching(), lambda *a: True, {})
+    assert call.pipe._progress_bar_config == {"desc": "mine", "disable": True}
+    call.advance()
+    call.drop()
+    assert call.output is None
+
+
 def test_a_call_that_is_over_cannot_go_on(tiny: Any) -> None:
     pipeline = tiny("wan")
     call = SuspendedCall(pipeline.pipe, lambda *a: False, pipeline.kwargs())
@@ -350,3 +372,12 @@ def test_several_prompts_are_refused_and_numpy_fractions_are_fractions(tiny: Any
 def test_a_score_that_does_not_exist_is_refused_before_anything_is_sampled(small_scorer: VideoScorer) -> None:
     with pytest.raises(ValueError, match=r"expected rank_by of Traditional, .*got 'overall'"):
         best_of(wan().pipe, small_scorer, PROMPT, 2, rank_by="overall")
+
+
+@pytest.mark.parametrize("prune_at", [(), (0.5,)])
+def test_a_score_that_a_scorer_of_ones_own_does_not_give_is_refused_by_name(tiny: Any, prune_at: Any) -> None:
+    pipeline = tiny("wan")
+    scorer = SimpleNamespace(score=lambda *a, **k: score(1))
+    settings = {"rank_by": "overall", "prune_at": prune_at, "keep": [1] * len(prune_at)}
+    with pytest.raises(ValueError, match=r"expected one of Traditional, .*got 'overall'"):
+        best_of(pipeline.pipe, scorer, PROMPT, 2, **settings, **arguments(pipeline))

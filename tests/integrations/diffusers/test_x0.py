@@ -173,12 +173,15 @@ def test_the_ddim_family_is_exact_both_ways(tiny: Any, name: str, monkeypatch: p
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-@pytest.mark.parametrize("clip", [False, True], ids=["unclipped", "clipped"])
-def test_ddim_by_what_is_predicted_and_whether_it_is_clipped(
-    tiny: Any, kind: str, clip: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("clip", [None, 1.0, 0.5], ids=["unclipped", "clipped", "clipped narrowly"])
+def test_ddim_by_what_is_predicted_and_to_what_it_is_clipped(
+    tiny: Any, kind: str, clip: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scheduler = diffusers.DDIMScheduler(
-        prediction_type=kind, clip_sample=clip, rescale_betas_zero_snr=kind != "epsilon"
+        prediction_type=kind,
+        clip_sample=clip is not None,
+        clip_sample_range=clip or 1.0,
+        rescale_betas_zero_snr=kind != "epsilon",
     )
     seen = watch(tiny("animatediff"), monkeypatch, scheduler)
     first = 1 if clip and kind != "epsilon" else 0

@@ -95,6 +95,13 @@ def test_an_answer_that_takes_too_long_is_not_asked_for_again(stub, client, vide
     assert server.asked == 1
 
 
+def test_a_servers_own_fault_is_not_asked_for_again(stub, client, videos, prompts):
+    server = stub(b"", status=500)
+    with pytest.raises(RewardError, match="500"):
+        client(server, retries=5)(videos[:1], prompts[:1])
+    assert server.asked == 1
+
+
 @pytest.mark.parametrize(
     ("asked", "longest"),
     [("3", 3), ("30", 16), ("1e300", 16), ("Fri, 31 Dec 2100 00:00:00 GMT", 16), ("inf", 0.6), ("nan", 0.6)],

@@ -7,6 +7,7 @@ import socket
 import struct
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import av
@@ -15,7 +16,9 @@ import pytest
 import torch
 from av.stream import Disposition
 from dover_integrations.rewards import RewardError
+from dover_integrations.rewards.reading import Failure
 from dover_integrations.server import ServerSettings, media
+from dover_integrations.server.memory import Budget, Held
 from dover_integrations.server.schemas import ComputeRequest, ScoreRequest
 from dover_integrations.server.wire import SAFETENSORS, encode_clips
 from PIL import Image
@@ -53,6 +56,17 @@ def test_a_body_that_never_ends_times_out(serve, still_serves):
         )
         assert b" 408 " in connection.recv(4096)
     still_serves(server)
+
+
+def test_a_body_that_came_in_time_may_be_scored_for_longer(serve, client, slow_model, videos, prompts):
+    entered, go = slow_model
+    remote = client(serve(body_timeout=0.5))
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(remote, videos[:1], prompts[:1])
+        assert entered.wait(10)
+        time.sleep(0.8)
+        go.set()
+        assert asked.result(20).isfinite().all()
 
 
 def test_slow_clients_do_not_hold_up_others(serve, client, reward, videos, prompts):
@@ -355,6 +369,25 @@ def test_what_is_decoded_for_nobody_any_more_is_still_at_work(serve, slow_decodi
                 break
             time.sleep(0.05)
     assert len(begun) == 2
+
+
+def test_what_a_request_took_is_given_back_once():
+    budget = Budget(100)
+    held = Held(budget)
+    with held:
+        held.take(10)
+    with held:  # a thread that begins to decode when the request is over
+        pass
+    assert budget.taken == 0
+
+
+def test_clips_that_fail_at_once_wait_for_nothing(serve, client, reward, videos, monkeypatch):
+    monkeypatch.setattr(reward, "submit", lambda clips, prompts: [Failure("no")] * len(clips))
+    server = serve(queue_size=2)
+    remote = client(server, nan_policy="nan")
+    assert all(remote(videos[:2], "a cat").isnan().all() for _ in range(2))
+    with server.http() as http:
+        assert http.get("/health").json()["waiting"] == 0
 
 
 def test_a_video_larger_than_the_limits_is_refused_by_its_header(serve, mp4):

@@ -1,14 +1,17 @@
 """What the server does not take: it says why, and goes on."""
 
+import asyncio
 import base64
 import json
 import socket
 import struct
 
+import httpx
 import pytest
 import torch
 from dover_integrations.rewards import DoverReward, RewardError
 from dover_integrations.server import ServerSettings, create_app, run
+from dover_integrations.server.guard import Guard
 from dover_integrations.server.schemas import ComputeRequest, ScoreRequest
 from dover_integrations.server.wire import SAFETENSORS, encode_clips
 from pydantic import ValidationError
@@ -222,7 +225,7 @@ class TestToken:
     def test_every_route_but_health_asks_for_it(self, serve):
         with serve(token="s3cret").http() as http:
             assert http.get("/health").status_code == 200
-            for path in ("/metrics", "/openapi.json", "/score", "/nothing"):
+            for path in ("/metrics", "/openapi.json", "/score", "/nothing", "/healthy", "/health/"):
                 answer = http.get(path)
                 assert answer.status_code == 401
                 assert answer.headers["www-authenticate"] == "Bearer"
@@ -280,6 +283,18 @@ def test_exactly_one_source_of_a_video_is_asked_for(serve, mp4):
     with serve().http() as http:
         answer = http.post("/score", json={"requests": items}).json()
     assert all("exactly one" in error["dover"] for error in answer["errors"])
+
+
+@pytest.mark.parametrize("length", ["\u00b2", "9" * 5000])
+def test_a_length_that_no_server_in_front_has_checked_is_refused(length):
+    async def ask():
+        transport = httpx.ASGITransport(app=Guard(None, ServerSettings()))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+            return await http.post("/score", headers={"Content-Length": length.encode("latin-1")})
+
+    answer = asyncio.run(ask())
+    assert answer.status_code == 400
+    assert "expected a whole number as Content-Length" in answer.text
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,18 @@ def test_many_clients_at_once_each_get_their_own_answer(serve, client, reward, v
 def test_a_long_list_goes_in_several_requests_and_keeps_its_order(serve, client, reward, videos, prompts):
     clips = [videos[i % 6, : 1 + i % 5] for i in range(37)]
     texts = [prompts[i % 6] for i in range(37)]
-    torch.testing.assert_close(client(serve())(clips, texts), reward(clips, texts))
+    server = serve()
+    torch.testing.assert_close(client(server)(clips, texts), reward(clips, texts))
+    with server.http() as http:
+        assert 'dover_requests_total{path="/score",status="200"} 3.0' in http.get("/metrics").text
+
+
+def test_a_proxy_of_the_environment_is_not_between_client_and_server(serve, client, videos, prompts, monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    assert client(serve())(videos[:1], prompts[:1]).isfinite().all()
 
 
 def test_files_are_scored_as_in_process(serve, client, reward, mp4, monkeypatch):
