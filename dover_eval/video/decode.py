@@ -207,8 +207,9 @@ def _open_video(container: av.container.InputContainer, path: Path) -> av.VideoS
         kinds = sorted({str(stream.type) for stream in container.streams if stream.type != "video"}) or ["nothing"]
         raise VideoError(f"{path}: no video stream, found {', '.join(kinds)}")
     stream = videos[0]
-    if stream.codec_context is not None:  # as of a codec that FFmpeg does not know, which decoding says
-        stream.codec_context.options = dict(_decoder_options.get())
+    if stream.codec_context is None:  # PyAV 17.1 would crash where it decodes
+        raise VideoError(f"{path}: of a codec that FFmpeg does not know")
+    stream.codec_context.options = dict(_decoder_options.get())
     stream.thread_type = "AUTO"
     stream.thread_count = torch.get_num_threads()  # one in a worker process, which has others beside it
     return stream
