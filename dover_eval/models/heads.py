@@ -84,7 +84,8 @@ class StatisticsPool(nn.Module):
             deviations = (x - mean).square()
             moments += [mean.flatten(1), self._log(deviations.mean(dim=(2, 3, 4)))]
             moments.append(torch.log(deviations + self.DETAIL_FLOOR).mean(dim=(2, 3, 4)))
-            first, second = (x.diff(n=order, dim=2).square().mean(dim=(3, 4)) for order in (1, 2))
+            change = x.diff(dim=2)
+            first, second = (d.square().mean(dim=(3, 4)) for d in (change, change.diff(dim=2)))
             moments += [self._log(_mean_or_zero(first)), self._log(_mean_or_zero(second))]
             moments.append(_mean_or_zero(self._log(first)) if first.shape[2] else self._log(_mean_or_zero(first)))
         return torch.cat(moments, dim=1)

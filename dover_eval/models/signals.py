@@ -73,8 +73,8 @@ def pixel_statistics(frames: Tensor, std: tuple[float, ...]) -> Tensor:
     """
     luma = torch.einsum("brcthw,c->brthw", frames.float(), frames.new_tensor(LUMA).float() * _levels(std, frames))
     across, down, change = luma.diff(dim=-1), luma.diff(dim=-2), luma.diff(dim=2)
-    flat = [(_share_below(across, level) + _share_below(down, level)) / 2 for level in FLAT]
-    flat += [_share_below(change, level) for level in FLAT]
+    flat = [(a + d) / 2 for a, d in zip(_shares_below(across, FLAT), _shares_below(down, FLAT), strict=True)]
+    flat += _shares_below(change, FLAT)
     if change.shape[2] == 0:  # one frame a run: nothing moves
         change = torch.zeros_like(luma)
     motion = change.square().mean(dim=(3, 4)).flatten(1) + MOTION_FLOOR
@@ -96,7 +96,8 @@ def exposure_statistics(frames: Tensor, mean: tuple[float, ...], std: tuple[floa
     rgb = frames.float() * as_channels(std) + as_channels(mean)
     luma = torch.einsum("brcthw,c->brthw", rgb, rgb.new_tensor(LUMA))
     everywhere = lambda values: values.mean(dim=(1, 2, 3, 4))
-    shares = [everywhere(torch.sigmoid((level / 255 - luma) * 255 / 3)) for level in LIGHT]
+    thirds = luma * (255 / 3)
+    shares = [everywhere(torch.sigmoid(level / 3 - thirds)) for level in LIGHT]
     values = rgb.transpose(1, 2).flatten(2)
     count = math.log(values.shape[2])
     lightest = (torch.logsumexp(EXTREME * values, dim=2) - count) / EXTREME
@@ -116,8 +117,10 @@ def _levels(std: tuple[float, ...], like: Tensor) -> Tensor:
     return like.new_tensor(std).float() * 255
 
 
-def _share_below(differences: Tensor, level: float) -> Tensor:
-    """(B,) of differences (B,R,T,H,W): the share of those below `level`, softly; all, where there are none."""
+def _shares_below(differences: Tensor, levels: tuple[float, ...]) -> list[Tensor]:
+    """For each of `levels` (B,) of differences (B,R,T,H,W): the share of those below it, softly; all, where there are
+    none."""
     if differences.numel() == 0:
-        return differences.new_ones(len(differences))
-    return torch.reciprocal(1 + (differences / level).square().square()).mean(dim=(1, 2, 3, 4))
+        return [differences.new_ones(len(differences)) for _ in levels]
+    fourth = differences.square().square()
+    return [torch.reciprocal(1 + fourth / level**4).mean(dim=(1, 2, 3, 4)) for level in levels]

