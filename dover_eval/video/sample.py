@@ -60,7 +60,7 @@ def prepare_clip(clip: Tensor, config: DOVERConfig, device: torch.device | str |
     std = torch.tensor(config.std, dtype=torch.float32, device=device or clip.device).view(3, 1, 1)
     views: list[list[Tensor]] = [[] for _ in config.views]
     for index, frame in enumerate(clip.to(device)):
-        pixels = frame.float() / 255 if frame.dtype == torch.uint8 else frame.float()
+        pixels = frame.float().div_(255) if frame.dtype == torch.uint8 else frame.float()
         for name, frames in zip(config.views, views, strict=True):
             if name != "pictures":
                 frames.append((_VIEWS[name](pixels, config.frame_size) - mean) / std)
