@@ -16,12 +16,10 @@ from torch.utils.checkpoint import checkpoint
 
 from dover_eval.config import DOVERConfig
 from dover_eval.models.signals import video_signals
+from dover_eval.models.slabs import in_slabs
 
 EPS = 1e-6
-# Where a CPU scores, a block works on so many places at a time, or on so many values of x if these are more places: its
-# hidden layer, four times as wide as x, then stays in the caches, and is not taken from the system and given back.
-SLAB_ROWS = 2048
-SLAB_ELEMENTS = 2**18
+SLAB_PLACES = 2048  # at least, in a part of a block's MLP: matrices of fewer rows multiply more slowly
 
 
 class ChannelLayerNorm(nn.LayerNorm):
@@ -69,20 +67,16 @@ class ConvNeXtBlock3D(nn.Module):
         if survival is None:
             survival = self._survival(x)
         x, y = x.permute(0, 2, 3, 4, 1), y.permute(0, 2, 3, 4, 1)
-        if survival is not None:
-            branch = self._branch(y)
-            z = x + branch * survival.to(branch.dtype)
-        elif torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
-            z = x + self._branch(y)
+        if survival is None:
+            z = in_slabs(self._add_branch, x, y, dims=4, least=SLAB_PLACES)
         else:
-            rows = max(SLAB_ROWS, SLAB_ELEMENTS // x.shape[-1])
-            slabs = zip(x.flatten(0, 3).split(rows), y.flatten(0, 3).split(rows), strict=True)
-            z = torch.cat([x_slab + self._branch(y_slab) for x_slab, y_slab in slabs]).view(x.shape)
+            z = self._add_branch(x, y, survival)
         return z.permute(0, 4, 1, 2, 3)
 
-    def _branch(self, y: Tensor) -> Tensor:
-        """What is added to x, of its convolved and normalised values y (...,C)."""
-        return cast(Tensor, self.gamma * self.pwconv2(self.act(self.pwconv1(y))))
+    def _add_branch(self, x: Tensor, y: Tensor, survival: Tensor | None = None) -> Tensor:
+        """x (...,C) and, of its convolved and normalised values y, the MLP."""
+        y = self.gamma * self.pwconv2(self.act(self.pwconv1(y)))
+        return x + y if survival is None else x + y * survival.to(y.dtype)
 
     def _survival(self, x: Tensor) -> Tensor | None:
         """Stochastic depth: for each clip of x zero, or the inverse of the chance not to be dropped; None where no

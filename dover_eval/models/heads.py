@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
+from dover_eval.models.slabs import in_slabs
 from dover_eval.opinion import ASPECTS, MOS_MAX, MOS_MIN
 
 NORM_FLOOR = 1e-6  # for F.normalize, whose own is zero in fp16: there nothing over nothing would be NaN
@@ -77,17 +78,19 @@ class StatisticsPool(nn.Module):
         of the second; and the mean logarithm of the first, which falls behind where frames stand still.
         A clip too short for a difference has the floor there.
         """
-        moments = []
-        for x in maps:
-            x = x.float()
-            mean = x.mean(dim=(2, 3, 4), keepdim=True)
-            deviations = (x - mean).square()
-            moments += [mean.flatten(1), self._log(deviations.mean(dim=(2, 3, 4)))]
-            moments.append(torch.log(deviations + self.DETAIL_FLOOR).mean(dim=(2, 3, 4)))
-            change = x.diff(dim=2)
-            first, second = (d.square().mean(dim=(3, 4)) for d in (change, change.diff(dim=2)))
-            moments += [self._log(_mean_or_zero(first)), self._log(_mean_or_zero(second))]
-            moments.append(_mean_or_zero(self._log(first)) if first.shape[2] else self._log(_mean_or_zero(first)))
+        return torch.cat([in_slabs(self._moments, x) for x in maps], dim=1)
+
+    def _moments(self, x: Tensor) -> Tensor:
+        """(B, MOMENTS x C) of a map (B,C,T,H,W)."""
+        x = x.float()
+        mean = x.mean(dim=(2, 3, 4), keepdim=True)
+        deviations = (x - mean).square()
+        moments = [mean.flatten(1), self._log(deviations.mean(dim=(2, 3, 4)))]
+        moments.append(torch.log(deviations + self.DETAIL_FLOOR).mean(dim=(2, 3, 4)))
+        change = x.diff(dim=2)
+        first, second = (d.square().mean(dim=(3, 4)) for d in (change, change.diff(dim=2)))
+        moments += [self._log(_mean_or_zero(first)), self._log(_mean_or_zero(second))]
+        moments.append(_mean_or_zero(self._log(first)) if first.shape[2] else self._log(_mean_or_zero(first)))
         return torch.cat(moments, dim=1)
 
     def _log(self, x: Tensor) -> Tensor:

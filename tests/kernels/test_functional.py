@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from dover_kernels import dwconv3d_layernorm, explain
+from dover_kernels.dwconv3d_layernorm import functional
 from dover_kernels.dwconv3d_layernorm.reference import _weight_gradient_op
 from torch.utils.checkpoint import checkpoint
 
@@ -158,6 +159,14 @@ def test_compiles_whole_with_the_same_result():
     compiled = torch.compile(dwconv3d_layernorm, fullgraph=True, backend="aot_eager")
     errors = relative_errors(case.run(compiled), case.oracle())
     assert max(errors.values()) < 1e-5, errors
+
+
+def test_what_a_compiler_takes_for_constant_is_marked_as_torch_marks_it():
+    def marked_by_torch():
+        pass
+
+    torch.compiler.assume_constant_result(marked_by_torch)
+    assert functional._select.__dict__ == functional._has_autocast.__dict__ == marked_by_torch.__dict__
 
 
 def test_one_compiled_function_takes_every_layer(monkeypatch):

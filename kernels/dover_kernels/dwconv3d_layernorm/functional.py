@@ -3,8 +3,10 @@
 import importlib.util
 import operator
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 TRITON_KERNEL_SIZES = (3, 5, 7)
 TRITON_MAX_CHANNELS = 8192
 TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -100,12 +103,18 @@ def _autocast_dtype(dtype: torch.dtype, device: str) -> torch.dtype | None:
     return dtype if dtype == torch.float64 else torch.get_autocast_dtype(device)
 
 
-@torch.compiler.assume_constant_result  # which torch 2.7 cannot trace
+def _constant(function: F) -> F:
+    """`torch.compiler.assume_constant_result`, which would import the whole compiler: two seconds of every process."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@_constant  # torch 2.7 cannot trace it
 def _has_autocast(device: str) -> bool:
     return torch.amp.is_autocast_available(device)
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def _select(
     choice: str | None, device: str, index: int | None, dtype: torch.dtype, channels: int, kernel: tuple[int, ...]
 ) -> tuple[str, str]:
