@@ -24,7 +24,11 @@ def prompt_fault(prompt: Any) -> str | None:
 
 def next_different(prompts: Sequence[str]) -> list[int | None]:
     """For each prompt the position of the next one that differs, going around; None where all are the same."""
-    n = len(prompts)
-    return [
-        next((j % n for j in range(i + 1, i + n) if prompts[j % n] != prompt), None) for i, prompt in enumerate(prompts)
-    ]
+    n, following = len(prompts), None
+    found: list[int | None] = [None] * n
+    for i in reversed(range(2 * n)):  # twice around: what follows the last is known when it comes up again
+        after = (i + 1) % n
+        if prompts[after] != prompts[i % n]:
+            following = after
+        found[i % n] = following
+    return found

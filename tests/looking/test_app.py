@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -25,7 +26,7 @@ def address(checkpoint, tmp_path_factory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("app")
     port, log = free_port(), folder / "log"
     command = [sys.executable, "-m", "dover_eval", "app", "--port", str(port), "--model", checkpoint]
-    environment = os.environ | {"GRADIO_TEMP_DIR": str(folder / "uploads")}
+    environment = os.environ | {"TMPDIR": str(folder)}
     with log.open("w") as file:
         process = subprocess.Popen([*command, "--device", "cpu"], stdout=file, stderr=file, env=environment)
     try:
@@ -38,10 +39,13 @@ def address(checkpoint, tmp_path_factory) -> Iterator[str]:
                     break
             except httpx.TransportError:
                 time.sleep(0.3)
+        assert list(folder.glob("dover-eval-app-*"))
         yield f"http://127.0.0.1:{port}/"
     finally:
         process.terminate()
-        process.wait(20)
+        status = process.wait(20)
+    assert status == 128 + signal.SIGTERM
+    assert not list(folder.glob("dover-eval-app-*")), "what was dropped into it outlives the app"
 
 
 def upload(page, name: str, clip) -> None:
