@@ -32,7 +32,7 @@ WEB = ("http://", "https://")
 # What a row may name: files, stores and archives. Others of fsspec run templates, log in elsewhere or start processes.
 PROTOCOLS = (
     *("file", "local", "memory", "tar", "zip"),
-    *("http", "https", "hf", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"),
+    *("http", "https", "hf", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss"),
 )
 # Errors of this machine, not of a clip: no room for a copy, or no file left to open.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
