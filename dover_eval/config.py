@@ -27,7 +27,7 @@ EFFICIENTNET_LITE0 = "efficientnet-lite0"
 def usual_batch_size(device: str) -> int:
     """Clips that go through the model together, on a kind of device such as "cuda", where nobody says how many.
 
-    One on a CPU: eight took 0.8 to 1.15 times as long a clip there, by the model
+    One on a CPU: eight took 0.8 to 1.2 times as long a clip there, by the model
     (bench/results/score-amd-epyc-2-threads.json), and one is the same to the bit whatever else is scored.
     """
     return 1 if device == "cpu" else 8
