@@ -1,7 +1,7 @@
 """Large tensors slab by slab, where that is faster: on a CPU that only scores.
 
-What lies between two steps then fits into the caches; and memory of tens of megabytes is not taken from the system for
-each step and given back after it, whose pages cost up to a third of the time.
+What lies between two steps then fits into the caches. And memory of tens of megabytes is not taken from the system for
+each step, page by page, and given back after it.
 """
 
 from collections.abc import Callable
