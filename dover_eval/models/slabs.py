@@ -23,6 +23,6 @@ def in_slabs(function: Callable[..., Tensor], *tensors: Tensor, dims: int = 1, l
     if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling() or x.numel() <= ELEMENTS:
         return function(*tensors)
     shape = x.shape[:dims]
-    rows = max(least, ELEMENTS * shape.numel() // x.numel(), 1)
+    rows = max(least, ELEMENTS * shape.numel() // x.numel())
     slabs = zip(*(tensor.flatten(0, dims - 1).split(rows) for tensor in tensors), strict=True)
     return torch.cat([function(*slab) for slab in slabs]).unflatten(0, shape)

@@ -197,5 +197,6 @@ def test_the_contrast_teaches_that_the_prompt_matters(model, batch):
 def test_another_prompt_is_one_that_differs():
     assert next_different(["a", "a", "b"]) == [2, 2, 0]
     assert next_different(["a", "b", "c"]) == [1, 2, 0]
+    assert next_different(["a", "b", "b", "a"]) == [1, 3, 3, 1]
     assert next_different(["a", "a"]) == [None, None]
     assert next_different(["a"]) == [None]
